@@ -1,0 +1,353 @@
+"""Windows in parquet → training, validation and test part → statistics and batches.
+
+Groups are split, never windows: no two parts share a raw sample, not even through overlapping windows.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from ENV import EMGError, Settings
+
+FORMAT_VERSION = 1
+IDENTITY = ["subject", "session", "recording", "TRAJ_GT", "repetition"]  # coarse to fine
+LEVELS = {  # split → the columns that tell its groups apart, and those inside which a share is held out
+    "subject": (["subject"], []),
+    "session": (["subject", "session"], ["subject"]),
+    "trajectory": (["subject", "session", "recording"], ["subject", "session"]),
+    "repetition": (IDENTITY, ["subject", "session", "recording", "TRAJ_GT"]),
+    "random": ([], []),
+}
+FINER = {  # split → levels to cut the validation part by, the next finer one first
+    "subject": ["session", "trajectory", "repetition"],
+    "session": ["trajectory", "repetition"],
+    "trajectory": ["repetition"],
+    "repetition": ["repetition"],
+    "random": ["random"],
+}
+PARTS = ("train", "validation", "test")
+MIN_TRAINING_WINDOWS = 5  # per class; fewer cannot be told from noise
+STATISTICS_WINDOWS = 20_000  # enough for a standard deviation to three digits, and bounded for any file
+
+
+@dataclass(frozen=True)
+class WindowSet:
+    """All windows of a file.
+
+    emg: (n, T, C) stored values, times `scale` in `unit`; table: one row per window (TRAJ_GT, subject, session,
+    trajectory, recording, repetition, start); metadata: the file's own description of itself.
+    """
+
+    emg: np.ndarray
+    table: pd.DataFrame
+    metadata: dict
+
+    @property
+    def classes(self) -> list[int]:
+        """Labels in the order of the model's class indices."""
+        return sorted(int(label) for label in self.table["TRAJ_GT"].unique())
+
+    @property
+    def class_names(self) -> list[str]:
+        return [self.metadata["class_names"][str(label)] for label in self.classes]
+
+    @property
+    def targets(self) -> np.ndarray:
+        """(n,) class indices."""
+        return np.searchsorted(self.classes, self.table["TRAJ_GT"])
+
+    @property
+    def identity(self) -> pd.Series:
+        """subject/session/recording of each window, what TRAIN_ON and TEST_ON match."""
+        return self.table["subject"] + "/" + self.table["session"] + "/" + self.table["recording"]
+
+
+# ---- reading --------------------------------------------------------------------------------------------------
+
+
+def load_windows(settings: Settings) -> WindowSet:
+    """Read `settings.DATA_LOCATION`, one row group at a time, into one array in memory or in a mapped file.
+
+    Raises EMGError where there is no such file, or it is none that Preprocessing.py wrote.
+    """
+    path = settings.DATA_LOCATION
+    try:
+        with pq.ParquetFile(path) as file:
+            metadata = _read_metadata(file, path)
+            emg = _read_emg(file, metadata, settings.MEMORY_GB)
+            table = file.read([name for name in file.schema_arrow.names if name != "emg"]).to_pandas()
+    except FileNotFoundError:
+        raise EMGError(f"{path}: there is no such file; write it with Preprocessing.py or set DATA_LOCATION") from None
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).partition("\n")[0]
+        raise EMGError(f"{path}: the file cannot be read ({reason}); write it anew with Preprocessing.py") from None
+    if not len(table):
+        raise EMGError(f"{path}: the file holds no windows; write it anew with Preprocessing.py")
+    return WindowSet(emg, table, metadata)
+
+
+def _read_metadata(file: pq.ParquetFile, path: Path) -> dict:
+    try:
+        metadata = json.loads(file.schema_arrow.metadata[b"emg"])
+        version = metadata["version"]
+    except (KeyError, TypeError, ValueError):
+        raise EMGError(f"{path}: no windows of sEMG are in this parquet; write it with Preprocessing.py") from None
+    if version != FORMAT_VERSION:
+        raise EMGError(
+            f"{path}: the file has format version {version} and this program reads version {FORMAT_VERSION}; "
+            "write it anew with Preprocessing.py"
+        )
+    return metadata
+
+
+def _read_emg(file: pq.ParquetFile, metadata: dict, memory_gb: float) -> np.ndarray:
+    """(n, T, C) in the smallest type that holds every stored value."""
+    shape = (file.metadata.num_rows, metadata["window"], len(metadata["channels"]))
+    dtype = _smallest_type(file)
+    emg = _empty(shape, dtype, in_memory=np.prod(shape) * dtype.itemsize <= memory_gb * 1e9)
+    row = 0
+    for batch in file.iter_batches(columns=["emg"], batch_size=1024):
+        emg[row : row + len(batch)] = batch["emg"].flatten().to_numpy().reshape(-1, *shape[1:])
+        row += len(batch)
+    return emg
+
+
+def _smallest_type(file: pq.ParquetFile) -> np.dtype:
+    """int16 where the footer's statistics show that it is enough: half the memory, half the traffic."""
+    stored = np.dtype(file.schema_arrow.field("emg").type.value_type.to_pandas_dtype())
+    if stored.kind != "i":
+        return stored
+    statistics = [file.metadata.row_group(i).column(0).statistics for i in range(file.metadata.num_row_groups)]
+    if not all(s is not None and s.has_min_max for s in statistics):
+        return stored
+    peak = max(max(-s.min, s.max) for s in statistics)
+    return np.dtype(np.int16) if peak <= np.iinfo(np.int16).max else stored
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype, in_memory: bool) -> np.ndarray:
+    """An array in memory, or in a nameless temporary file that vanishes with the process."""
+    if in_memory:
+        return np.empty(shape, dtype)
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, dtype, "w+", shape=shape)
+
+
+# ---- splitting ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows (indices into a WindowSet) of each part, and what was held out, in words."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    description: str
+
+    def part_of(self, count: int) -> np.ndarray:
+        """(count,) the part of each window: train, validation, test, or nothing for a window left out."""
+        part = np.full(count, "", dtype=object)
+        for name in PARTS:
+            part[getattr(self, name)] = name
+        return part
+
+
+def split_windows(windows: WindowSet, settings: Settings) -> Split:
+    """Cut the three parts as SPLIT, FOLD, TEST_SHARE, TRAIN_ON and TEST_ON say, then thin the training part.
+
+    Raises EMGError where the data cannot give the split, or a class has too few windows to learn from.
+    """
+    table, rng = windows.table, np.random.default_rng(settings.SEED)
+    if settings.TRAIN_ON or settings.TEST_ON:
+        rest, test, description = _named_parts(windows.identity, settings)
+    else:
+        rest, test, description = _held_out_parts(table, settings, rng)
+    train, validation, level = _cut_validation(table, rest, settings, rng)
+    if settings.SPLIT == "random":
+        train, validation = _without_overlap(windows, train, validation, test)
+    train = _thin(table, train, settings.SAMPLING_RATIO, rng)
+    if settings.BALANCE == "undersample":
+        train = _undersample(table, train, rng)
+    _check_classes(windows, train)
+    return Split(train, validation, test, f"{description}; validation by {level}")
+
+
+def _held_out_parts(table: pd.DataFrame, settings: Settings, rng) -> tuple[np.ndarray, np.ndarray, str]:
+    if settings.SPLIT == "random":
+        test = _random_share(len(table), settings.TEST_SHARE, rng)
+        return np.flatnonzero(~test), np.flatnonzero(test), "random windows (leaky: neighbours are in both parts)"
+    groups, inside = LEVELS[settings.SPLIT]
+    fold = None if settings.SPLIT == "session" else settings.FOLD  # the last sessions: later days
+    held = _held_out(table, groups, inside, settings.TEST_SHARE, fold)
+    names = table.loc[held, groups].drop_duplicates()
+    return np.flatnonzero(~held), np.flatnonzero(held), _describe(settings.SPLIT, names, fold)
+
+
+def _held_out(table: pd.DataFrame, groups: list[str], inside: list[str], share: float, fold: int | None) -> np.ndarray:
+    """(n,) whether a window is held out: fold `fold` (none: the last `share`) of the groups inside each unit.
+
+    Groups are ordered by name, which is by date and time for sessions and by trajectory for recordings.
+    Raises EMGError where a unit has a single group, or fewer folds.
+    """
+    held = np.zeros(len(table), bool)
+    for unit, rows in table.groupby(inside).groups.items() if inside else [("the file", table.index)]:
+        keys = pd.MultiIndex.from_frame(table.loc[rows, groups])
+        names = keys.unique().sort_values()
+        where = "/".join(map(str, unit)) if isinstance(unit, tuple) else unit
+        if len(names) < 2:
+            raise EMGError(
+                f"{where} has a single {groups[-1]}, and nothing is left to train on when it is held out; "
+                "choose a finer SPLIT or add recordings"
+            )
+        size = min(max(1, round(share * len(names))), len(names) - 1)
+        folds = -(-len(names) // size)
+        if fold is not None and fold >= folds:
+            raise EMGError(f"FOLD = {fold}: {where} has {folds} folds of {groups[-1]}s, numbered from 0; lower FOLD")
+        chosen = names[-size:] if fold is None else names[fold * size : (fold + 1) * size]
+        held[rows] = keys.isin(chosen)
+    return held
+
+
+def _named_parts(identity: pd.Series, settings: Settings) -> tuple[np.ndarray, np.ndarray, str]:
+    """The parts that TRAIN_ON and TEST_ON name; where only one is given, the other part is the rest."""
+    train, test = _matches(identity, settings.TRAIN_ON, "TRAIN_ON"), _matches(identity, settings.TEST_ON, "TEST_ON")
+    train = ~test if train is None else train
+    test = ~train if test is None else test
+    for name, part in (("training", train), ("test", test)):
+        if not part.any():
+            raise EMGError(f"the patterns of TRAIN_ON and TEST_ON leave nothing for the {name} part; change one of them")
+    if (train & test).any():
+        both = identity[train & test].iloc[0]
+        raise EMGError(f"{both} is in both parts, TRAIN_ON and TEST_ON; make the patterns exclude each other")
+    words = [f"{name} {' '.join(patterns)}" for name, patterns in (("training on", settings.TRAIN_ON), ("test on", settings.TEST_ON))]
+    return np.flatnonzero(train), np.flatnonzero(test), ", ".join(words)
+
+
+def _matches(identity: pd.Series, patterns: list[str], name: str) -> np.ndarray | None:
+    if not patterns:
+        return None
+    unique = identity.unique()
+    for pattern in patterns:
+        if not any(fnmatchcase(one, pattern) for one in unique):
+            raise EMGError(f"{name} = {pattern}: no recording matches; the first of the file is {unique[0]}")
+    chosen = {one for one in unique if any(fnmatchcase(one, pattern) for pattern in patterns)}
+    return identity.isin(chosen).to_numpy()
+
+
+def _cut_validation(table: pd.DataFrame, rest: np.ndarray, settings: Settings, rng) -> tuple[np.ndarray, np.ndarray, str]:
+    """Cut whole groups of the next finer level that every unit of the training part can give."""
+    if settings.SPLIT == "random":
+        chosen = _random_share(len(rest), settings.VALIDATION_SHARE, rng)
+        return rest[~chosen], rest[chosen], "random windows"
+    part, problem = table.iloc[rest].reset_index(drop=True), None
+    for level in FINER[settings.SPLIT]:
+        groups, inside = LEVELS[level]
+        try:
+            held = _held_out(part, groups, inside, settings.VALIDATION_SHARE, fold=None)
+            return rest[~held], rest[held], level
+        except EMGError as error:
+            problem = error
+    raise EMGError(f"no validation part can be cut from the training part: {problem}")
+
+
+def _random_share(count: int, share: float, rng) -> np.ndarray:
+    chosen = np.zeros(count, bool)
+    chosen[rng.permutation(count)[: max(1, round(share * count))]] = True
+    return chosen
+
+
+def _without_overlap(windows: WindowSet, train, validation, test) -> tuple[np.ndarray, np.ndarray]:
+    """Drop the windows of the earlier parts that share a sample with a window of a later one."""
+    seconds = windows.metadata["window"] / windows.metadata["sampling_rate"]
+    part = np.full(len(windows.table), -1)
+    part[train], part[validation], part[test] = 0, 1, 2
+    keep = np.ones(len(part), bool)
+    for _, rows in windows.table.groupby("recording"):
+        order = rows["start"].sort_values()
+        index, start = order.index.to_numpy(), order.to_numpy()
+        for step in range(1, len(index)):
+            near = start[step:] - start[:-step] < seconds - 1e-6
+            if not near.any():
+                break
+            first, second = index[:-step][near], index[step:][near]
+            keep[first[part[first] < part[second]]] = False
+            keep[second[part[second] < part[first]]] = False
+    return train[keep[train]], validation[keep[validation]]
+
+
+def _thin(table: pd.DataFrame, rows: np.ndarray, ratio: float, rng) -> np.ndarray:
+    """A share `ratio` of the windows of each recording and gesture, at least one."""
+    if ratio == 1:
+        return rows
+    groups = table.iloc[rows].groupby(["recording", "TRAJ_GT"]).indices.values()
+    chosen = [rng.permutation(group)[: max(1, round(ratio * len(group)))] for group in groups]
+    return rows[np.sort(np.concatenate(chosen))]
+
+
+def _undersample(table: pd.DataFrame, rows: np.ndarray, rng) -> np.ndarray:
+    """As many windows of every class as the rarest one has."""
+    groups = table.iloc[rows].groupby("TRAJ_GT").indices.values()
+    fewest = min(map(len, groups))
+    return rows[np.sort(np.concatenate([rng.permutation(group)[:fewest] for group in groups]))]
+
+
+def _check_classes(windows: WindowSet, train: np.ndarray) -> None:
+    if len(windows.classes) < 2:
+        raise EMGError(f"the file holds a single class, {windows.class_names[0]}; add recordings of other gestures")
+    counts = np.bincount(windows.targets[train], minlength=len(windows.classes))
+    if counts.min() < MIN_TRAINING_WINDOWS:
+        index = counts.argmin()
+        raise EMGError(
+            f"class {windows.classes[index]} ({windows.class_names[index]}) has {counts[index]} windows in the training "
+            f"part, and at least {MIN_TRAINING_WINDOWS} are needed; change the split, raise SAMPLING_RATIO or leave the "
+            "class out with LEGAL_VALUES"
+        )
+
+
+def _describe(split: str, names: pd.DataFrame, fold: int | None) -> str:
+    if split == "repetition":
+        return f"repetitions held out, fold {fold}"
+    listed = sorted({"/".join(row) for row in names.itertuples(index=False)})
+    more = f" and {len(listed) - 6} more" if len(listed) > 6 else ""
+    return f"{split} held out{'' if fold is None else f', fold {fold}'}: {', '.join(listed[:6])}{more}"
+
+
+# ---- statistics and batches -----------------------------------------------------------------------------------
+
+
+def channel_statistics(windows: WindowSet, rows: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (C,) of each channel over the windows `rows`, in the file's unit."""
+    chosen = np.sort(np.random.default_rng(seed).permutation(rows)[:STATISTICS_WINDOWS])
+    total, squares, count = 0.0, 0.0, 0
+    for part in np.array_split(chosen, -(-len(chosen) // 1000)):
+        values = windows.emg[part].astype(np.float64) * windows.metadata["scale"]
+        total, squares = total + values.sum((0, 1)), squares + (values**2).sum((0, 1))
+        count += values.shape[0] * values.shape[1]
+    mean = total / count
+    return mean, np.sqrt(np.maximum(squares / count - mean**2, 0))
+
+
+def class_weights(targets: np.ndarray, classes: int) -> np.ndarray:
+    """(K,) inversely proportional to the class's windows, one on average over the windows."""
+    return len(targets) / (classes * np.bincount(targets, minlength=classes))
+
+
+def batches(
+    windows: WindowSet, rows: np.ndarray, batch_size: int, rng: np.random.Generator | None = None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """emg (B, T, C) float32 in the file's unit and targets (B,), in the order of `rows` or shuffled by `rng`."""
+    order = rows if rng is None else rng.permutation(rows)
+    targets, scale = windows.targets, windows.metadata["scale"]
+    for first in range(0, len(order), batch_size):
+        chosen = order[first : first + batch_size]
+        emg = torch.from_numpy(windows.emg[chosen]).float() * scale  # (B, T, C)
+        yield emg, torch.from_numpy(targets[chosen])

@@ -1,0 +1,290 @@
+"""Every setting of the project, one typed constant each: the only file that a user edits.
+
+Change a default below, or leave the file alone and say it for one run: `NUM_EPOCHS` is also the flag
+`--num-epochs` of `main.py` and `Preprocessing.py` and the environment variable `EMG_NUM_EPOCHS`
+(flag before variable before this file). Lists are written with commas: `--train-on '01/*,02/*'`.
+"""
+
+import difflib
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, NoDecode, SettingsConfigDict, SettingsError
+
+
+class EMGError(ValueError):
+    """Something that the user can put right; the scripts print it as one sentence, without a traceback."""
+
+
+class Settings(BaseSettings):
+    """Train a GPT-2 gesture classifier on windows of surface EMG."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="EMG_",
+        extra="forbid",
+        use_attribute_docstrings=True,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_exit_on_error=False,
+        allow_inf_nan=False,
+        frozen=True,
+    )
+
+    # ---- data ---------------------------------------------------------------------------------------------
+
+    DATA_LOCATION: Path = Path("EMG_03_data.parquet")
+    """Windows file (parquet): `Preprocessing.py` writes it, `main.py` reads it."""
+
+    SAMPLING_RATIO: float = Field(1.0, gt=0, le=1)
+    """Share of the training windows to use, drawn per recording and gesture; 0 < x ≤ 1."""
+
+    BALANCE: Literal["weights", "undersample", "none"] = "weights"
+    """Against the many idle windows: class weights in the loss, equal numbers per class, or nothing."""
+
+    MEMORY_GB: float = Field(8.0, ge=0)
+    """Windows up to this size (GB) are held in memory, larger ones in a memory-mapped temporary file; x ≥ 0."""
+
+    # ---- preprocessing (read by Preprocessing.py alone) ---------------------------------------------------
+
+    FILTER: Literal["putemg", "causal", "none"] = "putemg"
+    """`putemg`: the data set's own zero-phase processing; `causal`: the same band, usable in real time."""
+
+    BAND_HZ: Annotated[tuple[float, float], NoDecode] = (20.0, 700.0)
+    """Pass band (Hz), low,high; above a recording's Nyquist frequency only the low edge is used."""
+
+    SAMPLE_RATE: float = Field(1000.0, gt=0)
+    """Rate to resample to (Hz); a recording at or below it keeps its own; x > 0."""
+
+    WINDOW_MS: float = Field(250.0, gt=0, le=10_000)
+    """Length of a window (ms); 0 < x ≤ 10000."""
+
+    STRIDE_MS: float = Field(125.0, gt=0, le=10_000)
+    """Step from one window to the next (ms); 0 < x ≤ 10000."""
+
+    TRIM_START_MS: float = Field(250.0, ge=0)
+    """Dropped from the start of every repetition (ms), where label and muscle disagree; x ≥ 0."""
+
+    TRIM_END_MS: float = Field(250.0, ge=0)
+    """Dropped from the end of every repetition (ms); x ≥ 0."""
+
+    LEGAL_VALUES: Annotated[list[int], NoDecode] = []
+    """Labels to keep, each 0 … 127; empty: every label of the recordings (−1 is never a class)."""
+
+    CLASS_NAMES: Annotated[dict[int, str], NoDecode] = {
+        0: "idle",
+        1: "fist",
+        2: "flexion",
+        3: "extension",
+        6: "pinch index",
+        7: "pinch middle",
+        8: "pinch ring",
+        9: "pinch small",
+    }
+    """Gesture names as label=name pairs; used when they name every label found, else labels go by number."""
+
+    DATA_NOTE: str = ""
+    """A sentence on the origin of the data, shown with every result made from it."""
+
+    # ---- split --------------------------------------------------------------------------------------------
+
+    SPLIT: Literal["trajectory", "repetition", "session", "subject", "random"] = "trajectory"
+    """What is held out for the test: recordings, repetitions, later days, people, or (leaky) random windows."""
+
+    TEST_SHARE: float = Field(0.3, gt=0, lt=1)
+    """Share of the groups that are held out, rounded, at least one; 0 < x < 1."""
+
+    VALIDATION_SHARE: float = Field(0.2, gt=0, lt=1)
+    """Share of the training part's groups of the next finer level that choose the best epoch; 0 < x < 1."""
+
+    FOLD: int = Field(0, ge=0)
+    """Which of the folds is held out, from 0 (splits trajectory, repetition, subject and random)."""
+
+    TRAIN_ON: Annotated[list[str], NoDecode] = []
+    """Patterns over subject/session/recording that name the training part outright, e.g. 01/2018-01-01/*."""
+
+    TEST_ON: Annotated[list[str], NoDecode] = []
+    """Patterns over subject/session/recording that name the test part outright."""
+
+    # ---- model --------------------------------------------------------------------------------------------
+
+    MODEL_NAME: str = "gpt2"
+    """Backbone: a GPT-2 name on the hub (gpt2, distilgpt2, gpt2-medium, …) or a local folder."""
+
+    PRETRAINED: Literal["auto", "require", "never"] = "auto"
+    """Language-model weights: taken when they can be had, insisted on, or left out (random weights)."""
+
+    BLOCKS: int = Field(4, ge=1)
+    """Number of the backbone's blocks to keep, from the first; x ≥ 1 (more than it has: all)."""
+
+    NUM_LAYERS: int = Field(-9, le=0)
+    """−n trains the last n blocks, the others stay frozen but for their layer norms; 0 trains none; x ≤ 0."""
+
+    TOKENS: Literal["power", "bands", "raw"] = "power"
+    """Tokeniser: log power of a learned filter bank, log power of fixed FFT bands, or the raw patch."""
+
+    PATCH_MS: float = Field(25.0, gt=0)
+    """Length of a patch, that is of one token (ms); a window holds a whole number of them; x > 0."""
+
+    FILTERS: int = Field(16, ge=1, le=256)
+    """Filters of the `power` tokeniser, shared by all channels; 1 … 256."""
+
+    FILTER_MS: float = Field(25.0, gt=0)
+    """Length of those filters (ms); x > 0."""
+
+    DROPOUT: float = Field(0.1, ge=0, lt=1)
+    """Dropout in the backbone and before the head; 0 ≤ x < 1."""
+
+    # ---- training -----------------------------------------------------------------------------------------
+
+    NUM_EPOCHS: int = Field(12, ge=1)
+    """Passes over the training part at the most; x ≥ 1."""
+
+    PATIENCE: int = Field(4, ge=1)
+    """Stop after this many epochs without a better balanced accuracy on the validation part; x ≥ 1."""
+
+    BATCH_SIZE: int = Field(32, ge=1)
+    """Windows per step; x ≥ 1."""
+
+    LR: float = Field(3e-4, gt=0, le=1)
+    """Peak learning rate of AdamW; 0 < x ≤ 1."""
+
+    WEIGHT_DECAY: float = Field(0.05, ge=0)
+    """Weight decay of the matrices (not of norms, biases and positions); x ≥ 0."""
+
+    WARMUP: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises; afterwards it falls as a cosine; 0 ≤ x < 1."""
+
+    CLIP: float = Field(1.0, gt=0)
+    """Largest norm of the gradient; x > 0."""
+
+    PRECISION: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the matrix products; `auto` takes bfloat16 where this machine computes it faster."""
+
+    SEED: int = Field(0, ge=0)
+    """Seed of weights, data order and splits; x ≥ 0."""
+
+    # ---- validation loop ----------------------------------------------------------------------------------
+
+    SWEEP: bool = False
+    """First try every SWEEP_NUM_LAYERS × SWEEP_LR on the validation part, then train with the best."""
+
+    SWEEP_NUM_LAYERS: Annotated[list[int], NoDecode] = [-1, -3, -9]
+    """Values of NUM_LAYERS to try, each ≤ 0."""
+
+    SWEEP_LR: Annotated[list[float], NoDecode] = [1e-4, 3e-4, 1e-3]
+    """Values of LR to try, each > 0."""
+
+    NUM_EPOCHS_FOR_VALIDATION: int = Field(3, ge=1)
+    """Epochs of each trial of the validation loop; x ≥ 1."""
+
+    # ---- results ------------------------------------------------------------------------------------------
+
+    RUN_DIR: Path | None = None
+    """Folder of the results, new or empty; none: runs/DATE-TIME."""
+
+    RESUME: Path | None = None
+    """Go on with an interrupted run from its last finished epoch: the run's folder."""
+
+    MODEL_SAVING_DIR: Path | None = None
+    """Also put the finished model into this folder; none: it stays in the run's best_model/."""
+
+    @field_validator("BAND_HZ", "LEGAL_VALUES", "TRAIN_ON", "TEST_ON", "SWEEP_NUM_LAYERS", "SWEEP_LR", mode="before")
+    @classmethod
+    def _split_commas(cls, value):
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("CLASS_NAMES", mode="before")
+    @classmethod
+    def _split_pairs(cls, value):
+        if not isinstance(value, str):
+            return value
+        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+        if not all(equals for _, equals, _ in pairs):
+            raise ValueError("should be written 0=idle,1=fist")
+        return {label.strip(): name.strip() for label, _, name in pairs}
+
+    @field_validator("LEGAL_VALUES")
+    @classmethod
+    def _are_labels(cls, labels):
+        if any(not 0 <= label <= 127 for label in labels):
+            raise ValueError("labels should lie in 0 … 127")
+        return labels
+
+    @field_validator("SWEEP_NUM_LAYERS", "SWEEP_LR")
+    @classmethod
+    def _can_be_swept(cls, values, info):
+        legal = (lambda x: x <= 0) if info.field_name == "SWEEP_NUM_LAYERS" else (lambda x: 0 < x <= 1)
+        if not values or not all(map(legal, values)):
+            raise ValueError(f"should be at least one legal value of {info.field_name.removeprefix('SWEEP_')}")
+        return values
+
+    @model_validator(mode="after")
+    def _band_rises(self):
+        low, high = self.BAND_HZ
+        if not 0 < low < high:
+            raise ValueError(f"BAND_HZ = {low},{high}: should rise, 0 < low < high; put the lower edge first")
+        return self
+
+
+class PreprocessingSettings(Settings):
+    """Filter, label and cut raw putEMG recordings into one parquet file of windows."""
+
+    RAW: CliPositionalArg[list[Path]]
+    """Raw recordings (.hdf5, .csv, .zip) and folders of them."""
+
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
+def from_command_line(settings_class: type[AnySettings], argv: list[str] | None = None) -> AnySettings:
+    """The settings of one run: flags, then EMG_* variables, then the defaults of this file.
+
+    Raises EMGError that names each wrong setting, its value and its legal range.
+    """
+    _refuse_unknown_variables(settings_class)
+    try:
+        return CliApp.run(settings_class, sys.argv[1:] if argv is None else argv)
+    except ValidationError as error:
+        raise EMGError("; ".join(_explain(settings_class, detail) for detail in error.errors())) from None
+    except SettingsError as error:
+        raise EMGError(_explain_flags(settings_class, str(error))) from None
+
+
+def flag(name: str) -> str:
+    """NUM_EPOCHS → --num-epochs"""
+    return "--" + name.lower().replace("_", "-")
+
+
+def _refuse_unknown_variables(settings_class: type[Settings]) -> None:
+    known = [f"EMG_{name}" for name in settings_class.model_fields]
+    for variable in sorted(os.environ):
+        if variable.upper().startswith("EMG_") and variable.upper() not in known:
+            raise EMGError(f"{variable}: the environment sets a setting that does not exist{_closest(variable, known)}")
+
+
+def _explain(settings_class: type[Settings], detail: dict) -> str:
+    message = detail["msg"].removeprefix("Value error, ")
+    if not detail["loc"]:
+        return message
+    name = str(detail["loc"][0])
+    if detail["type"] == "missing":
+        return f"{name}: nothing was given; name at least one recording or folder"
+    legal = (settings_class.model_fields[name].description or "").replace("`", "")
+    value = detail["input"]
+    return f"{name} = {value}: {message[0].lower()}{message[1:]} (ENV.py, {flag(name)} or EMG_{name}: {legal})"
+
+
+def _explain_flags(settings_class: type[Settings], message: str) -> str:
+    unknown = message.partition("unrecognized arguments: ")[2]
+    if not unknown:
+        return f"{message}; --help lists the flags"
+    flags = [flag(name) for name in settings_class.model_fields]
+    return f"{unknown}: there is no such flag{_closest(unknown.split()[0], flags)}; --help lists them all"
+
+
+def _closest(word: str, known: list[str]) -> str:
+    matches = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {matches[0]}?" if matches else ""

@@ -1,0 +1,1 @@
+"""Tools around the experiment; each runs as `python -m tools.NAME`."""
