@@ -5,9 +5,10 @@ Groups are split, never windows: no two parts share a raw sample, not even throu
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +20,19 @@ import torch
 from ENV import EMGError, Settings
 
 FORMAT_VERSION = 1
-IDENTITY = ["subject", "session", "recording", "TRAJ_GT", "repetition"]  # coarse to fine
+REPETITION = ["subject", "session", "recording", "TRAJ_GT", "repetition"]
 LEVELS = {  # split → the columns that tell its groups apart, and those inside which a share is held out
     "subject": (["subject"], []),
     "session": (["subject", "session"], ["subject"]),
     "trajectory": (["subject", "session", "recording"], ["subject", "session"]),
-    "repetition": (IDENTITY, ["subject", "session", "recording", "TRAJ_GT"]),
-    "random": ([], []),
+    "repetition": (REPETITION, ["subject", "session", "recording", "TRAJ_GT"]),
 }
-FINER = {  # split → levels to cut the validation part by, the next finer one first
+VALIDATION_LEVELS = LEVELS | {"repetition": (REPETITION, ["subject", "session", "TRAJ_GT"])}
+NEXT_FINER = {  # split → what the validation part is cut by, the first that the training part can give
     "subject": ["session", "trajectory", "repetition"],
     "session": ["trajectory", "repetition"],
-    "trajectory": ["repetition"],
-    "repetition": ["repetition"],
-    "random": ["random"],
+    "trajectory": ["repetition", "trajectory"],
+    "repetition": ["repetition", "trajectory"],
 }
 PARTS = ("train", "validation", "test")
 MIN_TRAINING_WINDOWS = 5  # per class; fewer cannot be told from noise
@@ -97,7 +97,7 @@ def load_windows(settings: Settings) -> WindowSet:
 
 def _read_metadata(file: pq.ParquetFile, path: Path) -> dict:
     try:
-        metadata = json.loads(file.schema_arrow.metadata[b"emg"])
+        metadata = json.loads(file.metadata.metadata[b"emg"])
         version = metadata["version"]
     except (KeyError, TypeError, ValueError):
         raise EMGError(f"{path}: no windows of sEMG are in this parquet; write it with Preprocessing.py") from None
@@ -186,35 +186,57 @@ def _held_out_parts(table: pd.DataFrame, settings: Settings, rng) -> tuple[np.nd
         test = _random_share(len(table), settings.TEST_SHARE, rng)
         return np.flatnonzero(~test), np.flatnonzero(test), "random windows (leaky: neighbours are in both parts)"
     groups, inside = LEVELS[settings.SPLIT]
-    fold = None if settings.SPLIT == "session" else settings.FOLD  # the last sessions: later days
-    held = _held_out(table, groups, inside, settings.TEST_SHARE, fold)
-    names = table.loc[held, groups].drop_duplicates()
-    return np.flatnonzero(~held), np.flatnonzero(held), _describe(settings.SPLIT, names, fold)
+    if settings.SPLIT == "session":
+        held, which = _held_out(table, groups, inside, partial(_last, share=settings.TEST_SHARE)), "last"
+    else:
+        choose = partial(_fold, share=settings.TEST_SHARE, fold=settings.FOLD)
+        held, which = _held_out(table, groups, inside, choose), f"fold {settings.FOLD}"
+    names = sorted(set(table.loc[held, groups].astype(str).agg("/".join, axis=1)))
+    listed = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+    return np.flatnonzero(~held), np.flatnonzero(held), f"{settings.SPLIT} held out, {which}: {listed}"
 
 
-def _held_out(table: pd.DataFrame, groups: list[str], inside: list[str], share: float, fold: int | None) -> np.ndarray:
-    """(n,) whether a window is held out: fold `fold` (none: the last `share`) of the groups inside each unit.
+def _held_out(table: pd.DataFrame, groups: list[str], inside: list[str], choose: Callable) -> np.ndarray:
+    """(n,) whether a window belongs to the groups that `choose` picks inside each unit.
 
-    Groups are ordered by name, which is by date and time for sessions and by trajectory for recordings.
-    Raises EMGError where a unit has a single group, or fewer folds.
+    Groups are ordered by name, which is by date for sessions, by trajectory, date and time for recordings.
+    Raises EMGError where a unit has a single group, or too few for the fold.
     """
     held = np.zeros(len(table), bool)
-    for unit, rows in table.groupby(inside).groups.items() if inside else [("the file", table.index)]:
-        keys = pd.MultiIndex.from_frame(table.loc[rows, groups])
+    units = table.groupby(inside).indices.items() if inside else [("the file", np.arange(len(table)))]
+    for unit, rows in units:
+        keys = pd.MultiIndex.from_frame(table.iloc[rows][groups])
         names = keys.unique().sort_values()
         where = "/".join(map(str, unit)) if isinstance(unit, tuple) else unit
         if len(names) < 2:
             raise EMGError(
                 f"{where} has a single {groups[-1]}, and nothing is left to train on when it is held out; "
-                "choose a finer SPLIT or add recordings"
+                "choose another SPLIT or add recordings"
             )
-        size = min(max(1, round(share * len(names))), len(names) - 1)
-        folds = -(-len(names) // size)
-        if fold is not None and fold >= folds:
-            raise EMGError(f"FOLD = {fold}: {where} has {folds} folds of {groups[-1]}s, numbered from 0; lower FOLD")
-        chosen = names[-size:] if fold is None else names[fold * size : (fold + 1) * size]
-        held[rows] = keys.isin(chosen)
+        held[rows] = keys.isin(names[choose(len(names), where)])
     return held
+
+
+def _held_count(count: int, share: float) -> int:
+    return min(max(1, round(share * count)), count - 1)
+
+
+def _last(count: int, where: str, share: float) -> np.ndarray:
+    return np.arange(count)[-_held_count(count, share) :]
+
+
+def _fold(count: int, where: str, share: float, fold: int) -> np.ndarray:
+    size = _held_count(count, share)
+    folds = -(-count // size)
+    if fold >= folds:
+        raise EMGError(f"FOLD = {fold}: {where} gives {folds} folds, numbered from 0; lower FOLD")
+    return np.arange(count)[fold * size : (fold + 1) * size]
+
+
+def _spread(count: int, where: str, share: float) -> np.ndarray:
+    """Evenly spread, so that the validation part is like the training part."""
+    size = _held_count(count, share)
+    return ((np.arange(size) + 0.5) * count / size).astype(int)
 
 
 def _named_parts(identity: pd.Series, settings: Settings) -> tuple[np.ndarray, np.ndarray, str]:
@@ -224,12 +246,16 @@ def _named_parts(identity: pd.Series, settings: Settings) -> tuple[np.ndarray, n
     test = ~train if test is None else test
     for name, part in (("training", train), ("test", test)):
         if not part.any():
-            raise EMGError(f"the patterns of TRAIN_ON and TEST_ON leave nothing for the {name} part; change one of them")
+            raise EMGError(
+                f"the patterns of TRAIN_ON and TEST_ON leave nothing for the {name} part; change one of them"
+            )
     if (train & test).any():
         both = identity[train & test].iloc[0]
         raise EMGError(f"{both} is in both parts, TRAIN_ON and TEST_ON; make the patterns exclude each other")
-    words = [f"{name} {' '.join(patterns)}" for name, patterns in (("training on", settings.TRAIN_ON), ("test on", settings.TEST_ON))]
-    return np.flatnonzero(train), np.flatnonzero(test), ", ".join(words)
+    words = (
+        f"training on {' '.join(settings.TRAIN_ON) or 'the rest'}, test on {' '.join(settings.TEST_ON) or 'the rest'}"
+    )
+    return np.flatnonzero(train), np.flatnonzero(test), words
 
 
 def _matches(identity: pd.Series, patterns: list[str], name: str) -> np.ndarray | None:
@@ -243,16 +269,17 @@ def _matches(identity: pd.Series, patterns: list[str], name: str) -> np.ndarray 
     return identity.isin(chosen).to_numpy()
 
 
-def _cut_validation(table: pd.DataFrame, rest: np.ndarray, settings: Settings, rng) -> tuple[np.ndarray, np.ndarray, str]:
+def _cut_validation(
+    table: pd.DataFrame, rest: np.ndarray, settings: Settings, rng
+) -> tuple[np.ndarray, np.ndarray, str]:
     """Cut whole groups of the next finer level that every unit of the training part can give."""
     if settings.SPLIT == "random":
         chosen = _random_share(len(rest), settings.VALIDATION_SHARE, rng)
         return rest[~chosen], rest[chosen], "random windows"
     part, problem = table.iloc[rest].reset_index(drop=True), None
-    for level in FINER[settings.SPLIT]:
-        groups, inside = LEVELS[level]
+    for level in NEXT_FINER[settings.SPLIT]:
         try:
-            held = _held_out(part, groups, inside, settings.VALIDATION_SHARE, fold=None)
+            held = _held_out(part, *VALIDATION_LEVELS[level], partial(_spread, share=settings.VALIDATION_SHARE))
             return rest[~held], rest[held], level
         except EMGError as error:
             problem = error
@@ -307,18 +334,10 @@ def _check_classes(windows: WindowSet, train: np.ndarray) -> None:
     if counts.min() < MIN_TRAINING_WINDOWS:
         index = counts.argmin()
         raise EMGError(
-            f"class {windows.classes[index]} ({windows.class_names[index]}) has {counts[index]} windows in the training "
-            f"part, and at least {MIN_TRAINING_WINDOWS} are needed; change the split, raise SAMPLING_RATIO or leave the "
-            "class out with LEGAL_VALUES"
+            f"class {windows.classes[index]} ({windows.class_names[index]}) has {counts[index]} windows in the "
+            f"training part, and at least {MIN_TRAINING_WINDOWS} are needed; change the split, raise SAMPLING_RATIO "
+            "or leave the class out with LEGAL_VALUES"
         )
-
-
-def _describe(split: str, names: pd.DataFrame, fold: int | None) -> str:
-    if split == "repetition":
-        return f"repetitions held out, fold {fold}"
-    listed = sorted({"/".join(row) for row in names.itertuples(index=False)})
-    more = f" and {len(listed) - 6} more" if len(listed) > 6 else ""
-    return f"{split} held out{'' if fold is None else f', fold {fold}'}: {', '.join(listed[:6])}{more}"
 
 
 # ---- statistics and batches -----------------------------------------------------------------------------------

@@ -60,7 +60,9 @@ def find_recordings(places: list[Path]) -> list[Path]:
             raise EMGError(f"{place}: there is no such file or folder; check the path")
         inside = [p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES] if place.is_dir() else [place]
         if not inside:
-            raise EMGError(f"{place}: the folder holds no recording ({', '.join(SUFFIXES)}); name the folder of the downloads")
+            raise EMGError(
+                f"{place}: the folder holds no recording ({', '.join(SUFFIXES)}); name the folder of the downloads"
+            )
         found += inside
     return sorted(set(found), key=lambda path: (path.stem, path.suffix, str(path)))
 

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -125,7 +126,9 @@ def preprocess(paths: list[Path], settings: Settings, console: Console) -> list[
             sources.append(_source(path, recording, windows))
             results.append(Result(path.stem, len(recording.time) / recording.sampling_rate, _per_class(windows)))
         if not sources:
-            raise EMGError(f"none of the {len(paths)} files gave a window, so nothing was written; see the reasons above")
+            raise EMGError(
+                f"none of the {len(paths)} files gave a window, so nothing was written; see the reasons above"
+            )
         output.describe(_metadata(layout, sources, results, settings))
     return results
 
@@ -168,7 +171,7 @@ def cut_windows(recording: Recording, emg: np.ndarray, layout: Layout, settings:
 def label_runs(labels: np.ndarray) -> list[tuple[int, int, int]]:
     """(first, end, label) of each uninterrupted run in (M,) labels; `end` is one past the last sample."""
     bounds = [0, *(np.flatnonzero(np.diff(labels)) + 1), len(labels)]
-    return [(int(a), int(b), int(labels[a])) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [(int(first), int(end), int(labels[first])) for first, end in pairwise(bounds)]
 
 
 def _layout(recording: Recording, channels: int, rate: float, settings: Settings) -> Layout:
@@ -207,7 +210,7 @@ def _check_agreement(path: Path, found: Layout, layout: Layout) -> None:
 
 
 def encode(recording: Recording, windows: Windows, layout: Layout) -> pa.Table:
-    """The rows of one recording as they are stored: int32 quarter counts, or float32 where the raw samples are no counts.
+    """The rows of one recording as they are stored: int32 quarter counts, or float32 for samples that are no counts.
 
     Parquet has no 16-bit integers: int16 takes the same space, and a strong artefact would not fit.
     """
@@ -229,10 +232,13 @@ def encode(recording: Recording, windows: Windows, layout: Layout) -> pa.Table:
 
 
 class _Output:
-    """The parquet file: opened by the first table, closed with the metadata."""
+    """Row groups go to a body file as they come; `describe` copies them behind a schema that holds the metadata.
+
+    The metadata names every source, so it is known last, and readers look for it first.
+    """
 
     def __init__(self, path: Path):
-        self.path, self.writer = path, None
+        self.path, self.body, self.writer = path, path.with_suffix(".body.tmp"), None
 
     def __enter__(self):
         return self
@@ -240,17 +246,25 @@ class _Output:
     def __exit__(self, *_):
         if self.writer:
             self.writer.close()
+        self.body.unlink(missing_ok=True)
 
     def write(self, table: pa.Table) -> None:
-        if not self.writer:
-            others = [name for name in table.column_names if name != "emg"]
-            split = {"emg.list.element": "BYTE_STREAM_SPLIT"}  # high and low bytes apart compress better
-            options = {"compression": "zstd", "use_dictionary": others, "column_encoding": split}
-            self.writer = pq.ParquetWriter(self.path, table.schema, **options)
+        self.writer = self.writer or _writer(self.body, table.schema)
         self.writer.write_table(table, row_group_size=WINDOWS_PER_ROW_GROUP)
 
     def describe(self, metadata: dict) -> None:
-        self.writer.add_key_value_metadata({METADATA_KEY: json.dumps(metadata).encode()})
+        self.writer.close()
+        with pq.ParquetFile(self.body) as body:
+            schema = body.schema_arrow.with_metadata({METADATA_KEY: json.dumps(metadata).encode()})
+            with _writer(self.path, schema) as writer:
+                for i in range(body.num_row_groups):
+                    writer.write_table(body.read_row_group(i).replace_schema_metadata(schema.metadata))
+
+
+def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    others = [name for name in schema.names if name != "emg"]
+    split = {"emg.list.element": "BYTE_STREAM_SPLIT"}  # high and low bytes apart compress better
+    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=others, column_encoding=split)
 
 
 def _metadata(layout: Layout, sources: list[dict], results: list[Result], settings: Settings) -> dict:
@@ -298,7 +312,9 @@ def _complete_or_nothing(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise EMGError(f"{path}: the output cannot be written ({error.strerror or error}); choose another place") from None
+        raise EMGError(
+            f"{path}: the output cannot be written ({error.strerror or error}); choose another place"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -4,6 +4,7 @@
 
 Real, taken from what is known of putEMG: the container (HDF5 as pandas writes it, or a zipped CSV), the
 columns, the file names, the clock, the programme of prompts, the label rules and the usual amplitudes.
+Inferred: the order of the holds in repeats_long and sequential, of the pinches, and the CSV's details.
 Invented: every waveform. Muscles are noise sources in a cylindrical forearm, mixed into rings of electrodes.
 A person is an anatomy, a session is a new placement of the electrodes, and every repetition has its own
 force and its own mixture of muscles. Scores on such data say nothing about real people.
@@ -134,7 +135,7 @@ def prepare(args: argparse.Namespace, subject: int, session: int, trajectory: st
         # 0.03 is the far field that a monopolar electrode picks up from everywhere
         mixing=(contact * strength * (1 / distance2 + 0.03)).astype(np.float32),
         effort=habit * np.array(list(EFFORT.values())) / 100,
-        centre=body.uniform(65, 115, muscles).astype(np.float32),
+        centre=body.uniform(60, 90, muscles).astype(np.float32),
         noise=day.uniform(3.5, 5, channels).astype(np.float32),
         line_gain=day.lognormal(0, 0.3, channels).astype(np.float32),
         spread=spread,
@@ -254,9 +255,7 @@ def label_samples(segments: list[Segment], clock: Array, default: int) -> Array:
     return labels
 
 
-def video_labels(
-    prompts: list[Segment], movements: list[Segment], stamp: Array, rng: Rng
-) -> tuple[Array, Array]:
+def video_labels(prompts: list[Segment], movements: list[Segment], stamp: Array, rng: Rng) -> tuple[Array, Array]:
     """Return TRAJ_GT_NO_FILTER (what the video shows, with flickers) and TRAJ_GT (after putEMG's rules)."""
     seen = label_samples(movements, stamp, 0)
     truth = np.where(label_samples(prompts, stamp, -1) == -1, -1.0, seen)
@@ -346,23 +345,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("out", type=Path, metavar="OUT", help="folder to write to; it is made if it is not there")
     add("--subjects", nargs="+", type=count, default=[3, 4], metavar="ID", help="01 to 99 (03 04)")
     add("--sessions", type=count, default=2, metavar="N", help="days per subject (%(default)s)")
-    add(
-        "--trajectories",
-        nargs="+",
-        choices=names,
-        default=names,
-        metavar="NAME",
-        help=f"of {', '.join(names)} (all)",
-    )
-    add(
-        "--format", choices=("hdf5", "csv", "both"), default="hdf5", help="STEM.hdf5, STEM.zip or both (hdf5)"
-    )
-    add(
-        "--repetitions",
-        type=count,
-        metavar="N",
-        help="only the first N per gesture; sequential: N blocks (all)",
-    )
+    programmes = f"programmes of prompts, of {', '.join(names)} (all)"
+    add("--trajectories", nargs="+", choices=names, default=names, metavar="NAME", help=programmes)
+    files = "STEM.hdf5, STEM.zip or both (%(default)s)"
+    add("--format", choices=("hdf5", "csv", "both"), default="hdf5", help=files)
+    add("--repetitions", type=count, metavar="N", help="first N per gesture; sequential: N blocks (all)")
     spread = "spread between days and between repetitions, 0 to 5 (%(default)s)"
     add("--difficulty", type=between(float, 0, 5), default=1.0, metavar="X", help=spread)
     rings = "number of electrodes, in rings of eight (%(default)s)"

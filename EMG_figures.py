@@ -1,0 +1,74 @@
+"""The figures of a run folder."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+BLUE, ORANGE, GREY = "#1f5fa8", "#c8560a", "#6b6b6b"  # apart for colour-blind eyes, dark enough for print
+COUNTED_CLASSES = 12  # more leave no room for counts in the cells
+
+
+def draw_history(history: list[dict], best: int, chance: float, note: str, run: Path) -> None:
+    """accuracy.png and loss.png from one row of history per epoch; `best` is the index of the epoch kept."""
+    epochs = [row["epoch"] for row in history]
+    figure, axes = _curves("accuracy")
+    axes.plot(epochs, [row["train_accuracy"] for row in history], "o-", color=GREY, label="training, accuracy")
+    axes.plot(epochs, [row["validation_accuracy"] for row in history], "s--", color=BLUE, label="validation, accuracy")
+    balanced = [row["validation_balanced_accuracy"] for row in history]
+    axes.plot(epochs, balanced, "D-", color=ORANGE, label="validation, balanced accuracy")
+    kept = {"ms": 13, "mfc": "none", "ls": "none", "color": ORANGE, "label": f"model kept: epoch {best + 1}"}
+    axes.plot(epochs[best], balanced[best], "o", **kept)
+    axes.axhline(chance, ls=":", color=GREY, label=f"chance, balanced ({chance:.3f})")
+    axes.set_ylim(0, 1.03)
+    _finish(figure, axes, note, run / "accuracy.png")
+    figure, axes = _curves("cross entropy (nat)")
+    axes.plot(epochs, [row["train_loss"] for row in history], "o-", color=GREY, label="training")
+    axes.plot(epochs, [row["validation_loss"] for row in history], "s--", color=BLUE, label="validation")
+    axes.axvline(epochs[best], ls=":", color=ORANGE, label=f"model kept: epoch {best + 1}")
+    axes.set_ylim(bottom=0)
+    _finish(figure, axes, note, run / "loss.png")
+
+
+def draw_confusion_matrix(metrics: dict, title: str, note: str, run: Path) -> None:
+    """confusion_matrix.png: shares of each true gesture's windows, and the counts."""
+    counts = np.array(metrics["confusion_matrix"])
+    names = list(metrics["classes"].values())
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size = max(5.5, 0.75 * len(names) if len(names) <= COUNTED_CLASSES else 0.5 * len(names))
+    figure, axes = plt.subplots(figsize=(size + 1.5, size + 0.8), layout="constrained")
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (i, j), count in np.ndenumerate(counts):
+        text = f"{100 * shares[i, j]:.0f} %\n{count}" if len(names) <= COUNTED_CLASSES else f"{count}"
+        colour = "white" if shares[i, j] > 0.5 else "black" if count else "#9a9a9a"
+        axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("predicted gesture")
+    axes.set_ylabel("true gesture")
+    axes.set_title(title, fontsize=10)
+    figure.colorbar(image, ax=axes, label="share of the true gesture's windows", shrink=0.8)
+    _save(figure, note, run / "confusion_matrix.png")
+
+
+def _curves(label: str):
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _finish(figure, axes, note: str, path: Path) -> None:
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+    _save(figure, note, path)
+
+
+def _save(figure, note: str, path: Path) -> None:
+    figure.supxlabel(note, fontsize=7, color=GREY, wrap=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

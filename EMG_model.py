@@ -1,0 +1,305 @@
+"""Windows (B, T, C) → tokens (B, P, D) → GPT-2 → logits (B, K), as a Hugging Face model.
+
+model = EMGForSequenceClassification.from_pretrained("best_model")
+logits = model(emg=emg).logits  # emg (B, T, C) in the unit of the training data
+"""
+
+import logging
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants, get_session
+from safetensors import SafetensorError
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+from transformers import GPT2Config, GPT2Model, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+ARCHITECTURES = {  # GPT-2 on the hub; its shape is enough to start from random weights without the hub
+    "distilgpt2": {"n_embd": 768, "n_layer": 6, "n_head": 12},
+    "gpt2": {"n_embd": 768, "n_layer": 12, "n_head": 12},
+    "gpt2-medium": {"n_embd": 1024, "n_layer": 24, "n_head": 16},
+    "gpt2-large": {"n_embd": 1280, "n_layer": 36, "n_head": 20},
+    "gpt2-xl": {"n_embd": 1600, "n_layer": 48, "n_head": 25},
+}
+BAND_EDGES_HZ = (20, 40, 60, 90, 140, 250, 500)  # of the fixed bands; those above Nyquist are left out
+POWER_FLOOR = 1e-4  # of a channel's variance: −40 dB, below the noise of any electrode
+
+
+logger = logging.getLogger(__name__)
+
+
+class ModelError(ValueError):
+    """A model that cannot be built or loaded, in one sentence."""
+
+
+class EMGConfig(PreTrainedConfig):
+    """Everything that rebuilds the model, and what a user of it needs to know of its data.
+
+    backbone: arguments of GPT2Config; tokens: power, bands or raw; patch, window: samples; filter_taps: samples;
+    sampling_rate: Hz; class_codes: the data set's label of each class; class_names: its name; channels: names;
+    preprocessing: the settings of Preprocessing.py, to be repeated before prediction; unit: of the samples;
+    weights: `pretrained` or `random`, what the backbone started from.
+    """
+
+    model_type = "emg-gpt2"
+
+    def __init__(
+        self,
+        backbone: dict | None = None,
+        tokens: str = "power",
+        patch: int = 25,
+        window: int = 250,
+        filters: int = 16,
+        filter_taps: int = 25,
+        dropout: float = 0.1,
+        sampling_rate: float = 1000.0,
+        class_codes: Sequence[int] = (0, 1),
+        class_names: Sequence[str] = ("idle", "fist"),
+        channels: Sequence[str] = ("EMG_1",),
+        preprocessing: dict | None = None,
+        unit: str = "count",
+        weights: str = "random",
+        **kwargs,
+    ):
+        self.backbone = backbone or {"n_embd": 768, "n_head": 12, "n_layer": 4}
+        self.tokens, self.patch, self.window = tokens, patch, window
+        self.filters, self.filter_taps, self.dropout = filters, filter_taps, dropout
+        self.sampling_rate, self.channels, self.unit = sampling_rate, list(channels), unit
+        self.class_codes, self.class_names = list(class_codes), list(class_names)
+        self.preprocessing, self.weights = preprocessing or {}, weights
+        super().__init__(**{"id2label": dict(enumerate(self.class_names))} | kwargs)
+
+
+# ---- tokenisers -----------------------------------------------------------------------------------------------
+
+
+class PowerTokens(nn.Module):
+    """Log power per channel, patch and learned filter, then a linear map.
+
+    One bank of FIR filters is shared by all channels.
+    """
+
+    def __init__(self, config: EMGConfig):
+        super().__init__()
+        self.patch = config.patch
+        self.bank = nn.Conv1d(1, config.filters, config.filter_taps, padding="same", bias=False)
+        self.norm = nn.BatchNorm1d(len(config.channels) * config.filters)
+        self.linear = nn.Linear(len(config.channels) * config.filters, config.backbone["n_embd"])
+
+    @torch.no_grad()
+    def spread_filters(self) -> None:
+        """Start from Hann-windowed cosines from 0 to Nyquist, one per filter."""
+        filters, _, taps = self.bank.weight.shape
+        time = torch.arange(taps) - (taps - 1) / 2
+        cycles = 0.5 * (torch.arange(filters) + 0.5)[:, None] / filters  # per sample, up to Nyquist
+        waves = torch.cos(2 * torch.pi * cycles * time) * torch.hann_window(taps + 2, periodic=False)[1:-1]
+        self.bank.weight.copy_((waves / waves.norm(dim=1, keepdim=True))[:, None])
+
+    def forward(self, emg: torch.Tensor) -> torch.Tensor:
+        batch, time, channels = emg.shape
+        signals = emg.transpose(1, 2).reshape(batch * channels, 1, time)
+        power = F.avg_pool1d(self.bank(signals).square(), self.patch)  # (B·C, F, P)
+        log_power = torch.log(power + POWER_FLOOR).reshape(batch, -1, power.shape[-1])  # (B, C·F, P)
+        return self.linear(self.norm(log_power).transpose(1, 2))  # (B, P, D)
+
+
+class BandTokens(nn.Module):
+    """Log power in fixed frequency bands per channel and patch, then a linear map."""
+
+    def __init__(self, config: EMGConfig):
+        super().__init__()
+        self.patch, self.rate = config.patch, config.sampling_rate
+        size = len(config.channels) * len(self.bands())
+        self.norm = nn.BatchNorm1d(size)
+        self.linear = nn.Linear(size, config.backbone["n_embd"])
+
+    def bands(self) -> list[list[int]]:
+        """FFT bins of each band, over a patch padded to twice its length; a band without a bin is left out."""
+        edges = [round(edge * 2 * self.patch / self.rate) for edge in BAND_EDGES_HZ]
+        bands = [list(range(low, min(high, self.patch + 1))) for low, high in pairwise(edges)]
+        return [band for band in bands if band] or [list(range(1, self.patch + 1))]
+
+    def forward(self, emg: torch.Tensor) -> torch.Tensor:
+        batch, time, channels = emg.shape
+        patches = emg.reshape(batch, time // self.patch, self.patch, channels)
+        spectrum = torch.fft.rfft(patches.float(), n=2 * self.patch, dim=2).abs().square() / self.patch  # (B, P, f, C)
+        power = torch.stack([spectrum[:, :, band].mean(2) for band in self.bands()], -1)  # (B, P, C, bands)
+        log_power = torch.log(power + POWER_FLOOR).flatten(2)  # (B, P, C·bands)
+        return self.linear(self.norm(log_power.transpose(1, 2)).transpose(1, 2))  # (B, P, D)
+
+
+class RawTokens(nn.Module):
+    """A linear map of the raw patch: the plain baseline, which cannot express signal power."""
+
+    def __init__(self, config: EMGConfig):
+        super().__init__()
+        self.patch = config.patch
+        self.linear = nn.Linear(config.patch * len(config.channels), config.backbone["n_embd"])
+
+    def forward(self, emg: torch.Tensor) -> torch.Tensor:
+        batch, time, channels = emg.shape
+        return self.linear(emg.reshape(batch, time // self.patch, self.patch * channels))  # (B, P, D)
+
+
+TOKENISERS = {"power": PowerTokens, "bands": BandTokens, "raw": RawTokens}
+
+
+# ---- model ----------------------------------------------------------------------------------------------------
+
+
+class EMGForSequenceClassification(PreTrainedModel):
+    """Scale → tokeniser → GPT-2 blocks → mean over the patches → linear head.
+
+    GPT-2's token embedding is never used: it is not part of the model.
+    """
+
+    config_class = EMGConfig
+    base_model_prefix = "backbone"
+    main_input_name = "emg"
+
+    def __init__(self, config: EMGConfig):
+        super().__init__(config)
+        self.register_buffer("mean", torch.zeros(len(config.channels)))
+        self.register_buffer("std", torch.ones(len(config.channels)))
+        self.tokeniser = TOKENISERS[config.tokens](config)
+        self.backbone = GPT2Model(_backbone_config(config))
+        self.backbone.wte = None
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(config.backbone["n_embd"], len(config.class_codes))
+        self.post_init()
+
+    def get_input_embeddings(self) -> None:
+        """None: the tokens are patches of signal."""
+
+    def forward(self, emg: torch.Tensor, labels: torch.Tensor | None = None, weight: torch.Tensor | None = None, **_):
+        """emg (B, T, C) in the unit of the training data → logits (B, K); with labels (B,) also the loss.
+
+        labels are class indices; weight (K,) weighs the classes in the loss.
+        """
+        with torch.autocast(emg.device.type, enabled=False):  # powers span 60 dB: more than bfloat16 resolves
+            tokens = self.tokeniser((emg - self.mean) / self.std)  # (B, P, D)
+        hidden = self.backbone(inputs_embeds=tokens, use_cache=False).last_hidden_state  # (B, P, D)
+        logits = self.head(self.dropout(hidden.mean(1))).float()  # (B, K)
+        loss = None if labels is None else F.cross_entropy(logits, labels, weight)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def set_scale(self, mean: torch.Tensor, std: torch.Tensor) -> None:
+        """Mean and standard deviation (C,) of the training part; a silent channel keeps its scale."""
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std > 0, std, 1.0))
+
+    def train_last(self, blocks: int) -> None:
+        """Train the last `blocks` blocks; below them only layer norms, positions, tokeniser and head train.
+
+        The recipe of GPT4TS (Zhou et al., NeurIPS 2023).
+        """
+        frozen = self.backbone.h[: max(0, len(self.backbone.h) - blocks)]
+        self.requires_grad_(True)
+        for block in frozen:
+            for name, parameter in block.named_parameters():
+                parameter.requires_grad = name.startswith(("ln_1", "ln_2"))
+
+
+def _backbone_config(config: EMGConfig) -> GPT2Config:
+    no_text = {"vocab_size": 1, "bos_token_id": None, "eos_token_id": None}
+    return GPT2Config(**no_text, **config.backbone)
+
+
+# ---- building -------------------------------------------------------------------------------------------------
+
+
+def build_model(config: EMGConfig, model_name: str, pretrained: str, blocks: int) -> EMGForSequenceClassification:
+    """A ready model on the first `blocks` blocks of the GPT-2 called `model_name` (hub name or local folder).
+
+    `pretrained`: `auto` takes language-model weights when cache, folder or hub have them, `require` insists,
+    `never` leaves them out. `config.weights` of the result says which it was. Raises ModelError.
+    """
+    source = _load_backbone(model_name, blocks) if pretrained != "never" else None
+    if source is None and pretrained == "require":
+        raise ModelError(
+            f"MODEL_NAME = {model_name}: no weights in folder, cache or hub; download them or set PRETRAINED"
+        )
+    if source is None and pretrained == "auto":
+        logger.warning(f"{model_name}: no pretrained weights in folder, cache or hub; starting from random weights")
+    shape = source.config if source else _architecture(model_name)
+    patches = config.window // config.patch
+    if patches > shape.n_positions:
+        raise ModelError(f"{patches} patches a window are more than {model_name}'s {shape.n_positions}; raise PATCH_MS")
+    config.weights = "pretrained" if source else "random"
+    config.backbone = {key: getattr(shape, key) for key in ("n_embd", "n_head", "n_positions", "activation_function")}
+    config.backbone |= {"n_layer": min(blocks, shape.n_layer)}
+    config.backbone |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
+    model = EMGForSequenceClassification(config)
+    if config.tokens == "power":
+        model.tokeniser.spread_filters()
+    if source:
+        source.wte = None
+        model.backbone.load_state_dict(source.state_dict(), strict=True)
+    return model
+
+
+def load_model(folder: Path | str) -> EMGForSequenceClassification:
+    """A saved model, strictly: raises ModelError where weights are missing, superfluous or damaged."""
+    try:
+        model, info = EMGForSequenceClassification.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{folder}: no model can be loaded ({_first_line(error)}); name a best_model folder") from None
+    wrong = [*info["missing_keys"], *info["unexpected_keys"]]
+    if wrong:
+        raise ModelError(f"{folder}: weights do not fit the model, {sorted(wrong)[0]} first; train it anew")
+    return model.eval()
+
+
+def _load_backbone(model_name: str, blocks: int) -> GPT2Model | None:
+    """The first `blocks` blocks with their language-model weights; None where there are none to be had."""
+    folder = Path(model_name)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        return None
+    local = folder.is_dir() or not _hub_answers()
+    try:
+        config = GPT2Config.from_pretrained(model_name, local_files_only=local)
+        config.n_layer = min(blocks, config.n_layer)
+        options = {"config": config, "local_files_only": local, "use_safetensors": True}
+        backbone, info = GPT2Model.from_pretrained(model_name, output_loading_info=True, **options)
+    except OSError as error:
+        if folder.is_dir():
+            raise ModelError(f"{model_name}: the weights cannot be loaded ({_first_line(error)})") from None
+        return None
+    except (RuntimeError, ValueError, SafetensorError) as error:
+        raise ModelError(
+            f"{model_name}: the weights cannot be loaded ({_first_line(error)}); fetch them anew"
+        ) from None
+    if info["missing_keys"]:
+        raise ModelError(f"{model_name}: these are no GPT-2 weights, {sorted(info['missing_keys'])[0]} is missing")
+    return backbone
+
+
+def _architecture(model_name: str) -> GPT2Config:
+    """The shape of a GPT-2 without its weights."""
+    if model_name.removeprefix("openai-community/") in ARCHITECTURES:
+        return GPT2Config(**ARCHITECTURES[model_name.removeprefix("openai-community/")])
+    try:
+        return GPT2Config.from_pretrained(model_name, local_files_only=Path(model_name).is_dir() or not _hub_answers())
+    except (OSError, ValueError):
+        known = ", ".join(ARCHITECTURES)
+        raise ModelError(f"MODEL_NAME = {model_name}: neither a folder with a config.json nor {known}") from None
+
+
+def _hub_answers() -> bool:
+    """One quick question: transformers itself would ask five times, for half a minute, before it gives up."""
+    if constants.is_offline_mode():
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # every HTTP library has its own; any of them means no
+        return False
+    return True
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,382 @@
+"""Training, validation loop (sweep), metrics and the files of a run folder."""
+
+import itertools
+import json
+import logging
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import transformers
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    precision_recall_fscore_support,
+)
+from transformers import get_cosine_schedule_with_warmup
+
+from EMG_DATA_LOADER import Split, WindowSet, batches, channel_statistics, class_weights
+from EMG_model import EMGConfig, EMGForSequenceClassification, build_model
+from ENV import EMGError, Settings
+
+logger = logging.getLogger(__name__)
+
+EVALUATION_BATCH = 256  # windows; no gradients are kept, so it may be larger than BATCH_SIZE
+WORTHWHILE = 1.3  # bfloat16 is taken where its products are at least this much faster
+
+
+# ---- model and data -------------------------------------------------------------------------------------------
+
+
+def new_model(windows: WindowSet, split: Split, settings: Settings) -> EMGForSequenceClassification:
+    """A model for these windows: their channels, rate, classes, and the scale of the training part.
+
+    Raises EMGError where a window does not hold a whole number of patches.
+    """
+    described, rate = windows.metadata, windows.metadata["sampling_rate"]
+    window, patch = described["window"], round(settings.PATCH_MS * rate / 1000)
+    if patch < 1 or window % patch:
+        raise EMGError(
+            f"PATCH_MS = {settings.PATCH_MS:g} is {patch} samples, and a window of {window} samples is no whole number "
+            f"of them; choose a divisor of {1000 * window / rate:g} ms"
+        )
+    config = EMGConfig(
+        tokens=settings.TOKENS,
+        patch=patch,
+        window=window,
+        filters=settings.FILTERS,
+        filter_taps=max(3, round(settings.FILTER_MS * rate / 1000)),
+        dropout=settings.DROPOUT,
+        sampling_rate=rate,
+        class_codes=windows.classes,
+        class_names=windows.class_names,
+        channels=described["channels"],
+        preprocessing=described["settings"],
+        unit=described["unit"],
+    )
+    torch.manual_seed(settings.SEED)
+    model = build_model(config, settings.MODEL_NAME, settings.PRETRAINED, settings.BLOCKS)
+    mean, std = channel_statistics(windows, split.train, settings.SEED)
+    model.set_scale(torch.from_numpy(mean).float(), torch.from_numpy(std).float())
+    model.train_last(-settings.NUM_LAYERS)
+    return model
+
+
+def choose_precision(wanted: str) -> tuple[str, str]:
+    """`fp32` or `bf16`, and why: the faster one on this machine where `auto` is wanted."""
+    if wanted != "auto":
+        return wanted, "as set"
+    if torch.cuda.is_available():
+        return ("bf16", "the GPU computes it") if torch.cuda.is_bf16_supported() else ("fp32", "the GPU lacks bfloat16")
+    seconds = {dtype: _product_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    gain = seconds[torch.float32] / seconds[torch.bfloat16]
+    return ("bf16" if gain > WORTHWHILE else "fp32"), f"bfloat16 products take 1/{gain:.1f} of the time here"
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    a, b = torch.ones(512, 768, dtype=dtype), torch.ones(768, 3072, dtype=dtype)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+# ---- training -------------------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """Trains one model on one split; the validation part chooses the epoch that is kept.
+
+    Every epoch has its own seeds, so that a run that was resumed equals one that was left alone.
+    """
+
+    def __init__(
+        self, model: EMGForSequenceClassification, windows: WindowSet, split: Split, settings: Settings, epochs: int
+    ):
+        self.windows, self.split, self.settings, self.epochs = windows, split, settings, epochs
+        self.precision, reason = choose_precision(settings.PRECISION)
+        self.accelerator = Accelerator(mixed_precision="bf16" if self.precision == "bf16" else "no")
+        logger.info(f"{self.accelerator.device}, {self.precision} ({reason})")
+        optimizer = torch.optim.AdamW(decay_groups(model, settings.WEIGHT_DECAY), lr=settings.LR, betas=(0.9, 0.95))
+        self.steps = -(-len(split.train) // settings.BATCH_SIZE)  # per epoch
+        total = self.steps * epochs
+        schedule = get_cosine_schedule_with_warmup(optimizer, round(settings.WARMUP * total), total)
+        self.model, self.optimizer, self.schedule = self.accelerator.prepare(model, optimizer, schedule)
+        self.weight = None
+        if settings.BALANCE == "weights":
+            weight = class_weights(windows.targets[split.train], len(windows.classes))
+            self.weight = torch.from_numpy(weight).float().to(self.accelerator.device)
+
+    def fit(self, console: Console, run: Path | None = None) -> list[dict]:
+        """One row of history per epoch, to the last or until PATIENCE epochs brought nothing better.
+
+        With a `run` folder, best_model/, last/ and history.csv are replaced after every epoch, and training goes
+        on from last/ where there is one. Raises EMGError where the loss is no longer finite.
+        """
+        history = self._resume(run) if run else []
+        with _progress(console) as bar:
+            for epoch in range(len(history), self.epochs):
+                if epochs_since_best(history) >= self.settings.PATIENCE:
+                    logger.info(f"no better epoch in {self.settings.PATIENCE}: stopping early")
+                    break
+                start = time.perf_counter()
+                row = {"epoch": epoch + 1, "lr": self.schedule.get_last_lr()[0]}
+                row |= self._train_epoch(epoch, bar) | self.validate()
+                history.append(row | {"seconds": time.perf_counter() - start})
+                logger.info(_epoch_line(history[-1], self.epochs))
+                if run:
+                    self._save(history, run)
+        return history
+
+    def _train_epoch(self, epoch: int, bar: Progress) -> dict:
+        self.model.train()
+        torch.manual_seed(self.settings.SEED + 1_000_003 * (epoch + 1))
+        rng = np.random.default_rng([self.settings.SEED, epoch])
+        task = bar.add_task(f"epoch {epoch + 1}/{self.epochs}", total=self.steps, loss=0.0, accuracy=0.0)
+        loss_sum, right, seen = 0.0, 0, 0
+        for step, (emg, target) in enumerate(batches(self.windows, self.split.train, self.settings.BATCH_SIZE, rng)):
+            loss, hits = self._train_step(emg, target)
+            if not np.isfinite(loss):
+                raise EMGError(
+                    f"the loss is {loss} in epoch {epoch + 1}, step {step + 1}; lower LR or look at the data"
+                )
+            loss_sum, right, seen = loss_sum + loss * len(target), right + hits, seen + len(target)
+            bar.update(task, advance=1, loss=loss_sum / seen, accuracy=right / seen)
+        bar.remove_task(task)
+        return {"train_loss": loss_sum / seen, "train_accuracy": right / seen}
+
+    def _train_step(self, emg: torch.Tensor, target: torch.Tensor) -> tuple[float, int]:
+        """emg (B, T, C), target (B,) → loss, and how many windows were classified right."""
+        device = self.accelerator.device
+        target = target.to(device)
+        with self.accelerator.autocast():
+            output = self.model(emg=emg.to(device), labels=target, weight=self.weight)
+        self.optimizer.zero_grad()
+        self.accelerator.backward(output.loss)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.CLIP)
+        self.optimizer.step()
+        self.schedule.step()
+        return output.loss.item(), int((output.logits.argmax(1) == target).sum())
+
+    def validate(self) -> dict:
+        probabilities = self.predict(self.model, self.split.validation)
+        target = self.windows.targets[self.split.validation]
+        predicted = probabilities.argmax(1)
+        return {
+            "validation_loss": float(-np.log(probabilities[np.arange(len(target)), target] + 1e-12).mean()),
+            "validation_accuracy": accuracy_score(target, predicted),
+            "validation_balanced_accuracy": balanced_accuracy_score(target, predicted),
+        }
+
+    @torch.inference_mode()
+    def predict(self, model: EMGForSequenceClassification, rows: np.ndarray) -> np.ndarray:
+        """(n, K) probabilities of the windows `rows`."""
+        device = self.accelerator.device
+        model.to(device).eval()
+        parts = []
+        for emg, _ in batches(self.windows, rows, EVALUATION_BATCH):
+            with self.accelerator.autocast():
+                parts.append(model(emg=emg.to(device)).logits.softmax(1).float().cpu().numpy())
+        return np.concatenate(parts)
+
+    def _save(self, history: list[dict], run: Path) -> None:
+        """best_model/ where this epoch is the best so far, then last/ and history.csv; each is whole or absent."""
+        if epochs_since_best(history) == 0:
+            model = self.accelerator.unwrap_model(self.model)
+            replace_folder(run / "best_model", model.save_pretrained)
+        pd.DataFrame(history).to_csv(run / "history.csv", index=False)
+        replace_folder(run / "last", lambda folder: self._save_state(history, folder))
+
+    def _save_state(self, history: list[dict], folder: Path) -> None:
+        self.accelerator.save_state(str(folder))
+        (folder / "history.json").write_text(json.dumps(history))
+
+    def _resume(self, run: Path) -> list[dict]:
+        state = run / "last" / "history.json"
+        if not state.is_file():
+            return []
+        self.accelerator.load_state(str(state.parent))
+        history = json.loads(state.read_text())
+        logger.info(f"going on after epoch {len(history)} of {state.parent}")
+        return history
+
+
+def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
+    """Trained parameters: matrices with decay; norms, biases, positions and filters without."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decays = {name for name, p in trained if p.ndim == 2 and "wpe" not in name}
+    return [
+        {"params": [p for name, p in trained if name in decays], "weight_decay": weight_decay},
+        {"params": [p for name, p in trained if name not in decays], "weight_decay": 0.0},
+    ]
+
+
+def best_epoch(history: list[dict]) -> int:
+    """Index of the first epoch with the highest balanced accuracy on the validation part."""
+    return int(np.argmax([row["validation_balanced_accuracy"] for row in history]))
+
+
+def epochs_since_best(history: list[dict]) -> int:
+    return len(history) - 1 - best_epoch(history) if history else 0
+
+
+def _epoch_line(row: dict, epochs: int) -> str:
+    return (
+        f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.3f}, accuracy {row['train_accuracy']:.3f}; "
+        f"validation loss {row['validation_loss']:.3f}, accuracy {row['validation_accuracy']:.3f}, "
+        f"balanced {row['validation_balanced_accuracy']:.3f}; {row['seconds']:.0f} s"
+    )
+
+
+def _progress(console: Console) -> Progress:
+    live = "loss {task.fields[loss]:.3f}  accuracy {task.fields[accuracy]:.3f}"
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(live)]
+    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
+
+
+# ---- validation loop ------------------------------------------------------------------------------------------
+
+
+def sweep(windows: WindowSet, split: Split, settings: Settings, console: Console, run: Path) -> Settings:
+    """Try every SWEEP_NUM_LAYERS × SWEEP_LR for NUM_EPOCHS_FOR_VALIDATION epochs; returns the best as settings.
+
+    The validation part alone decides; sweep.csv holds every trial.
+    """
+    trials = []
+    for num_layers, lr in itertools.product(settings.SWEEP_NUM_LAYERS, settings.SWEEP_LR):
+        trial = settings.model_copy(update={"NUM_LAYERS": num_layers, "LR": lr})
+        logger.info(f"trial {len(trials) + 1}: NUM_LAYERS {num_layers}, LR {lr:g}")
+        model = new_model(windows, split, trial)
+        history = Trainer(model, windows, split, trial, settings.NUM_EPOCHS_FOR_VALIDATION).fit(console)
+        reached = max(row["validation_balanced_accuracy"] for row in history)
+        trials.append({"NUM_LAYERS": num_layers, "LR": lr, "validation_balanced_accuracy": reached})
+        pd.DataFrame(trials).to_csv(run / "sweep.csv", index=False)
+    best = max(trials, key=lambda one: one["validation_balanced_accuracy"])
+    logger.info(f"best trial: NUM_LAYERS {best['NUM_LAYERS']}, LR {best['LR']:g}")
+    return settings.model_copy(update={"NUM_LAYERS": best["NUM_LAYERS"], "LR": best["LR"]})
+
+
+# ---- metrics --------------------------------------------------------------------------------------------------
+
+
+def compute_metrics(windows: WindowSet, rows: np.ndarray, probabilities: np.ndarray) -> dict:
+    """Figures of the windows `rows` from their (n, K) probabilities, overall, per class and per subject.
+
+    Accuracy, balanced accuracy (mean recall over the classes present) and macro F1 as scikit-learn defines them;
+    confusion_matrix[i][j] counts windows of class i that were called class j.
+    """
+    target, predicted = windows.targets[rows], probabilities.argmax(1)
+    indices = range(len(windows.classes))
+    scores = precision_recall_fscore_support(target, predicted, labels=indices, zero_division=0)
+    subjects = windows.table["subject"].to_numpy()[rows]
+    return {
+        **_summary(target, predicted),
+        "per_class": {
+            name: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
+            for name, p, r, f, n in zip(windows.class_names, *scores, strict=True)
+        },
+        "per_subject": {
+            subject: {**_summary(target[subjects == subject], predicted[subjects == subject])}
+            for subject in sorted(set(subjects))
+        },
+        "confusion_matrix": confusion_matrix(target, predicted, labels=indices).tolist(),
+        "classes": {str(code): name for code, name in zip(windows.classes, windows.class_names, strict=True)},
+    }
+
+
+def _summary(target: np.ndarray, predicted: np.ndarray) -> dict:
+    return {
+        "accuracy": float(accuracy_score(target, predicted)),
+        "balanced_accuracy": float(balanced_accuracy_score(target, predicted)),
+        "macro_f1": float(f1_score(target, predicted, average="macro", zero_division=0)),
+        "windows": len(target),
+    }
+
+
+def versions() -> dict[str, str]:
+    libraries = {"torch": torch, "transformers": transformers, "numpy": np, "pandas": pd}
+    return {"python": platform.python_version()} | {name: library.__version__ for name, library in libraries.items()}
+
+
+# ---- run folder -----------------------------------------------------------------------------------------------
+
+
+def open_run(settings: Settings) -> Path:
+    """The run's folder, new or empty; the resumed run's with RESUME. Raises EMGError."""
+    if settings.RESUME:
+        if not (settings.RESUME / "last" / "history.json").is_file():
+            raise EMGError(f"RESUME = {settings.RESUME}: no finished epoch is there to go on from; start a new run")
+        return settings.RESUME
+    if settings.RUN_DIR:
+        if settings.RUN_DIR.exists() and (not settings.RUN_DIR.is_dir() or any(settings.RUN_DIR.iterdir())):
+            raise EMGError(f"RUN_DIR = {settings.RUN_DIR}: there are results already; name a new folder, or use RESUME")
+        return _make_folder(settings.RUN_DIR, may_exist=True)
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    for number in itertools.count(1):
+        folder = Path("runs") / (stamp if number == 1 else f"{stamp}_{number}")
+        if not folder.exists():
+            return _make_folder(folder, may_exist=False)
+
+
+def _make_folder(folder: Path, may_exist: bool) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=may_exist)
+        (folder / "log.txt").touch()
+    except OSError as error:
+        raise EMGError(f"{folder}: the folder cannot be written ({error.strerror}); name another RUN_DIR") from None
+    return folder
+
+
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a new folder that then takes the place of `folder`: a reader sees the old or the new one."""
+    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    new.mkdir(parents=True)
+    write(new)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def resumed_settings(settings: Settings) -> Settings:
+    """The settings that the run RESUME was started with; raises EMGError where there is none to go on with."""
+    try:
+        saved = json.loads((settings.RESUME / "env.json").read_text())
+        return Settings(**saved | {"RESUME": settings.RESUME})
+    except (OSError, ValueError):
+        raise EMGError(
+            f"RESUME = {settings.RESUME}: this is no run of this program; name a folder under runs"
+        ) from None
+
+
+def write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_split(windows: WindowSet, split: Split, run: Path) -> None:
+    """split.csv: every window's identity and part."""
+    windows.table.assign(part=split.part_of(len(windows.table))).to_csv(run / "split.csv", index=False)
+
+
+def write_predictions(windows: WindowSet, rows: np.ndarray, probabilities: np.ndarray, run: Path) -> None:
+    """predictions.parquet: identity, true label, predicted label and one probability per label."""
+    table = windows.table.iloc[rows].reset_index(drop=True)
+    table["predicted"] = np.array(windows.classes, np.int8)[probabilities.argmax(1)]
+    for code, column in zip(windows.classes, probabilities.T, strict=True):
+        table[f"p_{code}"] = column
+    table.to_parquet(run / "predictions.parquet")

@@ -1,0 +1,159 @@
+"""Train a GPT-2 gesture classifier on windows of surface EMG and test it once.
+
+    python main.py [any setting of ENV.py]
+
+Exit status: 0 done, 1 something that the user can put right (one sentence says what), 130 interrupted.
+"""
+
+import logging
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from transformers.utils import logging as transformers_logging
+
+from EMG_DATA_LOADER import Split, WindowSet, load_windows, split_windows
+from EMG_figures import draw_confusion_matrix, draw_history
+from EMG_model import ModelError, load_model
+from EMG_utils import (
+    Trainer,
+    best_epoch,
+    compute_metrics,
+    new_model,
+    open_run,
+    replace_folder,
+    resumed_settings,
+    sweep,
+    versions,
+    write_json,
+    write_predictions,
+    write_split,
+)
+from ENV import EMGError, Settings, from_command_line
+
+logger = logging.getLogger("main")
+
+
+def main() -> int:
+    console = Console(highlight=False)
+    run = None
+    try:
+        settings = from_command_line(Settings)
+        settings = resumed_settings(settings) if settings.RESUME else settings
+        windows = load_windows(settings)
+        split = split_windows(windows, settings)
+        run = open_run(settings)
+        start_log(console, run)
+        experiment(windows, split, settings, console, run)
+    except (EMGError, ModelError) as error:
+        print(f"main.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        resumable = run and (run / "last").is_dir()
+        advice = f"go on with --resume {run}" if resumable else "no epoch was finished; run the same command again"
+        print(f"main.py: interrupted; {advice}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def experiment(windows: WindowSet, split: Split, settings: Settings, console: Console, run: Path) -> None:
+    """Data → (sweep) → train → test once → figures; everything goes into the folder `run`."""
+    start = time.perf_counter()
+    describe_data(windows, split, settings)
+    write_json(run / "env.json", settings.model_dump(mode="json"))
+    write_split(windows, split, run)
+
+    if settings.SWEEP and not settings.RESUME:
+        settings = sweep(windows, split, settings, console, run)
+        write_json(run / "env.json", settings.model_dump(mode="json"))
+
+    model = new_model(windows, split, settings)
+    parameters, trainable = model.num_parameters(), model.num_parameters(only_trainable=True)
+    logger.info(
+        f"{settings.MODEL_NAME}, {model.config.weights} weights: {parameters:,} parameters, {trainable:,} trained"
+    )
+    trainer = Trainer(model, windows, split, settings, settings.NUM_EPOCHS)
+    history = trainer.fit(console, run)
+
+    best = load_model(run / "best_model")
+    probabilities = trainer.predict(best, split.test)
+    metrics = compute_metrics(windows, split.test, probabilities) | {
+        "n_train": len(split.train),
+        "n_val": len(split.validation),
+        "n_test": len(split.test),
+        "split": settings.SPLIT,
+        "split_description": split.description,
+        "data": str(settings.DATA_LOCATION),
+        "data_note": windows.metadata["note"],
+        "weights": best.config.weights,
+        "parameters": parameters,
+        "trainable_parameters": trainable,
+        "epochs": len(history),
+        "best_epoch": best_epoch(history) + 1,
+        "seconds": time.perf_counter() - start,
+        "device": str(trainer.accelerator.device),
+        "precision": trainer.precision,
+        "versions": versions(),
+    }
+    write_json(run / "metrics.json", metrics)
+    write_predictions(windows, split.test, probabilities, run)
+    draw(metrics, history, settings, run)
+    if settings.MODEL_SAVING_DIR:
+        replace_folder(settings.MODEL_SAVING_DIR, best.save_pretrained)
+    logger.info(
+        f"test: accuracy {metrics['accuracy']:.3f}, balanced accuracy {metrics['balanced_accuracy']:.3f} "
+        f"(chance {1 / len(windows.classes):.3f}), macro F1 {metrics['macro_f1']:.3f}"
+    )
+    logger.info(f"{run}: accuracy.png, loss.png, confusion_matrix.png, metrics.json, best_model/ and the rest")
+
+
+def describe_data(windows: WindowSet, split: Split, settings: Settings) -> None:
+    described = windows.metadata
+    logger.info(
+        f"{settings.DATA_LOCATION}: {len(windows.table)} windows of {described['window']} samples at "
+        f"{described['sampling_rate']:g} Hz, {len(described['channels'])} channels, {len(windows.classes)} classes"
+    )
+    if described["note"]:
+        logger.info(described["note"])
+    for name, made_with in described["settings"].items():
+        wanted = settings.model_dump(mode="json")[name]
+        if wanted != made_with:
+            logger.warning(f"{name} is {made_with} in the file, not {wanted}; run Preprocessing.py to change it")
+    logger.info(split.description)
+    logger.info(f"{len(split.train)} windows to train, {len(split.validation)} to validate, {len(split.test)} to test")
+
+
+def draw(metrics: dict, history: list[dict], settings: Settings, run: Path) -> None:
+    origin = f"{settings.DATA_LOCATION.name}. {metrics['data_note']}".strip()
+    note = f"{settings.MODEL_NAME}, {metrics['weights']} weights, split by {settings.SPLIT}. Data: {origin}"
+    leaky = " (leaky split)" if settings.SPLIT == "random" else ""
+    title = (
+        f"Test{leaky}: balanced accuracy {metrics['balanced_accuracy']:.3f}, "
+        f"accuracy {metrics['accuracy']:.3f}, {metrics['n_test']} windows"
+    )
+    draw_history(history, metrics["best_epoch"] - 1, 1 / len(metrics["classes"]), note, run)
+    draw_confusion_matrix(metrics, title, note, run)
+
+
+def start_log(console: Console, run: Path) -> None:
+    """Everything goes to the terminal, above the progress bar, and to log.txt."""
+    kept = logging.FileHandler(run / "log.txt", encoding="utf-8")
+    kept.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[ConsoleHandler(console), kept], force=True)
+    for name in ("main", "EMG_utils", "EMG_model"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    transformers_logging.disable_progress_bar()
+
+
+class ConsoleHandler(logging.Handler):
+    def __init__(self, console: Console):
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.console.print(self.format(record), soft_wrap=True, markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
