@@ -81,7 +81,7 @@ def load_windows(settings: Settings) -> WindowSet:
     """
     path = settings.DATA_LOCATION
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             metadata = _read_metadata(file, path)
             emg = _read_emg(file, metadata, settings.MEMORY_GB)
             table = file.read([name for name in file.schema_arrow.names if name != "emg"]).to_pandas()
@@ -126,7 +126,9 @@ def _smallest_type(file: pq.ParquetFile) -> np.dtype:
     stored = np.dtype(file.schema_arrow.field("emg").type.value_type.to_pandas_dtype())
     if stored.kind != "i":
         return stored
-    statistics = [file.metadata.row_group(i).column(0).statistics for i in range(file.metadata.num_row_groups)]
+    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+    statistics = [column.statistics for column in columns if column.path_in_schema.split(".")[0] == "emg"]
     if not all(s is not None and s.has_min_max for s in statistics):
         return stored
     peak = max(max(-s.min, s.max) for s in statistics)
@@ -151,6 +153,7 @@ class Split:
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
+    name: str  # SPLIT, or `named` where TRAIN_ON or TEST_ON name the parts
     description: str
 
     def part_of(self, count: int) -> np.ndarray:
@@ -167,7 +170,8 @@ def split_windows(windows: WindowSet, settings: Settings) -> Split:
     Raises EMGError where the data cannot give the split, or a class has too few windows to learn from.
     """
     table, rng = windows.table, np.random.default_rng(settings.SEED)
-    if settings.TRAIN_ON or settings.TEST_ON:
+    named = bool(settings.TRAIN_ON or settings.TEST_ON)
+    if named:
         rest, test, description = _named_parts(windows.identity, settings)
     else:
         rest, test, description = _held_out_parts(table, settings, rng)
@@ -178,29 +182,35 @@ def split_windows(windows: WindowSet, settings: Settings) -> Split:
     if settings.BALANCE == "undersample":
         train = _undersample(table, train, rng)
     _check_classes(windows, train)
-    return Split(train, validation, test, f"{description}; validation by {level}")
+    name = "named" if named else settings.SPLIT
+    return Split(train, validation, test, name, f"{description}; validation by {level}")
 
 
 def _held_out_parts(table: pd.DataFrame, settings: Settings, rng) -> tuple[np.ndarray, np.ndarray, str]:
     if settings.SPLIT == "random":
-        test = _random_share(len(table), settings.TEST_SHARE, rng)
-        return np.flatnonzero(~test), np.flatnonzero(test), "random windows (leaky: neighbours are in both parts)"
+        order = rng.permutation(len(table))
+        test = order[_fold(len(table), "the file", settings.TEST_SHARE, settings.FOLD)]
+        words = f"random windows, fold {settings.FOLD} (leaky: neighbours are in both parts)"
+        return np.setdiff1d(order, test), np.sort(test), words
     groups, inside = LEVELS[settings.SPLIT]
     if settings.SPLIT == "session":
         held, which = _held_out(table, groups, inside, partial(_last, share=settings.TEST_SHARE)), "last"
     else:
         choose = partial(_fold, share=settings.TEST_SHARE, fold=settings.FOLD)
-        held, which = _held_out(table, groups, inside, choose), f"fold {settings.FOLD}"
+        lenient = settings.SPLIT == "repetition"
+        held, which = _held_out(table, groups, inside, choose, lenient), f"fold {settings.FOLD}"
     names = sorted(set(table.loc[held, groups].astype(str).agg("/".join, axis=1)))
     listed = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
     return np.flatnonzero(~held), np.flatnonzero(held), f"{settings.SPLIT} held out, {which}: {listed}"
 
 
-def _held_out(table: pd.DataFrame, groups: list[str], inside: list[str], choose: Callable) -> np.ndarray:
+def _held_out(
+    table: pd.DataFrame, groups: list[str], inside: list[str], choose: Callable, lenient: bool = False
+) -> np.ndarray:
     """(n,) whether a window belongs to the groups that `choose` picks inside each unit.
 
     Groups are ordered by name, which is by date for sessions, by trajectory, date and time for recordings.
-    Raises EMGError where a unit has a single group, or too few for the fold.
+    Raises EMGError where a unit has a single group (`lenient`: it stays whole, unless all have), or too few folds.
     """
     held = np.zeros(len(table), bool)
     units = table.groupby(inside).indices.items() if inside else [("the file", np.arange(len(table)))]
@@ -208,12 +218,15 @@ def _held_out(table: pd.DataFrame, groups: list[str], inside: list[str], choose:
         keys = pd.MultiIndex.from_frame(table.iloc[rows][groups])
         names = keys.unique().sort_values()
         where = "/".join(map(str, unit)) if isinstance(unit, tuple) else unit
-        if len(names) < 2:
+        if len(names) > 1:
+            held[rows] = keys.isin(names[choose(len(names), where)])
+        elif not lenient:
             raise EMGError(
                 f"{where} has a single {groups[-1]}, and nothing is left to train on when it is held out; "
                 "choose another SPLIT or add recordings"
             )
-        held[rows] = keys.isin(names[choose(len(names), where)])
+    if not held.any():
+        raise EMGError(f"every unit has a single {groups[-1]}, so none can be held out; choose another SPLIT")
     return held
 
 
@@ -279,7 +292,8 @@ def _cut_validation(
     part, problem = table.iloc[rest].reset_index(drop=True), None
     for level in NEXT_FINER[settings.SPLIT]:
         try:
-            held = _held_out(part, *VALIDATION_LEVELS[level], partial(_spread, share=settings.VALIDATION_SHARE))
+            choose = partial(_spread, share=settings.VALIDATION_SHARE)
+            held = _held_out(part, *VALIDATION_LEVELS[level], choose, lenient=level == "repetition")
             return rest[~held], rest[held], level
         except EMGError as error:
             problem = error

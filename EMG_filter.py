@@ -14,9 +14,12 @@ from scipy.signal import butter, iirnotch, resample_poly, sosfilt, sosfilt_zi, s
 from scipy.special import factorial
 from threadpoolctl import threadpool_limits
 
+from ENV import EMGError
+
 LINE_FREQUENCIES = (30.0, 49.99, 60.0, 90.0, 150.0)  # Hz, the reference's list
 LINE_TOLERANCE = 0.01  # Hz, how far a fitted frequency may lie from its nominal value
 SPAN_S = 10.0  # s, over which amplitude, phase and frequency are taken as constant
+TAIL_S = 2.0  # s, the shortest piece that a sinusoid is fitted to at the end of a recording
 NOTCH_WIDTH = 1.0  # Hz at −3 dB, of the causal notches
 BAND_ORDER = 5
 PUTEMG_RATE = 5124.07211903  # Hz, hard-coded in the reference
@@ -56,6 +59,8 @@ def resample(emg: np.ndarray, rate: float, target: float) -> tuple[np.ndarray, f
 def _band_pass(rate: float, band: tuple[float, float]) -> np.ndarray:
     """Second-order sections; only the low edge is kept where the high one is not below Nyquist."""
     low, high = band
+    if low >= 0.99 * rate / 2:
+        raise EMGError(f"BAND_HZ begins at {low:g} Hz, and {rate:g} samples a second hold less; lower its first value")
     if high < rate / 2:
         return butter(BAND_ORDER, band, "bandpass", fs=rate, output="sos")
     return butter(BAND_ORDER, low, "highpass", fs=rate, output="sos")
@@ -103,19 +108,23 @@ def line_harmonics(emg: np.ndarray, time: np.ndarray, rate: float) -> np.ndarray
     """The sinusoids that the reference fits to (N, C) samples and subtracts, (N, C) float32.
 
     Each frequency is fitted on its own in consecutive 10 s spans. What is left at the end, which the reference
-    does not treat, is fitted over the last 10 s. Frequencies above Nyquist are passed over.
+    does not treat, is fitted by itself, or with what precedes it to 2 s. Frequencies above Nyquist are passed over.
     """
-    samples = len(emg)
+    samples, channels = emg.shape
     span = _span(samples, rate)
-    ends = [*range(span, samples + 1, span)]
-    ends += [samples] if ends[-1] < samples else []
+    whole = samples // span * span
     harmonics = np.zeros(emg.shape, np.float32)
-    for line in (_Line(f, span, rate) for f in LINE_FREQUENCIES if f < rate / 2):
-        amplitudes, done = np.zeros((emg.shape[1], 2)), 0
-        for end in ends:
-            fits = line.fit(emg[end - span : end], time[end - span], amplitudes)
-            harmonics[done:end] += line.sinusoids(fits, time[end - span])[done - end :]
-            amplitudes, done = fits[:, :2], end
+    for frequency in (f for f in LINE_FREQUENCIES if f < rate / 2):
+        line, amplitudes = _Line(frequency, span, rate), np.zeros((channels, 2))
+        for first in range(0, whole, span):
+            fits = line.fit(emg[first : first + span], time[first], amplitudes)
+            harmonics[first : first + span] += line.sinusoids(fits, time[first])
+            amplitudes = fits[:, :2]
+        if whole < samples:
+            first = max(0, min(whole, samples - int(TAIL_S * rate)))
+            line = _Line(frequency, samples - first, rate)
+            fits = line.fit(emg[first:], time[first], np.zeros((channels, 2)))
+            harmonics[whole:] += line.sinusoids(fits, time[first])[whole - first :]
     return harmonics
 
 

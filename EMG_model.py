@@ -247,7 +247,7 @@ def load_model(folder: Path | str) -> EMGForSequenceClassification:
         model, info = EMGForSequenceClassification.from_pretrained(
             folder, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder}: no model can be loaded ({_first_line(error)}); name a best_model folder") from None
     wrong = [*info["missing_keys"], *info["unexpected_keys"]]
     if wrong:
@@ -260,20 +260,18 @@ def _load_backbone(model_name: str, blocks: int) -> GPT2Model | None:
     folder = Path(model_name)
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         return None
-    local = folder.is_dir() or not _hub_answers()
-    try:
-        config = GPT2Config.from_pretrained(model_name, local_files_only=local)
-        config.n_layer = min(blocks, config.n_layer)
-        options = {"config": config, "local_files_only": local, "use_safetensors": True}
-        backbone, info = GPT2Model.from_pretrained(model_name, output_loading_info=True, **options)
-    except OSError as error:
-        if folder.is_dir():
-            raise ModelError(f"{model_name}: the weights cannot be loaded ({_first_line(error)})") from None
+    config = _read_config(model_name)
+    if config is None:
         return None
-    except (RuntimeError, ValueError, SafetensorError) as error:
-        raise ModelError(
-            f"{model_name}: the weights cannot be loaded ({_first_line(error)}); fetch them anew"
-        ) from None
+    config.n_layer = min(blocks, config.n_layer)
+    options = {"config": config, "local_files_only": folder.is_dir() or not _hub_answers(), "use_safetensors": True}
+    try:
+        backbone, info = GPT2Model.from_pretrained(model_name, output_loading_info=True, **options)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        if isinstance(error, OSError) and not folder.is_dir():
+            return None  # neither in the cache nor on the hub
+        reason = _first_line(error)
+        raise ModelError(f"{model_name}: the weights cannot be loaded ({reason}); fetch them again") from None
     if info["missing_keys"]:
         raise ModelError(f"{model_name}: these are no GPT-2 weights, {sorted(info['missing_keys'])[0]} is missing")
     return backbone
@@ -281,13 +279,26 @@ def _load_backbone(model_name: str, blocks: int) -> GPT2Model | None:
 
 def _architecture(model_name: str) -> GPT2Config:
     """The shape of a GPT-2 without its weights."""
-    if model_name.removeprefix("openai-community/") in ARCHITECTURES:
-        return GPT2Config(**ARCHITECTURES[model_name.removeprefix("openai-community/")])
+    known = ARCHITECTURES.get(model_name.removeprefix("openai-community/"))
+    config = GPT2Config(**known) if known and not Path(model_name).is_dir() else _read_config(model_name)
+    if config is None:
+        names = ", ".join(ARCHITECTURES)
+        raise ModelError(f"MODEL_NAME = {model_name}: neither a folder with a GPT-2's config.json nor one of {names}")
+    return config
+
+
+def _read_config(model_name: str) -> GPT2Config | None:
+    """The config.json in a folder, in the cache or on the hub; None where there is none, ModelError if no GPT-2's."""
+    local = Path(model_name).is_dir() or not _hub_answers()
     try:
-        return GPT2Config.from_pretrained(model_name, local_files_only=Path(model_name).is_dir() or not _hub_answers())
+        content, _ = GPT2Config.get_config_dict(model_name, local_files_only=local)
     except (OSError, ValueError):
-        known = ", ".join(ARCHITECTURES)
-        raise ModelError(f"MODEL_NAME = {model_name}: neither a folder with a config.json nor {known}") from None
+        return None
+    if not content:
+        return None
+    if content.get("model_type") != "gpt2":
+        raise ModelError(f"MODEL_NAME = {model_name}: a {content.get('model_type')} model; name a GPT-2")
+    return GPT2Config.from_dict(content)
 
 
 def _hub_answers() -> bool:

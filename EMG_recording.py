@@ -6,6 +6,7 @@ looked at, the lists of column names, go through an unpickler that can build not
 """
 
 import io
+import lzma
 import pickle
 import re
 import zipfile
@@ -74,7 +75,7 @@ def read_recording(path: Path) -> Recording:
     CSV, truncated, another layout, missing channels or labels, values that are not finite, a clock that jumps or
     runs backwards, constant channels, labels that are not whole numbers ≥ −1.
     """
-    with _explained(path):
+    with named(path), _explained():
         identity = _parse_name(path.stem)
         channels, chunks = _read_hdf5(path) if path.suffix.lower() == ".hdf5" else _read_csv(path)
         time, values = _join(chunks, columns=len(channels) + 2)
@@ -87,19 +88,28 @@ def read_recording(path: Path) -> Recording:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn whatever a broken file makes the readers raise into one EMGError that names the file."""
+def named(path: Path) -> Iterator[None]:
+    """Put the file's name before the message of any EMGError."""
     try:
         yield
     except EMGError as error:
         raise EMGError(f"{path}: {error}") from None
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn whatever a broken file makes the readers raise into one EMGError."""
+    try:
+        yield
+    except EMGError:
+        raise
     except MemoryError:
-        raise EMGError(f"{path}: the file claims more rows than memory holds; download it again") from None
+        raise EMGError("the file claims more rows than memory holds; download it again") from None
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, pickle.UnpicklingError) as error:
+        raise EMGError(f"the file is damaged ({error}); download it again") from None
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, IndexError, EOFError) as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise EMGError(f"{path}: the file cannot be read ({reason}); download it again") from None
-    except (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError) as error:
-        raise EMGError(f"{path}: the file is damaged ({error}); download it again") from None
+        raise EMGError(f"the file cannot be read ({reason}); download it again") from None
 
 
 def _parse_name(stem: str) -> dict[str, str]:
@@ -152,7 +162,10 @@ def _plain_list(attributes: h5py.AttributeManager, name: str) -> list:
     if name not in attributes or attributes.get_id(name).get_storage_size() > MAX_ATTRIBUTE_BYTES:
         return []
     value = attributes[name]
-    columns = _PlainUnpickler(io.BytesIO(value), encoding="latin1").load() if isinstance(value, bytes) else []
+    try:
+        columns = _PlainUnpickler(io.BytesIO(value), encoding="latin1").load() if isinstance(value, bytes) else []
+    except Exception as error:  # a broken pickle can raise anything
+        raise EMGError(f"the attribute {name} is damaged ({error}); download the file again") from None
     return columns if isinstance(columns, list) else []
 
 
@@ -174,7 +187,7 @@ def _read_csv(path: Path) -> tuple[tuple[str, ...], Iterator[Chunk]]:
 
     def chunks() -> Iterator[Chunk]:
         columns = {header[0]: np.float64} | dict.fromkeys(wanted, np.float64)
-        options = {"usecols": list(columns), "dtype": columns, "float_precision": "round_trip"}
+        options = {"usecols": list(columns), "dtype": columns}
         with _csv_stream(path) as stream:
             for frame in pd.read_csv(stream, chunksize=ROWS_PER_READ, **options):
                 yield frame[header[0]].to_numpy(), frame[wanted].to_numpy()

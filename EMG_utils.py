@@ -6,8 +6,10 @@ import logging
 import os
 import platform
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +21,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from sklearn.metrics import (
     accuracy_score,
-    balanced_accuracy_score,
     confusion_matrix,
     f1_score,
     precision_recall_fscore_support,
+    recall_score,
 )
 from transformers import get_cosine_schedule_with_warmup
 
@@ -133,8 +135,7 @@ class Trainer:
                     logger.info(f"no better epoch in {self.settings.PATIENCE}: stopping early")
                     break
                 start = time.perf_counter()
-                row = {"epoch": epoch + 1, "lr": self.schedule.get_last_lr()[0]}
-                row |= self._train_epoch(epoch, bar) | self.validate()
+                row = {"epoch": epoch + 1} | self._train_epoch(epoch, bar) | self.validate()
                 history.append(row | {"seconds": time.perf_counter() - start})
                 logger.info(_epoch_line(history[-1], self.epochs))
                 if run:
@@ -146,8 +147,9 @@ class Trainer:
         torch.manual_seed(self.settings.SEED + 1_000_003 * (epoch + 1))
         rng = np.random.default_rng([self.settings.SEED, epoch])
         task = bar.add_task(f"epoch {epoch + 1}/{self.epochs}", total=self.steps, loss=0.0, accuracy=0.0)
-        loss_sum, right, seen = 0.0, 0, 0
+        loss_sum, right, seen, rates = 0.0, 0, 0, []
         for step, (emg, target) in enumerate(batches(self.windows, self.split.train, self.settings.BATCH_SIZE, rng)):
+            rates.append(self.schedule.get_last_lr()[0])
             loss, hits = self._train_step(emg, target)
             if not np.isfinite(loss):
                 raise EMGError(
@@ -156,7 +158,7 @@ class Trainer:
             loss_sum, right, seen = loss_sum + loss * len(target), right + hits, seen + len(target)
             bar.update(task, advance=1, loss=loss_sum / seen, accuracy=right / seen)
         bar.remove_task(task)
-        return {"train_loss": loss_sum / seen, "train_accuracy": right / seen}
+        return {"lr": np.mean(rates), "train_loss": loss_sum / seen, "train_accuracy": right / seen}
 
     def _train_step(self, emg: torch.Tensor, target: torch.Tensor) -> tuple[float, int]:
         """emg (B, T, C), target (B,) → loss, and how many windows were classified right."""
@@ -178,7 +180,7 @@ class Trainer:
         return {
             "validation_loss": float(-np.log(probabilities[np.arange(len(target)), target] + 1e-12).mean()),
             "validation_accuracy": accuracy_score(target, predicted),
-            "validation_balanced_accuracy": balanced_accuracy_score(target, predicted),
+            "validation_balanced_accuracy": balanced_accuracy(target, predicted),
         }
 
     @torch.inference_mode()
@@ -297,10 +299,15 @@ def compute_metrics(windows: WindowSet, rows: np.ndarray, probabilities: np.ndar
     }
 
 
+def balanced_accuracy(target: np.ndarray, predicted: np.ndarray) -> float:
+    """Mean recall over the classes that are present in `target`."""
+    return float(recall_score(target, predicted, labels=np.unique(target), average="macro", zero_division=0))
+
+
 def _summary(target: np.ndarray, predicted: np.ndarray) -> dict:
     return {
         "accuracy": float(accuracy_score(target, predicted)),
-        "balanced_accuracy": float(balanced_accuracy_score(target, predicted)),
+        "balanced_accuracy": balanced_accuracy(target, predicted),
         "macro_f1": float(f1_score(target, predicted, average="macro", zero_division=0)),
         "windows": len(target),
     }
@@ -317,6 +324,8 @@ def versions() -> dict[str, str]:
 def open_run(settings: Settings) -> Path:
     """The run's folder, new or empty; the resumed run's with RESUME. Raises EMGError."""
     if settings.RESUME:
+        recover_folder(settings.RESUME / "last")
+        recover_folder(settings.RESUME / "best_model")
         if not (settings.RESUME / "last" / "history.json").is_file():
             raise EMGError(f"RESUME = {settings.RESUME}: no finished epoch is there to go on from; start a new run")
         return settings.RESUME
@@ -326,23 +335,33 @@ def open_run(settings: Settings) -> Path:
         return _make_folder(settings.RUN_DIR, may_exist=True)
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     for number in itertools.count(1):
-        folder = Path("runs") / (stamp if number == 1 else f"{stamp}_{number}")
-        if not folder.exists():
-            return _make_folder(folder, may_exist=False)
+        with suppress(FileExistsError):  # another run began in the same second
+            return _make_folder(Path("runs") / (stamp if number == 1 else f"{stamp}_{number}"), may_exist=False)
 
 
 def _make_folder(folder: Path, may_exist: bool) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=may_exist)
         (folder / "log.txt").touch()
+    except FileExistsError:
+        raise
     except OSError as error:
         raise EMGError(f"{folder}: the folder cannot be written ({error.strerror}); name another RUN_DIR") from None
     return folder
 
 
+def discard_if_empty(run: Path) -> bool:
+    """Remove a run that has neither a finished epoch nor a trial to show; returns whether it did."""
+    worthless = not (run / "last").exists() and not (run / "sweep.csv").exists()
+    if worthless:
+        shutil.rmtree(run, ignore_errors=True)
+    return worthless
+
+
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a new folder that then takes the place of `folder`: a reader sees the old or the new one."""
-    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    recover_folder(folder)
+    new, old = _beside(folder, "new"), _beside(folder, "old")
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
     new.mkdir(parents=True)
@@ -353,15 +372,38 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def recover_folder(folder: Path) -> None:
+    """Put the old folder back where a kill fell between the two renames of `replace_folder`."""
+    if not folder.exists() and _beside(folder, "old").exists():
+        os.replace(_beside(folder, "old"), folder)
+
+
+def _beside(folder: Path, what: str) -> Path:
+    return folder.with_name(f".{folder.name}.{what}")
+
+
+def save_model(model: EMGForSequenceClassification, folder: Path) -> None:
+    """Put a model's files into `folder`, each one whole, and leave its other files alone."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as new:
+            model.save_pretrained(new)
+            for file in Path(new).iterdir():
+                os.replace(file, folder / file.name)
+    except OSError as error:
+        raise EMGError(f"{folder}: the model cannot be written ({error.strerror}); name another folder") from None
+
+
 def resumed_settings(settings: Settings) -> Settings:
     """The settings that the run RESUME was started with; raises EMGError where there is none to go on with."""
+    others = sorted(settings.model_fields_set - {"RESUME"})
+    if others:
+        raise EMGError(f"RESUME goes on with the run's own settings; leave out {', '.join(others)}")
     try:
         saved = json.loads((settings.RESUME / "env.json").read_text())
         return Settings(**saved | {"RESUME": settings.RESUME})
     except (OSError, ValueError):
-        raise EMGError(
-            f"RESUME = {settings.RESUME}: this is no run of this program; name a folder under runs"
-        ) from None
+        raise EMGError(f"RESUME = {settings.RESUME}: there is no run; name a folder under runs") from None
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -7,6 +7,7 @@ Change a default below, or leave the file alone and say it for one run: `NUM_EPO
 
 import difflib
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -139,13 +140,13 @@ class Settings(BaseSettings):
 
     # ---- training -----------------------------------------------------------------------------------------
 
-    NUM_EPOCHS: int = Field(12, ge=1)
+    NUM_EPOCHS: int = Field(8, ge=1)
     """Passes over the training part at the most; x ≥ 1."""
 
     PATIENCE: int = Field(4, ge=1)
     """Stop after this many epochs without a better balanced accuracy on the validation part; x ≥ 1."""
 
-    BATCH_SIZE: int = Field(32, ge=1)
+    BATCH_SIZE: int = Field(64, ge=1)
     """Windows per step; x ≥ 1."""
 
     LR: float = Field(3e-4, gt=0, le=1)
@@ -175,7 +176,7 @@ class Settings(BaseSettings):
     """Values of NUM_LAYERS to try, each ≤ 0."""
 
     SWEEP_LR: Annotated[list[float], NoDecode] = [1e-4, 3e-4, 1e-3]
-    """Values of LR to try, each > 0."""
+    """Values of LR to try, each 0 < x ≤ 1."""
 
     NUM_EPOCHS_FOR_VALIDATION: int = Field(3, ge=1)
     """Epochs of each trial of the validation loop; x ≥ 1."""
@@ -205,6 +206,13 @@ class Settings(BaseSettings):
         if not all(equals for _, equals, _ in pairs):
             raise ValueError("should be written 0=idle,1=fist")
         return {label.strip(): name.strip() for label, _, name in pairs}
+
+    @field_validator("CLASS_NAMES")
+    @classmethod
+    def _are_distinct(cls, names):
+        if len(set(names.values())) < len(names):
+            raise ValueError("two labels should not have the same name")
+        return names
 
     @field_validator("LEGAL_VALUES")
     @classmethod
@@ -244,9 +252,9 @@ def from_command_line(settings_class: type[AnySettings], argv: list[str] | None 
 
     Raises EMGError that names each wrong setting, its value and its legal range.
     """
-    _refuse_unknown_variables(settings_class)
+    _refuse_unknown_variables()
     try:
-        return CliApp.run(settings_class, sys.argv[1:] if argv is None else argv)
+        return CliApp.run(settings_class, _join_negative_values(sys.argv[1:] if argv is None else argv))
     except ValidationError as error:
         raise EMGError("; ".join(_explain(settings_class, detail) for detail in error.errors())) from None
     except SettingsError as error:
@@ -258,8 +266,19 @@ def flag(name: str) -> str:
     return "--" + name.lower().replace("_", "-")
 
 
-def _refuse_unknown_variables(settings_class: type[Settings]) -> None:
-    known = [f"EMG_{name}" for name in settings_class.model_fields]
+def _join_negative_values(argv: list[str]) -> list[str]:
+    """--flag -1,-3 → --flag=-1,-3: argparse would take the value for a flag."""
+    joined = []
+    for argument in argv:
+        if joined and re.match(r"-\d", argument) and re.fullmatch(r"--[a-z-]+", joined[-1]):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _refuse_unknown_variables() -> None:
+    known = [f"EMG_{name}" for name in Settings.model_fields]
     for variable in sorted(os.environ):
         if variable.upper().startswith("EMG_") and variable.upper() not in known:
             raise EMGError(f"{variable}: the environment sets a setting that does not exist{_closest(variable, known)}")
@@ -270,14 +289,14 @@ def _explain(settings_class: type[Settings], detail: dict) -> str:
     if not detail["loc"]:
         return message
     name = str(detail["loc"][0])
-    if detail["type"] == "missing":
-        return f"{name}: nothing was given; name at least one recording or folder"
     legal = (settings_class.model_fields[name].description or "").replace("`", "")
-    value = detail["input"]
+    value = ",".join(map(str, detail["input"])) if isinstance(detail["input"], list) else detail["input"]
     return f"{name} = {value}: {message[0].lower()}{message[1:]} (ENV.py, {flag(name)} or EMG_{name}: {legal})"
 
 
 def _explain_flags(settings_class: type[Settings], message: str) -> str:
+    if "required: RAW" in message:
+        return "no recording was named; name at least one file or folder, --help lists the flags"
     unknown = message.partition("unrecognized arguments: ")[2]
     if not unknown:
         return f"{message}; --help lists the flags"

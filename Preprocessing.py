@@ -12,7 +12,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from EMG_filter import apply_filter, resample
-from EMG_recording import Recording, find_recordings, read_recording
+from EMG_recording import Recording, find_recordings, named, read_recording
 from ENV import EMGError, PreprocessingSettings, Settings, from_command_line
 
 FORMAT_VERSION = 1
@@ -93,7 +93,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("Preprocessing.py: interrupted; nothing was written, run the same command again", file=sys.stderr)
         return 130
-    _print_table(results, settings, console)
+    print_table(results, settings, console)
     return 3 if any(result.problem for result in results) else 0
 
 
@@ -103,34 +103,42 @@ def preprocess(paths: list[Path], settings: Settings, console: Console) -> list[
     One recording is held in memory at a time. The output is replaced only when the new one is complete.
     Raises EMGError where nothing could be written.
     """
-    results, layout, sources, names = [], None, [], set()
+    if any(path.resolve() == settings.DATA_LOCATION.resolve() for path in paths):
+        raise EMGError(f"{settings.DATA_LOCATION}: the output would replace a recording; set another DATA_LOCATION")
+    results, layout, sources = [], None, []
     with _complete_or_nothing(settings.DATA_LOCATION) as temporary, _Output(temporary) as output:
         for path in _progress(paths, console):
             try:
-                if path.stem in names:
+                if any(path.stem == Path(source["name"]).stem for source in sources):
                     raise EMGError(f"{path}: the same recording was read from another file already; leave one out")
-                recording = read_recording(path)
-                emg, rate = filter_and_resample(recording, settings)
-                found = _layout(recording, emg.shape[1], rate, settings)
-                layout = layout or found
-                _check_agreement(path, found, layout)
-                windows = cut_windows(recording, emg, layout, settings)
-                if not len(windows.label):
-                    raise EMGError(f"{path}: no repetition is long enough for a window; lower WINDOW_MS or TRIM_*_MS")
-                output.write(encode(recording, windows, layout))
+                recording, windows, agreed = _cut(path, layout, settings)
+                sources.append(_source(path, recording, windows))
             except EMGError as error:
                 results.append(Result(path.stem, problem=str(error)))
-                console.print(f"[red]skipped[/] {escape(str(error))}", soft_wrap=True)
                 continue
-            names.add(path.stem)
-            sources.append(_source(path, recording, windows))
-            results.append(Result(path.stem, len(recording.time) / recording.sampling_rate, _per_class(windows)))
+            layout = agreed
+            output.write(encode(recording, windows, layout))
+            seconds = len(recording.time) / recording.sampling_rate
+            results.append(Result(path.stem, seconds, Counter(windows.label.tolist())))
         if not sources:
-            raise EMGError(
-                f"none of the {len(paths)} files gave a window, so nothing was written; see the reasons above"
-            )
+            _print_skipped(results, console)
+            raise EMGError(f"none of the {len(paths)} files gave a window; nothing was written, see the reasons above")
         output.describe(_metadata(layout, sources, results, settings))
     return results
+
+
+def _cut(path: Path, layout: Layout | None, settings: Settings) -> tuple[Recording, Windows, Layout]:
+    """A recording, its windows, and the layout that it agrees with or sets; raises EMGError that names the file."""
+    recording = read_recording(path)
+    with named(path):
+        emg, rate = filter_and_resample(recording, settings)
+        found = _layout(recording, rate, settings)
+        layout = layout or found
+        _check_agreement(found, layout)
+        windows = cut_windows(recording, emg, rate, layout, settings)
+        if not len(windows.label):
+            raise EMGError("no repetition is long enough for a window; lower WINDOW_MS, TRIM_START_MS or TRIM_END_MS")
+        return recording, windows, layout
 
 
 # ---- one recording --------------------------------------------------------------------------------------------
@@ -142,14 +150,14 @@ def filter_and_resample(recording: Recording, settings: Settings) -> tuple[np.nd
     return resample(filtered, recording.sampling_rate, settings.SAMPLE_RATE)
 
 
-def cut_windows(recording: Recording, emg: np.ndarray, layout: Layout, settings: Settings) -> Windows:
-    """Windows (n, T, C) of resampled `emg` (M, C), each inside one repetition less its trimmed edges.
+def cut_windows(recording: Recording, emg: np.ndarray, rate: float, layout: Layout, settings: Settings) -> Windows:
+    """Windows (n, T, C) of `emg` (M, C) at `rate` Hz, each inside one repetition less its trimmed edges.
 
     Repetitions are numbered from 0 for each label of the recording, −1 and labels that are not legal aside.
     """
-    source_rows = np.rint(np.arange(len(emg)) * recording.sampling_rate / layout.rate).astype(int)
+    source_rows = np.rint(np.arange(len(emg)) * recording.sampling_rate / rate).astype(int)
     labels = recording.labels[np.minimum(source_rows, len(recording.labels) - 1)]
-    trim_start, trim_end = (round(ms * layout.rate / 1000) for ms in (settings.TRIM_START_MS, settings.TRIM_END_MS))
+    trim_start, trim_end = (round(ms * rate / 1000) for ms in (settings.TRIM_START_MS, settings.TRIM_END_MS))
     starts, window_labels, repetitions, seen = [], [], [], Counter()
     for first, end, label in label_runs(labels):
         if label < 0 or (settings.LEGAL_VALUES and label not in settings.LEGAL_VALUES):
@@ -164,7 +172,7 @@ def cut_windows(recording: Recording, emg: np.ndarray, layout: Layout, settings:
         emg=emg[rows],
         label=np.array(window_labels, np.int8),
         repetition=np.array(repetitions, np.int16),
-        start=recording.time[0] + np.array(starts, np.float64) / layout.rate,
+        start=recording.time[0] + np.array(starts, np.float64) / rate,
     )
 
 
@@ -174,7 +182,7 @@ def label_runs(labels: np.ndarray) -> list[tuple[int, int, int]]:
     return [(int(first), int(end), int(labels[first])) for first, end in pairwise(bounds)]
 
 
-def _layout(recording: Recording, channels: int, rate: float, settings: Settings) -> Layout:
+def _layout(recording: Recording, rate: float, settings: Settings) -> Layout:
     window, stride = (round(ms * rate / 1000) for ms in (settings.WINDOW_MS, settings.STRIDE_MS))
     if min(window, stride) < 1:
         raise EMGError(f"WINDOW_MS and STRIDE_MS must each reach one sample, which is {1000 / rate:g} ms; raise them")
@@ -188,22 +196,17 @@ def _layout(recording: Recording, channels: int, rate: float, settings: Settings
     )
 
 
-def _check_agreement(path: Path, found: Layout, layout: Layout) -> None:
+def _check_agreement(found: Layout, layout: Layout) -> None:
+    apart = "preprocess the two kinds of recording into different files"
     if found.channels != layout.channels:
-        raise EMGError(
-            f"{path}: {len(found.channels)} channels, where {layout.name} has {len(layout.channels)}; "
-            "preprocess the two kinds of recording into different files"
-        )
+        raise EMGError(f"{len(found.channels)} channels, where {layout.name} has {len(layout.channels)}; {apart}")
     if abs(found.rate / layout.rate - 1) > RATE_TOLERANCE:
         raise EMGError(
-            f"{path}: {found.rate:.2f} Hz, where {layout.name} has {layout.rate:.2f} Hz; set SAMPLE_RATE to a rate "
-            "that all recordings reach, or preprocess them into different files"
+            f"{found.rate:.2f} Hz, where {layout.name} has {layout.rate:.2f} Hz; set SAMPLE_RATE to a rate that all "
+            f"recordings reach, or {apart}"
         )
     if layout.counts and not found.counts:
-        raise EMGError(
-            f"{path}: the samples are not whole numbers, where those of {layout.name} are; "
-            "preprocess the two kinds of recording into different files"
-        )
+        raise EMGError(f"the samples are not whole numbers, where those of {layout.name} are; {apart}")
 
 
 # ---- parquet --------------------------------------------------------------------------------------------------
@@ -264,7 +267,8 @@ class _Output:
 def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     others = [name for name in schema.names if name != "emg"]
     split = {"emg.list.element": "BYTE_STREAM_SPLIT"}  # high and low bytes apart compress better
-    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=others, column_encoding=split)
+    options = {"compression": "zstd", "use_dictionary": others, "column_encoding": split}
+    return pq.ParquetWriter(path, schema, write_page_checksum=True, **options)
 
 
 def _metadata(layout: Layout, sources: list[dict], results: list[Result], settings: Settings) -> dict:
@@ -290,11 +294,14 @@ def _class_names(labels: list[int], settings: Settings) -> dict[int, str]:
 
 
 def _source(path: Path, recording: Recording, windows: Windows) -> dict:
-    with path.open("rb") as file:
-        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            checksum, size = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+    except OSError as error:
+        raise EMGError(f"{path}: the file went away while it was read ({error.strerror}); put it back") from None
     return {
         "name": path.name,
-        "size": path.stat().st_size,
+        "size": size,
         "sha256": checksum,
         "rows": len(recording.time),
         "windows": len(windows.label),
@@ -316,7 +323,8 @@ def _complete_or_nothing(path: Path) -> Iterator[Path]:
             f"{path}: the output cannot be written ({error.strerror or error}); choose another place"
         ) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where it could not be made, the reason was given above
+            temporary.unlink(missing_ok=True)
 
 
 # ---- what the user sees ---------------------------------------------------------------------------------------
@@ -332,11 +340,7 @@ def _progress(paths: list[Path], console: Console) -> Iterator[Path]:
             bar.advance(task)
 
 
-def _per_class(windows: Windows) -> Counter:
-    return Counter(windows.label.tolist())
-
-
-def _print_table(results: list[Result], settings: Settings, console: Console) -> None:
+def print_table(results: list[Result], settings: Settings, console: Console) -> None:
     """One line per recording: duration and windows per class; what was skipped, and why, below."""
     total = sum((result.windows for result in results if result.windows), Counter())
     labels = sorted(total) if len(total) <= MANY_CLASSES else []
@@ -346,18 +350,24 @@ def _print_table(results: list[Result], settings: Settings, console: Console) ->
         column.justify = "right"
     for result in (r for r in results if r.windows):
         per_class = [str(result.windows[label]) for label in labels]
-        table.add_row(result.name, f"{result.seconds:.1f}", str(result.windows.total()), *per_class)
+        table.add_row(escape(result.name), f"{result.seconds:.1f}", str(result.windows.total()), *per_class)
     seconds = sum(result.seconds for result in results)
     table.add_row("all", f"{seconds:.1f}", str(total.total()), *(str(total[label]) for label in labels), style="bold")
     wide = console if console.is_terminal else Console(width=180, highlight=False)
     wide.print(table)
     if not labels:
         console.print(f"{len(total)} classes, {min(total.values())} to {max(total.values())} windows each")
+    skipped = _print_skipped(results, console)
+    counts = f"{total.total()} windows of {len(results) - skipped} recordings, {skipped} skipped"
+    console.print(f"{settings.DATA_LOCATION}: {counts}", soft_wrap=True, markup=False)
+
+
+def _print_skipped(results: list[Result], console: Console) -> int:
+    """Say why each recording was skipped; returns how many."""
     skipped = [result for result in results if result.problem]
     for result in skipped:
-        console.print(f"skipped: {escape(result.problem)}", soft_wrap=True)
-    done = len(results) - len(skipped)
-    console.print(f"{settings.DATA_LOCATION}: {total.total()} windows of {done} recordings, {len(skipped)} skipped")
+        console.print(f"skipped: {result.problem}", soft_wrap=True, markup=False)
+    return len(skipped)
 
 
 if __name__ == "__main__":

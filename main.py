@@ -20,10 +20,11 @@ from EMG_utils import (
     Trainer,
     best_epoch,
     compute_metrics,
+    discard_if_empty,
     new_model,
     open_run,
-    replace_folder,
     resumed_settings,
+    save_model,
     sweep,
     versions,
     write_json,
@@ -47,14 +48,23 @@ def main() -> int:
         start_log(console, run)
         experiment(windows, split, settings, console, run)
     except (EMGError, ModelError) as error:
+        if run:
+            discard_if_empty(run)
         print(f"main.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        resumable = run and (run / "last").is_dir()
-        advice = f"go on with --resume {run}" if resumable else "no epoch was finished; run the same command again"
-        print(f"main.py: interrupted; {advice}", file=sys.stderr)
+        print(f"main.py: interrupted; {after_interrupt(run)}", file=sys.stderr)
         return 130
     return 0
+
+
+def after_interrupt(run: Path | None) -> str:
+    """What to do now, in words."""
+    if run is None or discard_if_empty(run):
+        return "nothing was finished; run the same command again"
+    if (run / "last").exists():
+        return f"go on with --resume {run}"
+    return f"the trials so far are in {run / 'sweep.csv'}; name another RUN_DIR for the next run"
 
 
 def experiment(windows: WindowSet, split: Split, settings: Settings, console: Console, run: Path) -> None:
@@ -82,7 +92,7 @@ def experiment(windows: WindowSet, split: Split, settings: Settings, console: Co
         "n_train": len(split.train),
         "n_val": len(split.validation),
         "n_test": len(split.test),
-        "split": settings.SPLIT,
+        "split": split.name,
         "split_description": split.description,
         "data": str(settings.DATA_LOCATION),
         "data_note": windows.metadata["note"],
@@ -100,7 +110,7 @@ def experiment(windows: WindowSet, split: Split, settings: Settings, console: Co
     write_predictions(windows, split.test, probabilities, run)
     draw(metrics, history, settings, run)
     if settings.MODEL_SAVING_DIR:
-        replace_folder(settings.MODEL_SAVING_DIR, best.save_pretrained)
+        save_model(best, settings.MODEL_SAVING_DIR)
     logger.info(
         f"test: accuracy {metrics['accuracy']:.3f}, balanced accuracy {metrics['balanced_accuracy']:.3f} "
         f"(chance {1 / len(windows.classes):.3f}), macro F1 {metrics['macro_f1']:.3f}"
@@ -126,8 +136,8 @@ def describe_data(windows: WindowSet, split: Split, settings: Settings) -> None:
 
 def draw(metrics: dict, history: list[dict], settings: Settings, run: Path) -> None:
     origin = f"{settings.DATA_LOCATION.name}. {metrics['data_note']}".strip()
-    note = f"{settings.MODEL_NAME}, {metrics['weights']} weights, split by {settings.SPLIT}. Data: {origin}"
-    leaky = " (leaky split)" if settings.SPLIT == "random" else ""
+    note = f"{settings.MODEL_NAME}, {metrics['weights']} weights, split: {metrics['split']}. Data: {origin}"
+    leaky = " (leaky split)" if metrics["split"] == "random" else ""
     title = (
         f"Test{leaky}: balanced accuracy {metrics['balanced_accuracy']:.3f}, "
         f"accuracy {metrics['accuracy']:.3f}, {metrics['n_test']} windows"
@@ -140,7 +150,9 @@ def start_log(console: Console, run: Path) -> None:
     """Everything goes to the terminal, above the progress bar, and to log.txt."""
     kept = logging.FileHandler(run / "log.txt", encoding="utf-8")
     kept.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    logging.basicConfig(level=logging.WARNING, handlers=[ConsoleHandler(console), kept], force=True)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", handlers=[ConsoleHandler(console), kept], force=True
+    )
     for name in ("main", "EMG_utils", "EMG_model"):
         logging.getLogger(name).setLevel(logging.INFO)
     transformers_logging.disable_progress_bar()

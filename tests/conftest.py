@@ -1,11 +1,23 @@
 """Small simulated recordings through the real command line, made once per test run."""
 
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
+from rich.console import Console
+from transformers import GPT2Config, GPT2Model
+
+from EMG_recording import find_recordings
+from ENV import PreprocessingSettings, from_command_line
+from Preprocessing import Result, preprocess, print_table
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"  # reference files and real recordings; not on a user's machine
@@ -16,7 +28,7 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the reference fil
 def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
     """Run a script of the project as a user would; `run("main.py", "--help")`."""
     variables = {key: value for key, value in os.environ.items() if not key.startswith("EMG_")}
-    variables |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"} | environment
+    variables |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | environment
     arguments = [sys.executable, *map(str, command)]
     return subprocess.run(arguments, cwd=cwd, env=variables, capture_output=True, text=True, timeout=600)
 
@@ -38,3 +50,81 @@ def windows_file(raw_folder, tmp_path_factory) -> Path:
     done = run("Preprocessing.py", raw_folder, "--data-location", path)
     assert done.returncode == 0, done.stderr
     return path
+
+
+@pytest.fixture(scope="session")
+def small_file(windows_file, tmp_path_factory) -> Path:
+    """Person 03's four repeats recordings, every fourth idle window: two days of two recordings, quick to train on."""
+    table = pq.read_table(windows_file)
+    frame = table.drop_columns(["emg"]).to_pandas()
+    kept = (frame["subject"] == "03") & (frame["trajectory"] != "sequential")
+    kept &= (frame["TRAJ_GT"] != 0) | (frame.index % 4 == 0)
+    path = tmp_path_factory.mktemp("small") / "small.parquet"
+    pq.write_table(table.filter(pa.array(kept)), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory) -> Path:
+    """A GPT-2 of width 32 and three blocks as transformers saves it; no tensor keeps its initial ones or zeros."""
+    torch.manual_seed(7)
+    model = GPT2Model(GPT2Config(n_embd=32, n_layer=3, n_head=2, vocab_size=11, bos_token_id=0, eos_token_id=0))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            centre = 1.0 if "ln_" in name and name.endswith("weight") else 0.0
+            parameter.copy_(centre + 0.1 * torch.randn_like(parameter))
+    folder = tmp_path_factory.mktemp("gpt2")
+    model.save_pretrained(folder)
+    return folder
+
+
+# ---- hand-made recordings, and Preprocessing.py in this process ------------------------------------------------
+
+STEM = "emg_gestures-03-sequential-2018-05-11-11-10-52-120"  # a name that putEMG has, for the one recording of a test
+
+
+def raw_table(emg: np.ndarray, labels: np.ndarray, rate: float = 1000.0, start: float = 5.0) -> pd.DataFrame:
+    """putEMG's columns, in its order, around (N, C) samples and (N,) labels of subject 03."""
+    rows, channels = emg.shape
+    table = pd.DataFrame(emg, columns=[f"EMG_{n}" for n in range(1, channels + 1)], dtype=np.float64)
+    table.index = start + np.arange(rows) / rate
+    kinds, trajectories = ["emg_gestures", "emg_force", "mmg_gestures"], ["repeats_long", "sequential", "repeats_short"]
+    table["TRAJ_1"] = np.asarray(labels, float)
+    table["type"] = pd.Categorical.from_codes(np.zeros(rows, np.int8), kinds)
+    table["subject"] = 3.0
+    table["trajectory"] = pd.Categorical.from_codes(np.ones(rows, np.int8), trajectories)
+    table["date_time"] = np.datetime64("2018-05-11T11:10:52.120", "ns")
+    table["TRAJ_GT_NO_FILTER"], table["VIDEO_STAMP"] = np.asarray(labels, float), table.index - start
+    table["TRAJ_GT"] = np.asarray(labels, float)
+    return table
+
+
+def write_raw(table: pd.DataFrame, path: Path) -> Path:
+    """As HDF5, CSV or zipped CSV, by the suffix of `path`."""
+    if path.suffix == ".hdf5":
+        table.to_hdf(path, key="data", mode="w", format="table", complevel=5, complib="zlib", index=False)
+    else:  # pandas zips by itself
+        compression = {"method": "zip", "archive_name": f"{path.stem}.csv"} if path.suffix == ".zip" else None
+        table.to_csv(path, compression=compression)
+    return path
+
+
+def cut(*argv: str | Path) -> tuple[list[Result], str]:
+    """Preprocessing.py without its own process: one result per file, and what it said."""
+    settings = from_command_line(PreprocessingSettings, [*map(str, argv)])
+    said = io.StringIO()
+    console = Console(file=said, width=10_000, highlight=False)
+    results = preprocess(find_recordings(settings.RAW), settings, console)
+    print_table(results, settings, console)
+    return results, said.getvalue()
+
+
+@pytest.fixture(scope="session")
+def tiny_raw(tmp_path_factory) -> Path:
+    """One simulated recording as STEM.hdf5 and STEM.zip: 3 channels at 500 Hz, one block of every gesture."""
+    folder = tmp_path_factory.mktemp("tiny")
+    small = ["--subjects", "3", "--sessions", "1", "--trajectories", "sequential", "--repetitions", "1"]
+    small += ["--channels", "3", "--sampling-rate", "500", "--format", "both"]
+    done = run("-m", "tools.simulate", folder, *small)
+    assert done.returncode == 0, done.stderr
+    return folder

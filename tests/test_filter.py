@@ -1,0 +1,170 @@
+"""The signal path against the data set's own output, and against sinusoids of known amplitude."""
+
+import numpy as np
+import pytest
+from conftest import SHARED, needs_shared
+
+from EMG_filter import _Line, apply_filter, resample
+
+BAND = (20.0, 700.0)
+SPAN = int(10 * 5124.07211903)  # samples that the reference fits at once
+
+
+def amplitude(signal: np.ndarray, time: np.ndarray, frequency: float) -> np.ndarray:
+    """Of the sinusoid at `frequency` (Hz) in each column of (N, C), exact over whole periods."""
+    return 2 * np.abs(np.mean(signal * np.exp(-2j * np.pi * frequency * time)[:, None], axis=0))
+
+
+def rms(signal: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.mean(np.square(signal, dtype=np.float64), axis=0))
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """(raw, time, reference's output, this project's output) of 42 s on 8 channels."""
+    with np.load(SHARED / "putemg" / "reference_8ch.npz") as stored:
+        raw, time, expected = stored["raw"], stored["time"], stored["filtered"]
+    return raw, time, expected, apply_filter(raw, time, "putemg", BAND)
+
+
+@needs_shared
+def test_putemg_agrees_with_the_reference(reference):
+    _, _, expected, filtered = reference
+    assert filtered.dtype == np.float32
+    whole = len(expected) // SPAN * SPAN
+    difference = rms(filtered[:whole] - expected[:whole]) / rms(expected[:whole])
+    assert difference.max() <= 1e-3, difference
+
+
+@needs_shared
+def test_the_lines_are_removed_from_the_tail_too(reference):
+    """The reference leaves the last 2 s, which are no whole span, as they are."""
+    _, time, expected, filtered = reference
+    tail = slice(len(expected) // SPAN * SPAN, None)
+    left = amplitude(filtered[tail], time[tail], 49.99)
+    assert (left < amplitude(expected[tail], time[tail], 49.99) / 10).all(), left
+
+
+def with_line(seconds: float, hertz: float, rate: float = 1000.0) -> tuple[np.ndarray, np.ndarray]:
+    """White noise of 10 counts RMS with a sinusoid of 30 counts, two channels."""
+    time = 3.0 + np.arange(int(seconds * rate)) / rate
+    noise = np.random.default_rng(0).normal(0, 10, (len(time), 2))
+    return noise + 30 * np.sin(2 * np.pi * hertz * time + np.array([[0.3], [2.0]])).T, time
+
+
+@pytest.mark.parametrize("hertz", [30.0, 49.99, 60.0, 90.0, 150.0])
+def test_putemg_removes_a_line_from_noise(hertz):
+    """25 s: two whole spans and a tail. Noise alone has an amplitude of 10 · √(4/N) ≈ 0.3 in 5 s."""
+    signal, time = with_line(25, hertz)
+    filtered = apply_filter(signal, time, "putemg", BAND)
+    for part in (slice(10_000), slice(10_000, 20_000), slice(20_000, None)):
+        assert amplitude(signal[part], time[part], hertz) == pytest.approx(30, abs=1)
+        assert (amplitude(filtered[part], time[part], hertz) < 1).all()
+    assert rms(filtered) == pytest.approx(10 * np.sqrt(480 / 500), rel=0.02)  # 20 … 500 Hz of the noise is left
+
+
+@pytest.mark.parametrize("seconds", [0.3, 4])
+def test_putemg_treats_recordings_shorter_than_a_span(seconds):
+    signal, time = with_line(seconds, 49.99)
+    filtered = apply_filter(signal, time, "putemg", BAND)
+    assert filtered.shape == signal.shape
+    middle = slice(len(time) // 4, -(len(time) // 4))
+    assert (amplitude(filtered[middle], time[middle], 49.99) < 5).all()
+
+
+def test_none_changes_nothing():
+    signal, time = with_line(1, 50)
+    np.testing.assert_array_equal(apply_filter(signal, time, "none", BAND), signal.astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", ["putemg", "causal", "none"])
+def test_the_filter_leaves_its_input_alone(kind):
+    signal, time = with_line(1, 50)
+    before = signal.copy()
+    apply_filter(signal, time, kind, BAND)
+    np.testing.assert_array_equal(signal, before)
+
+
+def test_causal_knows_no_future():
+    signal, time = with_line(4, 50)
+    changed = signal.copy()
+    changed[2000:] += np.random.default_rng(1).normal(0, 500, (2000, 2))
+    now, then = (apply_filter(x, time, "causal", BAND) for x in (signal, changed))
+    np.testing.assert_array_equal(now[:2000], then[:2000])
+    assert not np.array_equal(now[2000:2010], then[2000:2010])
+
+
+@pytest.mark.parametrize(
+    ("hertz", "low", "high"),
+    [(5, 0, 0.1), (20, 0.65, 0.75), (100, 0.95, 1.05), (300, 0.95, 1.05), (50, 0, 0.05), (150, 0, 0.05)],
+)
+def test_causal_pass_band(hertz, low, high):
+    """The gain, after 10 s in which the notches (1 Hz wide, 0.3 s) settle; 20 Hz is the −3 dB edge, 0.707."""
+    time = np.arange(20_000) / 2000
+    signal = 100 * np.sin(2 * np.pi * hertz * time)[:, None]
+    filtered = apply_filter(signal, time, "causal", BAND)
+    gain = amplitude(filtered[10_000:], time[10_000:], hertz)[0] / 100
+    assert low <= gain <= high
+
+
+def test_the_upper_edge_is_left_out_above_nyquist():
+    """400 Hz is below 500 Hz and passes; at 2000 Hz sampling 900 Hz lies above the 700 Hz edge and does not."""
+    for rate, hertz, passes in ((1000, 400, True), (2000, 900, False)):
+        time = np.arange(4 * rate) / rate
+        filtered = apply_filter(100 * np.sin(2 * np.pi * hertz * time)[:, None], time, "causal", BAND)
+        gain = amplitude(filtered[rate:], time[rate:], hertz)[0] / 100
+        assert (gain > 0.95) if passes else (gain < 0.2)
+
+
+@pytest.mark.parametrize("rate", [5124.0841, 2000.0, 1500.0, 1000.797])
+def test_resampling_keeps_a_tone(rate):
+    """50 Hz is far below the new Nyquist frequency: same amplitude, same phase, at the stated rate."""
+    tone = 100 * np.sin(2 * np.pi * 50 * np.arange(int(4 * rate)) / rate)[:, None]
+    slower, stated = resample(tone, rate, 1000)
+    assert stated == pytest.approx(1000, rel=1e-4)
+    assert len(slower) == pytest.approx(4 * stated, abs=1)
+    expected = 100 * np.sin(2 * np.pi * 50 * np.arange(len(slower)) / stated)
+    np.testing.assert_allclose(slower[100:-100, 0], expected[100:-100], atol=0.5)
+
+
+def test_resampling_lets_nothing_alias():
+    """900 Hz would appear at 100 Hz."""
+    time = np.arange(20_000) / 5000
+    slower, stated = resample(100 * np.sin(2 * np.pi * 900 * time)[:, None], 5000.0, 1000)
+    assert amplitude(slower, np.arange(len(slower)) / stated, 100)[0] < 0.5
+
+
+@pytest.mark.parametrize("rate", [200.0, 1000.0])
+def test_data_at_or_below_the_rate_stay_as_they_are(rate):
+    signal = np.random.default_rng(0).normal(size=(300, 2)).astype(np.float32)
+    same, stated = resample(signal, rate, 1000)
+    assert stated == rate
+    np.testing.assert_array_equal(same, signal)
+
+
+@pytest.mark.parametrize("x", [(0.0, 0.0, 49.99), (3.0, -20.0, 49.985), (-7.0, 1.0, 50.0), (25.0, 25.0, 49.98)])
+def test_the_error_of_a_line_is_the_mean_square_error(x):
+    """Against the sum itself: e = mean(r²), r = y − a·sin ωt − b·cos ωt, ω = 2πf, in absolute time, where
+    de/da = −2·mean(r·sin), de/db = −2·mean(r·cos), de/df = −2·mean(r·2πt·(a·cos − b·sin)).
+    The Taylor coefficients of Σ y·e^(−jωu) around the nominal frequency, u from the middle of the span, are
+    Σ y·e^(−jω₀u)·(−2πju)ⁿ/n!.
+    """
+    rate, span, start, nominal = 1000.0, 10_000, 123.4, 49.99
+    line = _Line(nominal, span, rate)
+    rng = np.random.default_rng(0)
+    time = start + np.arange(span) / rate
+    y = rng.normal(0, 10, span) + 20 * np.sin(2 * np.pi * 49.987 * time + 1)
+    middle = start + (span - 1) / 2 / rate
+    u, series, term = time - middle, [], np.ones(span, complex)
+    for n in range(11):
+        series.append(np.sum(y * np.exp(-2j * np.pi * nominal * u) * term))
+        term = term * (-2j * np.pi * u) / (n + 1)
+
+    error, gradient = line._error(np.array(x), np.array(series), np.sum(y * y), middle)
+
+    a, b, f = x
+    s, c = np.sin(2 * np.pi * f * time), np.cos(2 * np.pi * f * time)
+    r = y - a * s - b * c
+    slope = [-2 * np.mean(r * s), -2 * np.mean(r * c), -2 * np.mean(r * 2 * np.pi * time * (a * c - b * s))]
+    assert error == pytest.approx(np.mean(r * r), rel=1e-9)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-6, atol=1e-7)

@@ -1,0 +1,475 @@
+"""Windows file → parts → statistics and batches."""
+
+import json
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from EMG_DATA_LOADER import (
+    PARTS,
+    Split,
+    WindowSet,
+    batches,
+    channel_statistics,
+    class_weights,
+    load_windows,
+    split_windows,
+)
+from ENV import EMGError, Settings
+
+SPLITS = ["trajectory", "repetition", "session", "subject", "random"]
+
+
+@pytest.fixture(scope="session")
+def windows(windows_file) -> WindowSet:
+    return load_windows(Settings(DATA_LOCATION=windows_file))
+
+
+@pytest.fixture(scope="session")
+def repeats(windows) -> WindowSet:
+    """Without `sequential`, where the simulated person missed one of the two repetitions of a gesture."""
+    return subset(windows, windows.table["trajectory"] != "sequential")
+
+
+def subset(windows: WindowSet, keep) -> WindowSet:
+    keep = np.asarray(keep)
+    return WindowSet(windows.emg[keep], windows.table[keep].reset_index(drop=True), windows.metadata)
+
+
+def made_up(subjects=1, days=1, recordings=1, labels=2, repetitions=2, each=6) -> WindowSet:
+    """Windows of 4 samples, a stride of 2 and two channels at 1 kHz; `each` windows per repetition.
+
+    A recording runs through its repetitions one after the other, with 4 samples between them.
+    """
+    rows = []
+    for s, d, r in product(range(subjects), range(days), range(recordings)):
+        name, clock = f"rec-{s}-{d}-{r}", 0.3
+        for repetition, label, _ in product(range(repetitions), range(labels), range(each)):
+            rows.append((label, f"0{s}", f"2020-01-0{d + 1}", "repeats_long", name, repetition, clock))
+            clock += 0.002 if _ < each - 1 else 0.008
+    columns = ["TRAJ_GT", "subject", "session", "trajectory", "recording", "repetition", "start"]
+    emg = np.random.default_rng(1).integers(-400, 400, (len(rows), 4, 2), dtype=np.int16)
+    names = {str(label): f"gesture {label}" for label in range(labels)}
+    metadata = {"window": 4, "sampling_rate": 1000.0, "scale": 0.25, "channels": ["a", "b"], "class_names": names}
+    return WindowSet(emg, pd.DataFrame(rows, columns=columns), metadata)
+
+
+def parts_per_sample(windows: WindowSet, split: Split) -> int:
+    """The largest number of parts that any raw sample is in, by marking every sample of every window."""
+    rate, length = windows.metadata["sampling_rate"], windows.metadata["window"]
+    first = np.rint(windows.table["start"] * rate).to_numpy(int)
+    most = 0
+    for rows in windows.table.groupby("recording").indices.values():
+        used = np.zeros((len(PARTS), first[rows].max() + length), bool)
+        for index, name in enumerate(PARTS):
+            for row in np.intersect1d(rows, getattr(split, name)):
+                used[index, first[row] : first[row] + length] = True
+        most = max(most, int(used.sum(0).max()))
+    return most
+
+
+def groups(windows: WindowSet, rows, *columns: str) -> set[tuple]:
+    return set(windows.table.iloc[rows][list(columns)].itertuples(index=False, name=None))
+
+
+def rewrite(source: Path, path: Path, change) -> Path:
+    """A copy of the file in which `change(metadata)` has altered the metadata."""
+    table = pq.read_table(source)
+    metadata = json.loads(table.schema.metadata[b"emg"])
+    change(metadata)
+    pq.write_table(table.replace_schema_metadata({b"emg": json.dumps(metadata).encode()}), path)
+    return path
+
+
+# ---- reading --------------------------------------------------------------------------------------------------
+
+
+def test_reads_what_pandas_reads(windows, windows_file):
+    frame = pd.read_parquet(windows_file)
+    pd.testing.assert_frame_equal(windows.table, frame.drop(columns="emg"))
+    stored = np.stack(frame["emg"]).reshape(len(frame), 250, 8)
+    assert np.array_equal(windows.emg, stored)
+    emg, target = next(batches(windows, np.arange(len(frame)), len(frame)))
+    assert np.array_equal(emg.numpy(), stored * np.float32(0.25))
+    codes = [0, 1, 2, 3, 6, 7, 8, 9]
+    assert windows.classes == codes
+    assert windows.class_names[4] == "pinch index"
+    assert [codes[index] for index in target] == frame["TRAJ_GT"].tolist()
+
+
+def test_a_memory_mapped_file_gives_the_same_windows(windows, windows_file):
+    mapped = load_windows(Settings(DATA_LOCATION=windows_file, MEMORY_GB=0))
+    assert isinstance(mapped.emg, np.memmap)
+    assert not isinstance(windows.emg, np.memmap)
+    assert np.array_equal(mapped.emg, windows.emg)
+    rows = np.array([5, 3, 6000])
+    for one, other in zip(batches(mapped, rows, 2), batches(windows, rows, 2), strict=True):
+        assert torch.equal(one[0], other[0])
+
+
+@pytest.mark.parametrize("reordered", [False, True], ids=["columns as written", "columns in another order"])
+def test_values_beyond_16_bits_are_kept(small_file, tmp_path, reordered):
+    table = pq.read_table(small_file).slice(0, 3)
+    values = np.full(3 * 2000, 40_000, np.int32)
+    values[7] = -100_000
+    emg = pa.FixedSizeListArray.from_arrays(pa.array(values), 2000)
+    table = table.set_column(0, table.schema.field("emg"), emg)
+    if reordered:
+        table = table.select([*table.column_names[1:], "emg"])
+    pq.write_table(table, tmp_path / "strong.parquet")
+    windows = load_windows(Settings(DATA_LOCATION=tmp_path / "strong.parquet"))
+    assert np.array_equal(windows.emg.reshape(-1), values)
+
+
+def no_metadata(source, path):
+    pq.write_table(pq.read_table(source).replace_schema_metadata(None), path)
+
+
+def other_parquet(source, path):
+    pd.DataFrame({"a": [1, 2]}).to_parquet(path)
+
+
+def other_version(source, path):
+    rewrite(source, path, lambda metadata: metadata.update(version=2))
+
+
+def text(source, path):
+    path.write_text("subject,emg\n03,1\n")
+
+
+def nothing(source, path):
+    pass
+
+
+def truncated(source, path):
+    path.write_bytes(source.read_bytes()[:-2000])
+
+
+def no_rows(source, path):
+    pq.write_table(pq.read_table(source).slice(0, 0), path)
+
+
+WRONG = {
+    no_metadata: "no windows of sEMG",
+    other_parquet: "no windows of sEMG",
+    other_version: "version 2 .* version 1",
+    text: "cannot be read",
+    nothing: "no such file",
+    truncated: "cannot be read",
+    no_rows: "no windows",
+}
+
+
+@pytest.mark.parametrize(("make", "words"), WRONG.items(), ids=[make.__name__ for make in WRONG])
+def test_a_wrong_file_is_named_with_what_to_do(small_file, tmp_path, make, words):
+    path = tmp_path / "wrong.parquet"
+    make(small_file, path)
+    with pytest.raises(EMGError, match=words) as caught:
+        load_windows(Settings(DATA_LOCATION=path))
+    assert str(path) in str(caught.value)
+    assert "Preprocessing.py" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_byte_is_noticed(windows_file, tmp_path):
+    """One byte of the samples is turned over, in each of twelve places; the footer is left alone."""
+    whole, path, reasons = windows_file.read_bytes(), tmp_path / "damaged.parquet", []
+    for place in np.linspace(0.05, 0.9, 12):
+        content = bytearray(whole)
+        content[int(place * len(whole))] ^= 0xFF
+        path.write_bytes(content)
+        reasons.append(reason_against(path))
+    assert all("the file cannot be read" in reason for reason in reasons), reasons
+
+
+def reason_against(path: Path) -> str:
+    """Why the file is refused; empty when it is read."""
+    try:
+        load_windows(Settings(DATA_LOCATION=path))
+    except EMGError as error:
+        return str(error)
+    return ""
+
+
+def test_a_folder_is_no_windows_file(tmp_path):
+    with pytest.raises(EMGError, match=str(tmp_path)):
+        load_windows(Settings(DATA_LOCATION=tmp_path))
+
+
+# ---- splitting ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_no_two_parts_share_a_raw_sample(windows, repeats, name):
+    windows = repeats if name == "repetition" else windows
+    split = split_windows(windows, Settings(SPLIT=name))
+    rows = np.concatenate([split.train, split.validation, split.test])
+    assert len(np.unique(rows)) == len(rows)
+    assert min(map(len, (split.train, split.validation, split.test))) > 0
+    assert parts_per_sample(windows, split) == 1
+    if name != "random":  # which drops the windows that would share a sample
+        assert len(rows) == len(windows.table)
+
+
+def test_the_proof_of_shared_samples_can_fail():
+    """Two neighbours of 4 samples, 2 apart, in different parts share 2 samples; 4 apart they share none."""
+    windows, empty = made_up(), np.array([], int)
+    assert parts_per_sample(windows, Split(np.array([0]), empty, np.array([1]), "", "")) == 2
+    assert parts_per_sample(windows, Split(np.array([0]), empty, np.array([2]), "", "")) == 1
+
+
+def test_overlaps_across_several_strides_are_dropped_from_a_random_split():
+    """A stride of 1 in windows of 4 samples: a window overlaps three neighbours on either side."""
+    windows = made_up(repetitions=30, each=30)
+    table = windows.table.assign(start=windows.table["start"].min() + np.arange(len(windows.table)) * 0.001)
+    dense = WindowSet(windows.emg, table, windows.metadata)
+    split = split_windows(dense, Settings(SPLIT="random", TEST_SHARE=0.05, VALIDATION_SHARE=0.05))
+    assert parts_per_sample(dense, split) == 1
+    test, train = set(split.test), np.array(sorted(split.train))
+    assert len(test) == 90  # 5 % of 2 · 30 · 30
+    assert not any(test & set(range(row - 3, row + 4)) for row in train)
+
+
+def test_trajectory_holds_out_whole_recordings_of_every_person_and_day(windows):
+    split = split_windows(windows, Settings(SPLIT="trajectory"))
+    test, rest = (
+        groups(windows, rows, "subject", "session", "recording")
+        for rows in (split.test, np.concatenate([split.train, split.validation]))
+    )
+    assert not test & rest
+    assert sorted(key[:2] for key in test) == sorted(groups(windows, slice(None), "subject", "session"))
+
+
+def test_session_holds_out_the_last_day_of_every_person(windows):
+    split = split_windows(windows, Settings(SPLIT="session"))
+    assert groups(windows, split.test, "subject", "session") == {("03", "2018-06-14"), ("04", "2018-04-20")}
+    assert groups(windows, split.train, "subject", "session") == {("03", "2018-05-11"), ("04", "2018-04-06")}
+
+
+def test_session_holds_out_as_many_last_days_as_the_share_says():
+    """Of three days, round(0.6 · 3) = 2."""
+    windows = made_up(subjects=2, days=3, recordings=2)
+    split = split_windows(windows, Settings(SPLIT="session", TEST_SHARE=0.6))
+    assert groups(windows, split.test, "session") == {("2020-01-02",), ("2020-01-03",)}
+
+
+def test_subject_holds_out_people(windows):
+    split = split_windows(windows, Settings(SPLIT="subject"))
+    assert groups(windows, split.test, "subject") == {("03",)}
+    assert groups(windows, split.train, "subject") == groups(windows, split.validation, "subject") == {("04",)}
+
+
+def test_repetition_holds_out_a_repetition_of_every_gesture_of_every_recording(repeats):
+    split = split_windows(repeats, Settings(SPLIT="repetition"))
+    columns = ("recording", "TRAJ_GT", "repetition")
+    test = groups(repeats, split.test, *columns)
+    assert not test & groups(repeats, np.concatenate([split.train, split.validation]), *columns)
+    assert {key[:2] for key in test} == groups(repeats, slice(None), "recording", "TRAJ_GT")
+
+
+@pytest.mark.parametrize(("share", "held"), [(0.1, 1), (0.3, 1), (0.49, 2), (0.5, 2), (0.7, 3), (0.99, 3)])
+def test_the_share_of_recordings_is_rounded(share, held):
+    """Of 4 recordings a day 0.4, 1.2, 1.96, 2, 2.8 → 0, 1, 2, 2, 3; at least one, and one stays for training."""
+    windows = made_up(days=2, recordings=4, repetitions=3)
+    split = split_windows(windows, Settings(SPLIT="trajectory", TEST_SHARE=share))
+    assert len(groups(windows, split.test, "recording")) == 2 * held
+
+
+@pytest.mark.parametrize(
+    ("name", "share", "folds"),
+    [
+        ("trajectory", 0.3, 3),
+        ("trajectory", 0.7, 2),
+        ("repetition", 0.3, 3),
+        ("subject", 0.3, 2),
+        ("random", 0.25, 4),
+    ],
+)
+def test_every_window_is_in_the_test_part_of_one_fold(name, share, folds):
+    """Of 3 recordings a day one each, or two and one; of 3 repetitions one each; of 2 people one each; quarters."""
+    windows = made_up(subjects=2, recordings=3, repetitions=3)
+    tests = [split_windows(windows, Settings(SPLIT=name, TEST_SHARE=share, FOLD=fold)).test for fold in range(folds)]
+    assert np.array_equal(np.sort(np.concatenate(tests)), np.arange(len(windows.table)))
+
+
+@pytest.mark.parametrize("name", ["trajectory", "subject"])
+def test_a_fold_that_does_not_exist_is_refused(windows, name):
+    with pytest.raises(EMGError, match=r"FOLD = 3: .* folds"):
+        split_windows(windows, Settings(SPLIT=name, FOLD=3))
+
+
+@pytest.mark.parametrize(
+    ("name", "single"), [("trajectory", "recording"), ("session", "session"), ("subject", "subject")]
+)
+def test_a_single_group_cannot_be_held_out(name, single):
+    with pytest.raises(EMGError, match=f"single {single}.*choose another SPLIT"):
+        split_windows(made_up(repetitions=4), Settings(SPLIT=name))
+
+
+def test_the_same_seed_splits_the_same_way(windows):
+    def test_part(seed):
+        return split_windows(windows, Settings(SPLIT="random", SEED=seed)).test
+
+    assert np.array_equal(test_part(1), test_part(1))
+    assert not np.array_equal(test_part(1), test_part(2))
+
+
+def test_random_windows_are_announced_as_leaky(windows):
+    split = split_windows(windows, Settings(SPLIT="random"))
+    assert "leaky" in split.description
+    assert len(split.test) == 2088  # 0.3 · 6960
+    assert "leaky" not in split_windows(windows, Settings()).description
+
+
+# ---- named parts ----------------------------------------------------------------------------------------------
+
+
+def test_patterns_name_both_parts(windows):
+    settings = Settings(TRAIN_ON=["03/2018-05-11/*", "04/*short*"], TEST_ON=["03/2018-06-14/*long*"])
+    split = split_windows(windows, settings)
+    names = windows.table["recording"]
+    assert set(names[split.test]) == {"emg_gestures-03-repeats_long-2018-06-14-11-05-00-595"}
+    rest = set(names[np.concatenate([split.train, split.validation])])
+    assert rest == {n for n in names if "2018-05-11" in n or n.startswith("emg_gestures-04-repeats_short")}
+    assert parts_per_sample(windows, split) == 1
+    assert all(pattern in split.description for pattern in settings.TRAIN_ON + settings.TEST_ON)
+
+
+@pytest.mark.parametrize("given", ["TRAIN_ON", "TEST_ON"])
+def test_the_part_that_is_not_named_is_the_rest(windows, given):
+    split = split_windows(windows, Settings(**{given: ["03/*"]}))
+    train, test = (set(windows.table["subject"].iloc[rows]) for rows in (split.train, split.test))
+    assert (train, test) == (({"03"}, {"04"}) if given == "TRAIN_ON" else ({"04"}, {"03"}))
+    assert len(split.train) + len(split.validation) + len(split.test) == len(windows.table)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "words"),
+    [
+        ({"TRAIN_ON": ["03/*"], "TEST_ON": ["*long*"]}, "03/2018-05-11/.*both"),
+        ({"TRAIN_ON": ["03/*", "05/*"]}, r"TRAIN_ON = 05/\*: no recording matches.*03/2018-05-11"),
+        ({"TEST_ON": ["03"]}, "TEST_ON = 03: no recording matches"),
+        ({"TEST_ON": ["*"]}, "training part"),
+        ({"TRAIN_ON": ["*"]}, "test part"),
+    ],
+)
+def test_patterns_that_cannot_be_followed_are_refused(windows, patterns, words):
+    with pytest.raises(EMGError, match=words):
+        split_windows(windows, Settings(**patterns))
+
+
+# ---- validation, thinning, balance ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "level", "columns"),
+    [
+        ("subject", {"subjects": 3, "days": 2}, "session", ["subject", "session"]),
+        ("subject", {"subjects": 3, "recordings": 2}, "trajectory", ["recording"]),
+        ("session", {"days": 3, "recordings": 2}, "trajectory", ["recording"]),
+        ("session", {"days": 3}, "repetition", ["recording", "TRAJ_GT", "repetition"]),
+        ("trajectory", {"recordings": 3}, "repetition", ["recording", "TRAJ_GT", "repetition"]),
+        ("trajectory", {"recordings": 3, "repetitions": 1}, "repetition", ["recording", "TRAJ_GT", "repetition"]),
+        ("repetition", {"repetitions": 3}, "repetition", ["recording", "TRAJ_GT", "repetition"]),
+    ],
+)
+def test_validation_is_cut_by_whole_groups_of_the_next_finer_level(name, shape, level, columns):
+    """Several recordings of a day with one repetition each still give one repetition to validation."""
+    windows = made_up(**shape)
+    split = split_windows(windows, Settings(SPLIT=name))
+    assert split.description.endswith(f"validation by {level}")
+    train, validation = (groups(windows, rows, *columns) for rows in (split.train, split.validation))
+    assert train
+    assert validation
+    assert not train & validation
+    assert set(windows.table["TRAJ_GT"].iloc[split.validation]) == {0, 1}
+
+
+def test_no_validation_part_is_an_error():
+    with pytest.raises(EMGError, match="no validation part"):
+        split_windows(made_up(days=2, repetitions=1), Settings(SPLIT="session"))
+
+
+def test_the_sampling_ratio_thins_the_training_part_alone(windows):
+    whole, thin = (split_windows(windows, Settings(SAMPLING_RATIO=ratio)) for ratio in (1, 0.25))
+    assert np.array_equal(whole.test, thin.test)
+    assert np.array_equal(whole.validation, thin.validation)
+    assert set(thin.train) < set(whole.train)
+    before, after = (windows.table.iloc[s.train].groupby(["recording", "TRAJ_GT"]).size() for s in (whole, thin))
+    assert after.to_dict() == {key: max(1, round(0.25 * count)) for key, count in before.items()}
+
+
+def test_undersampling_leaves_as_many_of_every_class_as_the_rarest_has(windows):
+    whole, balanced = (split_windows(windows, Settings(BALANCE=balance)) for balance in ("weights", "undersample"))
+    fewest = np.bincount(windows.targets[whole.train]).min()
+    assert np.bincount(windows.targets[balanced.train]).tolist() == [fewest] * 8
+    assert set(balanced.train) < set(whole.train)
+    assert np.array_equal(whole.test, balanced.test)
+    assert np.array_equal(whole.validation, balanced.validation)
+
+
+def test_class_weights_by_hand():
+    """4 windows, 2 classes: 4 / (2 · 3) and 4 / (2 · 1), which is one on average over the windows."""
+    assert class_weights(np.array([0, 0, 1, 0]), 2) == pytest.approx([2 / 3, 2])
+
+
+@pytest.mark.parametrize("each", [1, 2])
+def test_a_class_with_too_few_training_windows_is_named(each):
+    """2 of 3 recordings train, less one of their 4 repetitions: 3 repetitions of 1 window are too few, of 2 enough."""
+    windows = made_up(recordings=3, labels=3)
+    number = windows.table.groupby(["recording", "TRAJ_GT", "repetition"]).cumcount()
+    rare = subset(windows, (windows.table["TRAJ_GT"] != 2) | (number < each))
+    if each == 1:
+        with pytest.raises(EMGError, match=r"class 2 \(gesture 2\) has 3 windows in the training part.*at least 5"):
+            split_windows(rare, Settings())
+    else:
+        split = split_windows(rare, Settings())
+        assert (rare.targets[split.train] == 2).sum() == 6
+
+
+def test_a_single_class_cannot_be_learned():
+    with pytest.raises(EMGError, match="single class, gesture 0"):
+        split_windows(made_up(recordings=3, labels=1), Settings())
+
+
+# ---- statistics and batches -----------------------------------------------------------------------------------
+
+
+def test_statistics_are_those_of_the_training_part(windows):
+    split = split_windows(windows, Settings())
+    values = windows.emg[split.train].astype(np.float64).reshape(-1, 8) * 0.25
+    mean, std = channel_statistics(windows, split.train, seed=0)
+    assert mean == pytest.approx(values.mean(0), abs=1e-9)
+    assert std == pytest.approx(values.std(0), rel=1e-9)
+    altered = windows.emg.copy()
+    altered[split.test] = 32_000
+    altered[split.validation] = -32_000
+    again = channel_statistics(WindowSet(altered, windows.table, windows.metadata), split.train, seed=0)
+    assert np.array_equal(again, (mean, std))
+
+
+def test_every_training_window_comes_once_an_epoch():
+    """The values of made-up windows are distinct, so they tell which windows a batch holds."""
+    windows = made_up(recordings=3)
+    rows = np.arange(1, 72, 2)
+    shuffled = list(batches(windows, rows, 8, np.random.default_rng(3)))
+    assert [len(target) for _, target in shuffled] == [8, 8, 8, 8, 4]
+    emg, target = torch.cat([e for e, _ in shuffled]), torch.cat([t for _, t in shuffled])
+    assert (emg.shape, emg.dtype, target.dtype) == ((36, 4, 2), torch.float32, torch.int64)
+    stored = {tuple((windows.emg[row] * 0.25).reshape(-1)): row for row in rows}
+    order = [stored[tuple(one.reshape(-1).tolist())] for one in emg]
+    assert sorted(order) == rows.tolist()
+    assert order != rows.tolist()
+    assert target.tolist() == windows.table["TRAJ_GT"].iloc[order].tolist()
+    again = torch.cat([e for e, _ in batches(windows, rows, 8, np.random.default_rng(3))])
+    other = torch.cat([e for e, _ in batches(windows, rows, 8, np.random.default_rng(4))])
+    assert torch.equal(emg, again)
+    assert not torch.equal(emg, other)
+    in_order = torch.cat([e for e, _ in batches(windows, rows, 8)])
+    assert np.array_equal(in_order.numpy(), windows.emg[rows] * np.float32(0.25))

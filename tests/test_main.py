@@ -1,0 +1,462 @@
+"""main.py from the command line: what a run leaves behind, resuming, the sweep, and what goes wrong in one sentence."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, run
+from safetensors.torch import load_file
+
+from EMG_DATA_LOADER import WindowSet, batches, load_windows
+from EMG_model import load_model
+from EMG_utils import open_run, resumed_settings
+from ENV import EMGError, Settings
+
+CODES = [0, 1, 2, 3, 6, 7, 8, 9]
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # so small a model waits for its threads more than it computes
+FIGURES = ["accuracy.png", "loss.png", "confusion_matrix.png"]
+SMALL = {"LR": 3e-3, "BATCH_SIZE": 64, "PRECISION": "fp32", "TOKENS": "bands", "NUM_EPOCHS": 4}
+
+
+def flags(**settings) -> list[str]:
+    """NUM_EPOCHS=4 → --num-epochs=4"""
+    return [f"--{name.lower().replace('_', '-')}={value}" for name, value in settings.items()]
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    """main.py in the background, in the environment of `conftest.run`."""
+    variables = {key: value for key, value in os.environ.items() if not key.startswith("EMG_")}
+    variables |= {"HF_HUB_OFFLINE": "1"} | ONE_THREAD
+    command = [sys.executable, "main.py", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=variables, **pipes)
+
+
+def stop(process: subprocess.Popen, path: Path, number: int) -> tuple[str, str]:
+    """Send the signal `number` as soon as `path` is there; returns what was printed."""
+    end = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.02)
+    process.send_signal(number)
+    return process.communicate(timeout=60)
+
+
+def history(folder: Path) -> pd.DataFrame:
+    """history.csv without the one column that differs between equal runs."""
+    return pd.read_csv(folder / "history.csv").drop(columns="seconds")
+
+
+def read(folder: Path, name: str) -> dict:
+    return json.loads((folder / name).read_text())
+
+
+def one_sentence(text: str) -> str:
+    """The message, once it is known to be one line of main.py's own."""
+    lines = text.strip().splitlines()
+    assert len(lines) == 1, text
+    assert lines[0].startswith("main.py: ")
+    return lines[0]
+
+
+# ---- a whole run ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def finished(windows_file, tiny_gpt2, tmp_path_factory) -> Path:
+    """A run on two people with the default split, tokens and balance."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    settings = {"LR": 2e-3, "BATCH_SIZE": 64, "PRECISION": "fp32", "FILTERS": 6, "NUM_EPOCHS": 3}
+    settings |= {"DATA_LOCATION": windows_file, "MODEL_NAME": tiny_gpt2, "RUN_DIR": folder}
+    done = run("main.py", *flags(**settings), **ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return folder
+
+
+@pytest.fixture(scope="session")
+def windows(windows_file) -> WindowSet:
+    return load_windows(Settings(DATA_LOCATION=windows_file))
+
+
+@pytest.fixture(scope="session")
+def split(finished) -> pd.DataFrame:
+    return pd.read_csv(finished / "split.csv", dtype={"subject": str})
+
+
+@pytest.fixture(scope="session")
+def predictions(finished) -> pd.DataFrame:
+    return pd.read_parquet(finished / "predictions.parquet")
+
+
+def test_the_run_folder_is_complete(finished):
+    names = {"env.json", "split.csv", "history.csv", "metrics.json", "predictions.parquet", "log.txt"}
+    assert {path.name for path in finished.iterdir()} == names | set(FIGURES) | {"best_model", "last"}
+    assert (finished / "best_model" / "model.safetensors").is_file()
+    assert len(read(finished / "last", "history.json")) == 3
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_figures_are_not_blank(finished, name):
+    """Ink on a few percent of white paper at least."""
+    image = matplotlib.image.imread(finished / name)[:, :, :3]
+    assert min(image.shape[:2]) > 400
+    assert image.std() > 0.02
+    assert 0.005 < (image.min(2) < 0.9).mean() < 0.9
+
+
+def test_the_settings_of_the_run_are_written_down(finished, windows_file, tiny_gpt2):
+    saved = read(finished, "env.json")
+    assert set(saved) == set(Settings.model_fields)
+    assert saved["NUM_EPOCHS"] == 3
+    assert saved["DATA_LOCATION"] == str(windows_file)
+    assert saved["MODEL_NAME"] == str(tiny_gpt2)
+
+
+def test_metrics_hold_what_the_readme_promises(finished, tiny_gpt2):
+    """Parameters: tiny_gpt2's without its 11 · 32 token embedding; 6 filters of 25 taps, the norm of 8 · 6 powers,
+    their map to 32 and the head of 8 classes. NUM_LAYERS = −9 trains all three blocks."""
+    metrics = read(finished, "metrics.json")
+    promised = {"accuracy", "balanced_accuracy", "macro_f1", "per_class", "per_subject", "confusion_matrix", "classes"}
+    promised |= {"n_train", "n_val", "n_test", "split", "weights", "parameters", "trainable_parameters", "epochs"}
+    assert promised | {"seconds", "device", "versions"} <= set(metrics)
+    backbone = sum(t.numel() for t in load_file(tiny_gpt2 / "model.safetensors").values()) - 11 * 32
+    own = 6 * 25 + 2 * 48 + 48 * 32 + 32 + 32 * 8 + 8
+    assert metrics["parameters"] == metrics["trainable_parameters"] == backbone + own
+    assert (metrics["split"], metrics["weights"], metrics["epochs"]) == ("trajectory", "pretrained", 3)
+    assert metrics["classes"] == dict(zip(map(str, CODES), metrics["per_class"], strict=True))
+    assert metrics["classes"]["6"] == "pinch index"
+    assert metrics["versions"]["torch"] == torch.__version__
+    assert metrics["seconds"] > pd.read_csv(finished / "history.csv")["seconds"].sum()
+    assert "leaky" not in metrics["split_description"]
+
+
+def test_metrics_follow_from_the_predictions(finished, predictions):
+    metrics = read(finished, "metrics.json")
+    true, called = predictions["TRAJ_GT"].to_numpy(), predictions["predicted"].to_numpy()
+    confusion = [[int(((true == i) & (called == j)).sum()) for j in CODES] for i in CODES]
+    assert metrics["confusion_matrix"] == confusion
+    counts = np.array(confusion)
+    recall, precision = counts.diagonal() / counts.sum(1), counts.diagonal() / np.maximum(counts.sum(0), 1)
+    f1 = 2 * counts.diagonal() / (counts.sum(0) + counts.sum(1))
+    assert metrics["accuracy"] == pytest.approx((true == called).mean())
+    assert metrics["balanced_accuracy"] == pytest.approx(recall.mean())
+    assert metrics["macro_f1"] == pytest.approx(f1.mean())
+    for index, found in enumerate(metrics["per_class"].values()):
+        expected = {"precision": precision[index], "recall": recall[index], "f1": f1[index]}
+        assert found == pytest.approx(expected | {"support": counts[index].sum()})
+    for subject, found in metrics["per_subject"].items():
+        own = predictions["subject"] == subject
+        assert found["accuracy"] == pytest.approx((true == called)[own].mean())
+        assert found["windows"] == own.sum()
+    assert sorted(metrics["per_subject"]) == ["03", "04"]
+
+
+def test_split_and_predictions_tell_the_same_windows(finished, split, predictions, windows):
+    metrics, parts = read(finished, "metrics.json"), split["part"].value_counts()
+    assert parts.to_dict() == {
+        "train": metrics["n_train"], "validation": metrics["n_val"], "test": metrics["n_test"]
+    }  # fmt: skip
+    identity = ["TRAJ_GT", "subject", "session", "trajectory", "recording", "repetition"]
+    test = split[split["part"] == "test"].reset_index(drop=True)
+    assert predictions[identity].astype(str).equals(test[identity].astype(str))
+    assert np.allclose(predictions["start"], test["start"])
+    assert split[identity].astype(str).equals(windows.table[identity].astype(str))
+    assert not set(test["recording"]) & set(split.loc[split["part"] != "test", "recording"])
+
+
+def test_the_probabilities_are_those_of_the_saved_model(finished, split, predictions, windows):
+    """The saved model alone, on the samples of the file, gives the same probabilities again."""
+    columns = [f"p_{code}" for code in CODES]
+    rows = np.flatnonzero(split["part"] == "test")
+    model = load_model(finished / "best_model")
+    with torch.inference_mode():
+        again = torch.cat([model(emg=emg).logits.softmax(1) for emg, _ in batches(windows, rows, 500)]).numpy()
+    assert np.allclose(predictions[columns], again, atol=1e-5)
+    assert np.allclose(predictions[columns].sum(axis=1), 1, atol=1e-5)
+    assert (np.array(CODES)[again.argmax(1)] == predictions["predicted"]).mean() > 0.999
+
+
+def test_the_saved_model_knows_its_data(finished, split, windows):
+    model, metadata = load_model(finished / "best_model"), windows.metadata
+    train = windows.emg[split["part"] == "train"].astype(np.float64).reshape(-1, 8) * 0.25
+    assert np.allclose(model.mean, train.mean(0), atol=1e-4)
+    assert np.allclose(model.std, train.std(0), rtol=1e-5)
+    described = model.config
+    assert described.class_codes == CODES
+    assert described.class_names == list(metadata["class_names"].values())
+    assert described.sampling_rate == metadata["sampling_rate"]
+    assert (described.window, described.patch, described.unit) == (250, 25, "count")
+    assert described.channels == metadata["channels"]
+    assert described.preprocessing == metadata["settings"]
+    assert described.weights == "pretrained"
+
+
+def test_the_epoch_that_is_best_on_the_validation_part_is_kept(finished, split, windows):
+    rows = history(finished)
+    best = rows["validation_balanced_accuracy"].argmax()
+    assert read(finished, "metrics.json")["best_epoch"] == best + 1
+    assert rows["epoch"].tolist() == [1, 2, 3]
+    validation, model = np.flatnonzero(split["part"] == "validation"), load_model(finished / "best_model")
+    with torch.inference_mode():
+        called = torch.cat([model(emg=emg).logits.argmax(1) for emg, _ in batches(windows, validation, 500)]).numpy()
+    true = windows.targets[validation]
+    recalls = [(called[true == label] == label).mean() for label in range(8)]
+    assert np.mean(recalls) == pytest.approx(rows["validation_balanced_accuracy"][best], abs=1e-3)
+
+
+def test_simulated_gestures_are_learned(finished):
+    """Chance is 1/8; the folds of one run are too few windows for a closer bound."""
+    assert read(finished, "metrics.json")["balanced_accuracy"] > 0.35
+    rows = pd.read_csv(finished / "history.csv")
+    assert rows["train_loss"].iloc[-1] < rows["train_loss"].iloc[0]
+
+
+def test_the_log_tells_the_run(finished):
+    log = (finished / "log.txt").read_text()
+    assert "6960 windows of 250 samples at 1000 Hz, 8 channels, 8 classes" in log
+    assert "trajectory held out, fold 0" in log
+    assert "validation by repetition" in log
+    assert "pretrained weights" in log
+    assert all(f"epoch {epoch}/3: " in log for epoch in (1, 2, 3))
+    assert f"balanced accuracy {read(finished, 'metrics.json')['balanced_accuracy']:.3f} (chance 0.125)" in log
+    assert "leaky" not in log
+
+
+# ---- the same again, interrupted and resumed ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def small_flags(small_file, tiny_gpt2) -> list[str]:
+    return flags(DATA_LOCATION=small_file, MODEL_NAME=tiny_gpt2, **SMALL)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(small_flags, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    done = run("main.py", *small_flags, *flags(RUN_DIR=folder), **ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def killed(small_flags, tmp_path_factory) -> tuple[Path, list[dict]]:
+    """The same run, killed without warning after its first epochs: its folder and the history so far."""
+    folder = tmp_path_factory.mktemp("runs") / "killed"
+    process = start(*small_flags, *flags(RUN_DIR=folder))
+    stop(process, folder / "last" / "history.json", signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    return folder, read(folder / "last", "history.json")
+
+
+def test_the_same_seed_gives_the_same_history(undisturbed, killed):
+    """Two processes; the second got through some epochs before it was killed."""
+    epochs = pd.DataFrame(killed[1]).drop(columns="seconds")
+    assert 1 <= len(epochs) < 4
+    pd.testing.assert_frame_equal(epochs, history(undisturbed).iloc[: len(epochs)], check_exact=True)
+
+
+def test_a_resumed_run_ends_like_one_that_was_left_alone(undisturbed, killed):
+    folder, before = killed
+    done = run("main.py", "--resume", folder, **ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    assert f"going on after epoch {len(before)}" in (folder / "log.txt").read_text()
+    pd.testing.assert_frame_equal(history(folder), history(undisturbed), check_exact=True)
+    ours, theirs = (load_file(one / "best_model" / "model.safetensors") for one in (folder, undisturbed))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    metrics, expected = read(folder, "metrics.json"), read(undisturbed, "metrics.json")
+    differ = {key for key, value in metrics.items() if value != expected[key]}
+    assert differ == {"seconds"}
+    assert {path.name for path in folder.iterdir()} == {path.name for path in undisturbed.iterdir()}
+
+
+def test_ctrl_c_after_an_epoch_says_how_to_go_on(small_flags, tmp_path):
+    process = start(*small_flags, *flags(RUN_DIR=tmp_path / "run", NUM_EPOCHS=500, PATIENCE=500))
+    _, errors = stop(process, tmp_path / "run" / "last" / "history.json", signal.SIGINT)
+    assert process.returncode == 130
+    assert f"go on with --resume {tmp_path / 'run'}" in one_sentence(errors)
+
+
+def test_ctrl_c_before_the_first_epoch_says_what_works(small_flags, tmp_path):
+    """The advice is to run the same command again, so that must be possible in the same RUN_DIR."""
+    command, split = [*small_flags, *flags(RUN_DIR=tmp_path / "run", BATCH_SIZE=1)], tmp_path / "run" / "split.csv"
+    process = start(*command)
+    _, errors = stop(process, split, signal.SIGINT)
+    assert process.returncode == 130
+    assert "run the same command again" in one_sentence(errors)
+    split.unlink(missing_ok=True)
+    again = start(*command)
+    stop(again, split, signal.SIGKILL)
+    assert again.returncode == -signal.SIGKILL
+
+
+# ---- sweep ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def swept(small_file, tiny_gpt2, tmp_path_factory) -> tuple[Path, Path, str]:
+    """A sweep of 2 × 2 trials on random windows, and a folder for the model that held a file already."""
+    base = tmp_path_factory.mktemp("swept")
+    (base / "models").mkdir()
+    (base / "models" / "notes.txt").write_text("mine")
+    grid = {"SWEEP_NUM_LAYERS": "0,-1", "SWEEP_LR": "3e-4,3e-3", "NUM_EPOCHS_FOR_VALIDATION": 1}
+    small = SMALL | {"SPLIT": "random", "NUM_EPOCHS": 1, "WINDOW_MS": 200, "FILTER": "causal"}
+    where = {"DATA_LOCATION": small_file, "MODEL_NAME": tiny_gpt2, "RUN_DIR": base / "run"}
+    settings = where | small | grid | {"MODEL_SAVING_DIR": base / "models"}
+    done = run("main.py", "--sweep", *flags(**settings), **ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    return base / "run", base / "models", done.stdout
+
+
+def test_the_sweep_tries_the_whole_grid_and_trains_with_the_best(swept):
+    folder, saved, _ = swept[0], read(swept[0], "env.json"), swept[2]
+    trials = pd.read_csv(folder / "sweep.csv")
+    grid = trials[["NUM_LAYERS", "LR"]].itertuples(index=False, name=None)
+    assert list(grid) == [(0, 3e-4), (0, 3e-3), (-1, 3e-4), (-1, 3e-3)]
+    best = trials.loc[trials["validation_balanced_accuracy"].idxmax()]
+    assert (saved["NUM_LAYERS"], saved["LR"]) == (best["NUM_LAYERS"], best["LR"])
+    assert best["LR"] == 3e-3  # ten times faster; the other learns next to nothing in an epoch
+    # The last training has the trial's seed, data and single epoch.
+    assert history(folder)["validation_balanced_accuracy"].tolist() == [best["validation_balanced_accuracy"]]
+
+
+def test_frozen_blocks_keep_the_language_models_weights(swept, tiny_gpt2):
+    """With −1 the first two of three blocks are frozen but for their norms, with 0 the third as well."""
+    source, model = load_file(tiny_gpt2 / "model.safetensors"), load_file(swept[0] / "best_model" / "model.safetensors")
+    frozen = 3 + read(swept[0], "env.json")["NUM_LAYERS"]
+    assert frozen in (2, 3)
+    backbone = {name.removeprefix("backbone."): t for name, t in model.items() if name.startswith("backbone.")}
+    unchanged = {name for name, tensor in backbone.items() if torch.equal(tensor, source[name])}
+    assert unchanged == {
+        name for name in backbone if re.match(r"h\.\d\.(attn|mlp)\.", name) and int(name.split(".")[1]) < frozen
+    }
+
+
+def test_the_parameters_that_are_trained_are_counted(swept):
+    metrics, width = read(swept[0], "metrics.json"), 32
+    frozen = 3 + read(swept[0], "env.json")["NUM_LAYERS"]
+    assert metrics["parameters"] - metrics["trainable_parameters"] == frozen * (12 * width**2 + 9 * width)
+
+
+def test_random_windows_are_announced_wherever_the_result_appears(swept):
+    assert "leaky" in read(swept[0], "metrics.json")["split_description"]
+    assert "leaky" in (swept[0] / "log.txt").read_text()
+    assert "leaky" in swept[2]
+
+
+def test_settings_that_the_file_was_not_made_with_are_noted(swept):
+    log = (swept[0] / "log.txt").read_text()
+    assert re.search("WINDOW_MS is 250.0 in the file, not 200.0; run Preprocessing.py", log)
+    assert re.search("FILTER is putemg in the file, not causal", log)
+    assert "STRIDE_MS" not in log
+
+
+def test_the_model_is_also_put_where_it_was_wanted(swept):
+    ours, theirs = (load_model(folder).state_dict() for folder in (swept[1], swept[0] / "best_model"))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_other_files_beside_the_saved_model_are_kept(swept):
+    assert (swept[1] / "notes.txt").is_file()
+
+
+# ---- what goes wrong ------------------------------------------------------------------------------------------
+
+WRONG = {
+    "patch": ({"PATCH_MS": 30}, ["PATCH_MS = 30 is 30 samples", "250 samples", "divisor of 250 ms"]),
+    "missing": ({"DATA_LOCATION": "/nowhere/w.parquet"}, ["/nowhere/w.parquet", "no such file", "Preprocessing.py"]),
+    "split": ({"SPLIT": "subject"}, ["single subject", "choose another SPLIT"]),
+    "occupied": ({"RUN_DIR": ROOT / "tests"}, ["results already", "RESUME"]),
+    "model": ({"MODEL_NAME": "gtp2"}, ["MODEL_NAME = gtp2", "distilgpt2"]),
+}
+
+
+@pytest.fixture(scope="session")
+def failures(small_flags, tmp_path_factory) -> dict[str, tuple[int, str]]:
+    """Exit status and standard error of each wrong command; two at a time."""
+    base = tmp_path_factory.mktemp("wrong")
+
+    def fail(name):
+        done = run("main.py", *small_flags, *flags(**{"RUN_DIR": base / name} | WRONG[name][0]), **ONE_THREAD)
+        return done.returncode, done.stderr
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(WRONG, pool.map(fail, WRONG), strict=True))
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_the_user_can_put_right_is_said_in_one_sentence(failures, name):
+    status, errors = failures[name]
+    assert status == 1
+    message = one_sentence(errors)
+    assert all(words in message for words in WRONG[name][1]), message
+
+
+# ---- run folders ----------------------------------------------------------------------------------------------
+
+
+def test_a_folder_with_results_is_not_written_to(finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    with pytest.raises(EMGError, match="results already"):
+        open_run(Settings(RUN_DIR=finished))
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_an_empty_folder_and_a_new_one_are_taken(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "new/deeper"):
+        assert open_run(Settings(RUN_DIR=tmp_path / name)) == tmp_path / name
+        assert (tmp_path / name / "log.txt").is_file()
+
+
+def test_a_file_is_no_run_folder(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(EMGError, match=str(tmp_path / "file")):
+        open_run(Settings(RUN_DIR=tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_two_runs_of_the_same_second_have_their_own_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [open_run(Settings()) for _ in range(5)]
+    assert len(set(folders)) == 5
+    assert all(folder.parent == Path("runs") and (folder / "log.txt").is_file() for folder in folders)
+
+
+def test_runs_that_start_at_the_same_moment_have_their_own_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    together = Barrier(8)
+
+    def one(_):
+        together.wait()
+        return open_run(Settings())
+
+    for _ in range(20):
+        with ThreadPoolExecutor(8) as pool:
+            assert len(set(pool.map(one, range(8)))) == 8
+
+
+def test_a_run_without_a_finished_epoch_cannot_be_resumed(tmp_path):
+    with pytest.raises(EMGError, match="no finished epoch"):
+        open_run(Settings(RESUME=tmp_path))
+
+
+def test_a_folder_of_something_else_cannot_be_resumed(tmp_path):
+    (tmp_path / "env.json").write_text('{"language": "en"}')
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(EMGError, match=f"{folder}: there is no run"):
+            resumed_settings(Settings(RESUME=folder))

@@ -1,0 +1,455 @@
+"""Windows → tokens → GPT-2 → logits; weights from and into folders."""
+
+import json
+import logging
+import math
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, GPT2Model
+
+from EMG_model import (
+    POWER_FLOOR,
+    TOKENISERS,
+    EMGConfig,
+    EMGForSequenceClassification,
+    ModelError,
+    build_model,
+    load_model,
+)
+
+CHANNELS, WINDOW, PATCH, RATE = ["a", "b", "c"], 250, 25, 1000.0
+MATRICES = {f"{layer}.{kind}" for layer in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj") for kind in
+            ("weight", "bias")}  # fmt: skip
+
+
+def config(**changes) -> EMGConfig:
+    described = {
+        "backbone": {"n_embd": 32, "n_head": 2, "n_layer": 2},
+        "class_codes": [0, 1, 6, 9],
+        "class_names": ["idle", "fist", "pinch index", "pinch small"],
+        "channels": CHANNELS,
+        "preprocessing": {"FILTER": "putemg", "BAND_HZ": [20.0, 700.0]},
+        "unit": "count",
+    }
+    return EMGConfig(**described | {"window": WINDOW, "patch": PATCH, "sampling_rate": RATE} | changes)
+
+
+def model(tokens="power", **changes) -> EMGForSequenceClassification:
+    """A ready model from random weights of the shape of `config`, in evaluation mode."""
+    torch.manual_seed(0)
+    made = EMGForSequenceClassification(config(tokens=tokens, **changes))
+    if tokens == "power":
+        made.tokeniser.spread_filters()
+    return made.eval()
+
+
+def noise(amplitude=100.0, windows=5) -> torch.Tensor:
+    """(B, T, C)"""
+    return amplitude * torch.randn(windows, WINDOW, len(CHANNELS), generator=torch.Generator().manual_seed(1))
+
+
+def tone(hertz: float, channel: int, amplitude=100.0) -> torch.Tensor:
+    """(1, T, C): a sine in one channel, silence in the others."""
+    emg = torch.zeros(1, WINDOW, len(CHANNELS))
+    emg[0, :, channel] = amplitude * torch.sin(2 * math.pi * hertz * torch.arange(WINDOW) / RATE + 0.3)
+    return emg
+
+
+@torch.no_grad()
+def log_power(made: EMGForSequenceClassification, emg: torch.Tensor) -> torch.Tensor:
+    """(B, C, features, P): what the tokeniser hands to its norm."""
+    seen = []
+    hook = made.tokeniser.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    made(emg=emg)
+    hook.remove()
+    return seen[0].unflatten(1, (len(CHANNELS), -1))
+
+
+# ---- shapes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens", TOKENISERS)
+def test_a_window_of_ten_patches_is_ten_tokens_and_one_row_of_logits(tokens):
+    made = model(tokens)
+    assert made.tokeniser(noise()).shape == (5, 10, 32)
+    output = made(emg=noise(), labels=torch.tensor([0, 1, 2, 3, 0]))
+    assert output.logits.shape == (5, 4)
+    assert output.logits.isfinite().all()
+    expected = torch.nn.functional.cross_entropy(output.logits, torch.tensor([0, 1, 2, 3, 0]))
+    assert output.loss.item() == pytest.approx(expected.item())
+    assert made(emg=noise()).loss is None
+
+
+@pytest.mark.parametrize("tokens", TOKENISERS)
+def test_each_window_is_classified_alone(tokens):
+    made, emg = model(tokens), noise()
+    together, alone = made(emg=emg).logits, torch.cat([made(emg=one[None]).logits for one in emg])
+    assert torch.allclose(together, alone, atol=1e-5)
+    assert not torch.allclose(together[0], together[1], atol=1e-3)
+
+
+def test_the_class_weights_weigh_the_loss():
+    """Weighted mean of the two windows' losses l0, l1 with weights 3 and 1: (3 · l0 + l1) / 4."""
+    made, emg = model(), noise(windows=2)
+    one_by_one = [made(emg=emg[i : i + 1], labels=torch.tensor([i])).loss.item() for i in range(2)]
+    weighted = made(emg=emg, labels=torch.tensor([0, 1]), weight=torch.tensor([3.0, 1, 1, 1])).loss.item()
+    assert weighted == pytest.approx((3 * one_by_one[0] + one_by_one[1]) / 4, rel=1e-4)
+
+
+# ---- tokens ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens", ["power", "bands"])
+def test_twice_the_amplitude_adds_log_4_to_every_log_power(tokens):
+    """Power goes with the square: log(4 x) − log(x). Noise of 100 is far above the floor of 1e-4."""
+    made = model(tokens)
+    change = log_power(made, noise(200.0)) - log_power(made, noise(100.0))
+    assert torch.allclose(change, torch.full_like(change, math.log(4)), atol=1e-3)
+
+
+@pytest.mark.parametrize("tokens", ["power", "bands"])
+def test_a_silent_channel_is_at_the_floor_and_no_other(tokens):
+    powers = log_power(model(tokens), noise() * torch.tensor([0.0, 1, 0]))
+    floor = math.log(POWER_FLOOR)
+    assert torch.allclose(powers[:, [0, 2]], torch.tensor(floor), atol=1e-4)
+    assert (powers[:, 1] > floor + 5).all()
+
+
+def test_the_raw_tokens_are_linear_in_the_patch():
+    """And so cannot express power: the part of a token that depends on the signal doubles with it."""
+    made, emg = model("raw"), noise(1.0)
+    bias = made.tokeniser.linear.bias
+    once, twice = made.tokeniser(emg) - bias, made.tokeniser(2 * emg) - bias
+    assert torch.allclose(twice, 2 * once, atol=1e-5)
+
+
+@pytest.mark.parametrize(("hertz", "band"), [(20, 0), (40, 1), (60, 2), (100, 3), (180, 4), (360, 5)])
+def test_a_tone_lights_up_its_band(hertz, band):
+    """A patch of 25 samples padded to 50 has bins of 20 Hz, and 20, 40, 60, 90, 140, 250, 500 Hz fall on bins
+    1, 2, 3, 4, 7, 12, 25: the bands hold the bins 1, 2, 3, 4-6, 7-11 and 12-24."""
+    made = model("bands")
+    assert made.tokeniser.bands() == [[1], [2], [3], [4, 5, 6], [*range(7, 12)], [*range(12, 25)]]
+    powers = log_power(made, tone(hertz, channel=2))[0, 2]  # (bands, P)
+    # a tone of few cycles has a spectrum that depends on its phase in the patch, so the mean over patches decides
+    assert powers.exp().mean(1).argmax() == band
+
+
+def test_the_power_in_a_bin_is_that_of_the_sine():
+    """100 Hz is bin 5 of 50 and 2.5 cycles a patch: |X|² / 25 = (A · 25 / 2)² / 25 = 6.25 A²; for A = 2, 25.
+
+    Bins 4 and 6 are half a cycle off: (2/π)² of it, as the transform of 25 samples is a sinc of zeros 40 Hz apart.
+    The mean of the band's three bins is 25 · (1 + 2 · 4/π²) / 3, less what the negative frequencies leave.
+    """
+    powers = log_power(model("bands"), tone(100, channel=0, amplitude=2.0))[0, 0].exp()
+    assert powers[3].mean().item() == pytest.approx(25 * (1 + 8 / math.pi**2) / 3, rel=0.1)
+
+
+@pytest.mark.parametrize("filter_index", [1, 3, 7, 12, 14])
+def test_a_tone_lights_up_the_filter_around_it(filter_index):
+    """Sixteen filters start at (i + 1/2) / 16 of 500 Hz."""
+    made = model("power")
+    assert torch.allclose(made.tokeniser.bank.weight.norm(dim=2), torch.tensor(1.0), atol=1e-5)
+    powers = log_power(made, tone((filter_index + 0.5) / 16 * 500, channel=0))[0, 0]  # (F, P)
+    assert (powers[:, 1:-1].argmax(0) == filter_index).all()
+
+
+@pytest.mark.parametrize("tokens", ["bands", "raw"])
+def test_a_patch_makes_its_own_token_alone(tokens):
+    made, emg = model(tokens), noise()
+    altered = emg.clone()
+    altered[:, 3 * PATCH : 4 * PATCH] *= 3
+    changed = (made.tokeniser(altered) != made.tokeniser(emg)).any(2).any(0)
+    assert changed.tolist() == [patch == 3 for patch in range(10)]
+
+
+def test_a_burst_raises_the_power_of_its_patch():
+    emg = noise(1.0)
+    emg[:, 6 * PATCH : 7 * PATCH] *= 30
+    assert (log_power(model("power"), emg).argmax(3) == 6).all()
+
+
+# ---- scale ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens", TOKENISERS)
+def test_the_scale_takes_offset_and_amplitude_out(tokens):
+    plain, scaled, emg = model(tokens), model(tokens), noise(1.0)
+    mean, std = torch.tensor([5.0, -3, 0]), torch.tensor([10.0, 0.5, 2])
+    scaled.set_scale(mean, std)
+    assert torch.allclose(scaled(emg=emg * std + mean).logits, plain(emg=emg).logits, atol=1e-4)
+
+
+def test_a_silent_channel_does_not_divide_by_zero():
+    made, emg = model(), noise()
+    made.set_scale(torch.zeros(3), torch.tensor([2.0, 0, 4]))
+    assert made.std.tolist() == [2, 1, 4]
+    emg[:, :, 1] = 0
+    assert made(emg=emg).logits.isfinite().all()
+
+
+# ---- parameters -----------------------------------------------------------------------------------------------
+
+
+def test_gpt2_with_four_blocks_has_this_many_parameters():
+    """Per block of width D: norms 4 D; attention D·3D + 3D and D·D + D; MLP D·4D + 4D and 4D·D + D; together
+    12 D² + 13 D. Then the last norm 2 D, the positions 1024 D, and of our own 16 filters of 25 taps, the norm of
+    3 · 16 powers, their linear map to D and the head of 4 classes. No token embedding.
+    """
+    made = build_model(config(), "gpt2", "never", blocks=4)
+    width, powers = 768, 3 * 16
+    backbone = 4 * (12 * width**2 + 13 * width) + 2 * width + 1024 * width
+    own = 16 * 25 + 2 * powers + powers * width + width + width * 4 + 4
+    assert made.num_parameters() == backbone + own == 29_180_660
+    assert made.config.weights == "random"
+    assert not [name for name in [*made.state_dict(), *dict(made.named_parameters())] if "wte" in name]
+
+
+def trained(made: EMGForSequenceClassification) -> set[str]:
+    return {name for name, parameter in made.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize(("blocks", "frozen"), [(0, [0, 1, 2]), (1, [0, 1]), (2, [0]), (3, []), (9, [])])
+def test_the_last_blocks_train_and_below_them_the_norms_alone(blocks, frozen):
+    made = model(backbone={"n_embd": 32, "n_head": 2, "n_layer": 3})
+    every = set(dict(made.named_parameters()))
+    made.train_last(blocks)
+    assert every - trained(made) == {f"backbone.h.{block}.{name}" for block in frozen for name in MATRICES}
+    made.train_last(3)
+    assert trained(made) == every
+
+
+# ---- saved models ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=list(TOKENISERS))
+def saved(request, tmp_path) -> tuple[EMGForSequenceClassification, Path]:
+    """A model that took a few training steps' worth of changes in every buffer and parameter, and its folder."""
+    made = model(request.param)
+    made.set_scale(torch.tensor([1.0, 2, 3]), torch.tensor([4.0, 5, 6]))
+    with torch.no_grad():
+        for tensor in made.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(0.05 * torch.rand_like(tensor))
+    made.save_pretrained(tmp_path / "model")
+    return made, tmp_path / "model"
+
+
+def test_a_saved_model_rebuilds_itself(saved):
+    made, folder = saved
+    again = load_model(folder)
+    assert not again.training
+    assert torch.equal(again(emg=noise()).logits, made(emg=noise()).logits)
+    assert all(torch.equal(tensor, made.state_dict()[name]) for name, tensor in again.state_dict().items())
+    assert torch.equal(again.mean, made.mean)
+    assert torch.equal(again.std, made.std)
+    described = again.config
+    assert described.class_codes == [0, 1, 6, 9]
+    assert described.class_names == ["idle", "fist", "pinch index", "pinch small"]
+    assert described.id2label == dict(enumerate(described.class_names))
+    assert (described.sampling_rate, described.window, described.patch) == (1000.0, 250, 25)
+    assert (described.channels, described.unit) == (["a", "b", "c"], "count")
+    assert described.preprocessing == {"FILTER": "putemg", "BAND_HZ": [20.0, 700.0]}
+    assert not [name for name in load_file(folder / "model.safetensors") if "wte" in name]
+
+
+def empty(folder):
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def no_weights(folder):
+    (folder / "model.safetensors").unlink()
+
+
+def truncated(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def missing_tensor(folder):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["head.bias"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def missing_scale(folder):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["std"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def extra_tensor(folder):
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"backbone.h.2.ln_1.weight": torch.ones(32)}, folder / "model.safetensors", {"format": "pt"})
+
+
+def other_shape(folder):
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"head.bias": torch.ones(5)}, folder / "model.safetensors", {"format": "pt"})
+
+
+def broken_config(folder):
+    (folder / "config.json").write_text("{")
+
+
+def unknown_tokens(folder):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokens": "wavelets"}))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [empty, no_weights, truncated, missing_tensor, missing_scale, extra_tensor, other_shape, broken_config,
+     unknown_tokens],
+)  # fmt: skip
+def test_a_folder_that_does_not_fit_is_refused(tmp_path, damage):
+    model().save_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(ModelError, match=str(tmp_path)):
+        load_model(tmp_path)
+
+
+def test_a_language_model_is_no_gesture_model(tiny_gpt2):
+    with pytest.raises(ModelError, match=str(tiny_gpt2)):
+        load_model(tiny_gpt2)
+
+
+class Intruder:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("how", ["load_model", "auto", "require"])
+def test_a_pickle_is_never_executed(tmp_path, tiny_gpt2, how):
+    trace = tmp_path / "executed"
+    pickle.loads(pickle.dumps(Intruder(trace))).close()
+    assert trace.exists()  # it would work
+    trace.unlink()
+    folder = tmp_path / "model"
+    if how == "load_model":
+        model().save_pretrained(folder)
+        (folder / "model.safetensors").unlink()
+    else:
+        folder.mkdir()
+        (folder / "config.json").write_bytes((tiny_gpt2 / "config.json").read_bytes())
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Intruder(trace)))
+    if how == "auto":
+        assert build_model(config(), str(folder), "auto", 2).config.weights == "random"
+    else:
+        with pytest.raises(ModelError):
+            load_model(folder) if how == "load_model" else build_model(config(), str(folder), how, 2)
+    assert not trace.exists()
+
+
+# ---- language-model weights -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[GPT2Model, GPT2LMHeadModel], ids=["GPT2Model", "GPT2LMHeadModel"])
+def gpt2_folder(request, tiny_gpt2, tmp_path) -> Path:
+    """The same weights as transformers saves them without and with the language-model head."""
+    if request.param is GPT2Model:
+        return tiny_gpt2
+    whole = GPT2LMHeadModel(GPT2Config.from_pretrained(tiny_gpt2))
+    whole.transformer.load_state_dict(GPT2Model.from_pretrained(tiny_gpt2).state_dict())
+    whole.save_pretrained(tmp_path)
+    assert "transformer.h.0.attn.c_attn.weight" in load_file(tmp_path / "model.safetensors")
+    return tmp_path
+
+
+@pytest.mark.parametrize("pretrained", ["auto", "require"])
+@pytest.mark.parametrize("blocks", [1, 2, 3, 8])
+def test_the_first_blocks_hold_the_language_models_weights(gpt2_folder, tiny_gpt2, pretrained, blocks):
+    weights = load_file(tiny_gpt2 / "model.safetensors")
+    kept = {n: t for n, t in weights.items() if n != "wte.weight" and not (n[0] == "h" and int(n[2]) >= blocks)}
+    made = build_model(config(), str(gpt2_folder), pretrained, blocks)
+    held = made.backbone.state_dict()
+    assert held.keys() == kept.keys()
+    assert all(torch.equal(held[name], tensor) for name, tensor in kept.items())
+    assert made.config.weights == "pretrained"
+    assert len(made.backbone.h) == made.config.backbone["n_layer"] == min(blocks, 3)
+
+
+def test_never_leaves_the_weights_out_and_keeps_the_shape(tiny_gpt2):
+    weights = load_file(tiny_gpt2 / "model.safetensors")
+    made = build_model(config(), str(tiny_gpt2), "never", 2)
+    assert made.config.weights == "random"
+    assert made.backbone.wpe.weight.shape == weights["wpe.weight"].shape
+    same = [name for name, tensor in made.backbone.state_dict().items() if torch.equal(tensor, weights[name])]
+    assert same == []
+
+
+@pytest.fixture
+def shape_only(tiny_gpt2, tmp_path) -> Path:
+    (tmp_path / "config.json").write_bytes((tiny_gpt2 / "config.json").read_bytes())
+    return tmp_path
+
+
+def test_without_weights_auto_says_in_one_line_that_they_are_random(shape_only, caplog):
+    with caplog.at_level(logging.WARNING, "EMG_model"):
+        made = build_model(config(), str(shape_only), "auto", 2)
+    assert made.config.weights == "random"
+    assert made.config.backbone["n_embd"] == 32
+    messages = [record.getMessage() for record in caplog.records if record.name == "EMG_model"]
+    assert len(messages) == 1
+    assert "random weights" in messages[0]
+    assert str(shape_only) in messages[0]
+    assert "\n" not in messages[0]
+
+
+def test_without_weights_require_stops(shape_only):
+    with pytest.raises(ModelError, match=f"{shape_only}: no weights"):
+        build_model(config(), str(shape_only), "require", 2)
+
+
+@pytest.mark.parametrize("pretrained", ["auto", "require"])
+@pytest.mark.parametrize("damage", [truncated, missing_tensor], ids=["truncated", "a tensor missing"])
+def test_damaged_weights_are_never_replaced_by_random_ones(tiny_gpt2, tmp_path, pretrained, damage):
+    for path in tiny_gpt2.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    if damage is missing_tensor:
+        tensors = load_file(tmp_path / "model.safetensors")
+        del tensors["h.1.mlp.c_fc.weight"]
+        save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    else:
+        damage(tmp_path)
+    with pytest.raises(ModelError, match=str(tmp_path)):
+        build_model(config(), str(tmp_path), pretrained, 2)
+
+
+@pytest.mark.parametrize("pretrained", ["auto", "never"])
+def test_a_folder_of_another_architecture_is_refused(tmp_path, pretrained):
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=11, **shape)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=str(tmp_path)):
+        build_model(config(), str(tmp_path), pretrained, 2)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(ModelError, match=f"MODEL_NAME = {tmp_path}"):
+        build_model(config(), str(tmp_path), "auto", 2)
+
+
+def test_more_patches_than_positions_are_refused(tiny_gpt2, tmp_path):
+    shape = json.loads((tiny_gpt2 / "config.json").read_text()) | {"n_positions": 9}
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    with pytest.raises(ModelError, match=r"10 patches .* 9; raise PATCH_MS"):
+        build_model(config(), str(tmp_path), "never", 2)
+
+
+def test_the_seed_decides_the_weights(tiny_gpt2):
+    def head(seed):
+        torch.manual_seed(seed)
+        return build_model(config(), str(tiny_gpt2), "auto", 2).head.weight.detach().numpy()
+
+    assert np.array_equal(head(1), head(1))
+    assert not np.array_equal(head(1), head(2))

@@ -1,0 +1,191 @@
+"""Raw files → Recording: one content whatever the container, and nothing in a file is ever run."""
+
+import json
+import pickle
+import shutil
+
+import h5py
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from conftest import SHARED, STEM, cut, needs_shared, raw_table, run, write_raw
+
+from EMG_recording import find_recordings, read_recording
+from ENV import EMGError
+
+GENERATOR = SHARED / "putemg" / "make_raw_putemg.py"
+
+
+@pytest.fixture
+def hand_made() -> pd.DataFrame:
+    """2 s of two channels at 1 kHz: EMG_1 counts up, EMG_2 counts down; pause, idle, fist."""
+    rows = np.arange(2000)
+    return raw_table(np.column_stack([rows, 1000 - rows]), np.repeat([-1, 0, 1], [500, 500, 1000]))
+
+
+def assert_same(one, other):
+    assert (one.name, one.subject, one.session) == (other.name, other.subject, other.session)
+    assert (one.trajectory, one.channels) == (other.trajectory, other.channels)
+    for field in ("time", "emg", "labels"):
+        np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
+
+
+@pytest.mark.parametrize("suffix", [".hdf5", ".csv", ".zip"])
+def test_a_recording_is_read_as_it_was_written(suffix, hand_made, tmp_path):
+    recording = read_recording(write_raw(hand_made, tmp_path / f"{STEM}{suffix}"))
+    assert (recording.name, recording.subject, recording.session) == (STEM, "03", "2018-05-11")
+    assert (recording.trajectory, recording.channels) == ("sequential", ("EMG_1", "EMG_2"))
+    assert (recording.time.dtype, recording.emg.dtype, recording.labels.dtype) == (np.float64, np.float32, np.int8)
+    np.testing.assert_array_equal(recording.time, hand_made.index)
+    np.testing.assert_array_equal(recording.emg[:, 0], np.arange(2000))
+    np.testing.assert_array_equal(recording.emg[:, 1], 1000 - np.arange(2000))
+    assert [(recording.labels == label).sum() for label in (-1, 0, 1)] == [500, 500, 1000]
+    assert recording.sampling_rate == pytest.approx(1000, rel=1e-12)
+
+
+def test_hdf5_zip_and_csv_of_one_recording_are_the_same(tiny_raw, tmp_path):
+    shutil.unpack_archive(tiny_raw / f"{STEM}.zip", tmp_path)
+    from_hdf5 = read_recording(tiny_raw / f"{STEM}.hdf5")
+    assert from_hdf5.emg.shape[1] == 3
+    assert_same(from_hdf5, read_recording(tiny_raw / f"{STEM}.zip"))
+    assert_same(from_hdf5, read_recording(tmp_path / f"{STEM}.csv"))
+
+
+@pytest.mark.parametrize("suffix", [".hdf5", ".csv"])
+def test_columns_are_found_by_name_not_by_place(suffix, hand_made, tmp_path):
+    expected = read_recording(write_raw(hand_made, tmp_path / f"{STEM}.zip"))
+    shuffled = hand_made[hand_made.columns[::-1]]
+    assert_same(read_recording(write_raw(shuffled, tmp_path / f"{STEM}{suffix}")), expected)
+
+
+@pytest.mark.parametrize("dtype", ["int16", "float32", "float64"])
+def test_samples_may_be_stored_in_any_type(dtype, hand_made, tmp_path):
+    emg = ["EMG_1", "EMG_2"]
+    recording = read_recording(write_raw(hand_made.astype(dict.fromkeys(emg, dtype)), tmp_path / f"{STEM}.hdf5"))
+    np.testing.assert_array_equal(recording.emg, hand_made[emg])
+
+
+def test_more_rows_than_one_read_takes(tmp_path):
+    """250,001 rows are read in three pieces."""
+    rows = np.arange(250_001)
+    table = raw_table((rows % 2000 - 1000)[:, None], rows // 50_000 % 4)
+    for suffix in (".hdf5", ".csv"):
+        recording = read_recording(write_raw(table, tmp_path / f"{STEM}{suffix}"))
+        np.testing.assert_array_equal(recording.emg[:, 0], rows % 2000 - 1000)
+        np.testing.assert_array_equal(recording.labels, rows // 50_000 % 4)
+
+
+def test_folders_are_searched_to_the_bottom(hand_made, tmp_path):
+    deep = tmp_path / "download" / "Data-HDF5"
+    deep.mkdir(parents=True)
+    path = write_raw(hand_made, deep / f"{STEM}.hdf5")
+    (deep / "MD5SUMS").touch()
+    assert find_recordings([tmp_path]) == [path]
+    assert find_recordings([tmp_path, path, deep]) == [path]
+
+
+# ---- the independent generator ----------------------------------------------------------------------------------
+
+
+@needs_shared
+@pytest.mark.parametrize("pickles", ["py3", "py2"])
+def test_generated_recordings_give_the_same_windows_from_hdf5_and_csv(pickles, tmp_path):
+    options = ["--subjects", "03", "--sessions", "1", "--trajectories", "sequential", "--max-reps", "1"]
+    options += ["--seconds-scale", "0.15", "--format", "both"] + ["--py2-pickles"] * (pickles == "py2")
+    done = run(GENERATOR, "--out", tmp_path, *options)
+    assert done.returncode == 0, done.stderr
+    tables = []
+    for kind in ("Data-HDF5", "Data-CSV"):
+        output = tmp_path / f"{kind}.parquet"
+        done = run(
+            "Preprocessing.py", tmp_path / kind, "--data-location", output, "--trim-start-ms=0", "--trim-end-ms=0"
+        )
+        assert done.returncode == 0, done.stderr + done.stdout
+        tables.append(pq.read_table(output).replace_schema_metadata(None))
+    assert len(tables[0]) > 10
+    assert len(tables[0].column("emg")[0]) == 250 * 24
+    assert tables[0].equals(tables[1])
+
+    [truth] = (tmp_path / "_synthetic_truth").glob("*.json")
+    recording = read_recording(tmp_path / "Data-HDF5" / f"{truth.stem}.hdf5")
+    expected = json.loads(truth.read_text())
+    assert recording.sampling_rate == pytest.approx(expected["fs"], rel=1e-9)
+    assert len(recording.time) == expected["rows"]
+    assert recording.time[0] == pytest.approx(expected["index_start"])
+
+
+# ---- hostile files ----------------------------------------------------------------------------------------------
+
+
+class Trap:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def doctor(path, group: str, name: str, content: bytes):
+    """Replace an attribute; NUL bytes need HDF5's opaque type."""
+    with h5py.File(path, "r+") as file:
+        assert name in file[group].attrs, "only attributes that pandas wrote are doctored"
+        file[group].attrs[name] = np.void(content) if b"\0" in content else np.bytes_(content)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("place", ["table values_block_3_kind", "table values_block_3_dtype", "table TITLE"])
+@pytest.mark.parametrize("place_above", ["data info", "data non_index_axes", "data data_columns", "/ TITLE"])
+def test_a_planted_pickle_does_not_run(place, place_above, protocol, hand_made, tmp_path):
+    """In the columns' names it gives one error; elsewhere, or where it is no text, it is passed over."""
+    path, sprung = write_raw(hand_made, tmp_path / f"{STEM}.hdf5"), tmp_path / "sprung"
+    trap = pickle.dumps(Trap(sprung), protocol)
+    doctor(path, *place.replace("table", "data/table").split(), trap)
+    doctor(path, *place_above.split(), trap)
+    if "kind" in place:
+        with pytest.raises(EMGError) as error:
+            read_recording(path)
+        assert str(error.value).startswith(f"{path}: ")
+        assert "\n" not in str(error.value)
+    else:
+        assert len(read_recording(path).time) == 2000
+    assert not sprung.exists()
+    pickle.loads(trap).close()
+    assert sprung.exists(), "the trap works where pickles are run"
+
+
+BROKEN_PICKLES = {
+    "names a function": b"cos\nsystem\n.",
+    "builds upon a list": b"(lp0\n(dp1\nS'a'\nI1\nsb.",
+    "a number": b"I1\n.",
+    "cut short": b"(lp0\nI1\na",
+    "no pickle": b"EMG_1 EMG_2",
+    "persistent": b"Pid\n.",
+    "nothing": b".",
+    "one name too many": pickle.dumps([f"EMG_{n}" for n in range(1, 9)] + ["TRAJ_GT", "subject"], 0),
+}
+
+
+@pytest.mark.parametrize("content", BROKEN_PICKLES)
+def test_a_broken_pickle_gives_one_message(content, hand_made, tmp_path):
+    path = write_raw(hand_made, tmp_path / f"{STEM}.hdf5")
+    doctor(path, "data/table", "values_block_3_kind", BROKEN_PICKLES[content])
+    with pytest.raises(EMGError) as error:
+        read_recording(path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_preprocessing_skips_a_file_full_of_traps(hand_made, tmp_path):
+    """Every attribute is one; the good recording beside it goes in."""
+    path, sprung = write_raw(hand_made, tmp_path / f"{STEM}.hdf5"), tmp_path / "sprung"
+    write_raw(hand_made, tmp_path / f"{STEM[:-3]}999.hdf5")
+    with h5py.File(path) as file:
+        places = [(group, name) for group in ("/", "data", "data/table") for name in file[group].attrs]
+    for place in places:
+        doctor(path, *place, pickle.dumps(Trap(sprung), 0))
+    results, said = cut(tmp_path, "--data-location", tmp_path / "windows.parquet", "--filter", "none")
+    assert [bool(result.problem) for result in results] == [True, False]
+    assert path.name in said
+    assert not sprung.exists()

@@ -1,0 +1,197 @@
+"""Settings: flag before variable before default, and one sentence for everything that is wrong."""
+
+import pytest
+from conftest import run
+
+from ENV import EMGError, PreprocessingSettings, Settings, flag, from_command_line
+
+MODULES = [
+    "ENV",
+    "EMG_recording",
+    "EMG_filter",
+    "Preprocessing",
+    "EMG_DATA_LOADER",
+    "EMG_model",
+    "EMG_utils",
+    "EMG_figures",
+]
+MODULES += ["main"]
+SCRIPTS = ("main.py", "Preprocessing.py")
+
+# A legal value of every setting that is not its default: as it is written, and as it is read.
+OTHER_VALUES = {
+    "DATA_LOCATION": "other.parquet",
+    "SAMPLING_RATIO": "0.5",
+    "BALANCE": "none",
+    "MEMORY_GB": "2.5",
+    "FILTER": "causal",
+    "BAND_HZ": ("30,400", (30.0, 400.0)),
+    "SAMPLE_RATE": "2000",
+    "WINDOW_MS": "300",
+    "STRIDE_MS": "50",
+    "TRIM_START_MS": "0",
+    "TRIM_END_MS": "100",
+    "LEGAL_VALUES": ("0, 1,9", [0, 1, 9]),
+    "CLASS_NAMES": ("0=rest, 1=hand closed", {0: "rest", 1: "hand closed"}),
+    "DATA_NOTE": "one, two; {three}",
+    "SPLIT": "session",
+    "TEST_SHARE": "0.5",
+    "VALIDATION_SHARE": "0.5",
+    "FOLD": "2",
+    "TRAIN_ON": ("01/*,02/2018-01-01/*", ["01/*", "02/2018-01-01/*"]),
+    "TEST_ON": ("03/[a-c]*", ["03/[a-c]*"]),
+    "MODEL_NAME": "distilgpt2",
+    "PRETRAINED": "never",
+    "BLOCKS": "2",
+    "NUM_LAYERS": "-3",
+    "TOKENS": "raw",
+    "PATCH_MS": "10",
+    "FILTERS": "8",
+    "FILTER_MS": "10",
+    "DROPOUT": "0",
+    "NUM_EPOCHS": "3",
+    "PATIENCE": "1",
+    "BATCH_SIZE": "7",
+    "LR": "0.01",
+    "WEIGHT_DECAY": "0",
+    "WARMUP": "0",
+    "CLIP": "2",
+    "PRECISION": "fp32",
+    "SEED": "9",
+    "SWEEP": ("true", True),
+    "SWEEP_NUM_LAYERS": ("-2,0", [-2, 0]),
+    "SWEEP_LR": ("0.1,1e-5", [0.1, 1e-5]),
+    "NUM_EPOCHS_FOR_VALIDATION": "1",
+    "RUN_DIR": "results",
+    "RESUME": "runs/yesterday",
+    "MODEL_SAVING_DIR": "models/best",
+}
+
+WRONG = {  # flags → the setting and its value, the legal range
+    "--num-epochs 0": ("NUM_EPOCHS = 0", "x ≥ 1"),
+    "--num-epochs 1.5": ("NUM_EPOCHS = 1.5", "x ≥ 1"),
+    "--lr 5": ("LR = 5", "0 < x ≤ 1"),
+    "--lr nan": ("LR = nan", "0 < x ≤ 1"),
+    "--window-ms 0": ("WINDOW_MS = 0", "0 < x ≤ 10000"),
+    "--window-ms ten": ("WINDOW_MS = ten", "0 < x ≤ 10000"),
+    "--test-share 1": ("TEST_SHARE = 1", "0 < x < 1"),
+    "--filters 257": ("FILTERS = 257", "1 … 256"),
+    "--num-layers 1": ("NUM_LAYERS = 1", "x ≤ 0"),
+    "--tokens fourier": ("TOKENS = fourier", "'power', 'bands' or 'raw'"),
+    "--balance maybe": ("BALANCE = maybe", "'weights', 'undersample' or 'none'"),
+    "--band-hz 700,20": ("BAND_HZ = 700.0,20.0", "0 < low < high"),
+    "--band-hz 0,450": ("BAND_HZ = 0.0,450.0", "0 < low < high"),
+    "--band-hz 20": ("BAND_HZ = 20", "low,high"),
+    "--band-hz 20,100,450": ("BAND_HZ = ", "low,high"),
+    "--band-hz low,450": ("BAND_HZ = low", "low,high"),
+    "--class-names idle": ("CLASS_NAMES = idle", "0=idle,1=fist"),
+    "--class-names 0=idle,1": ("CLASS_NAMES = 0=idle,1", "0=idle,1=fist"),
+    "--class-names zero=idle": ("CLASS_NAMES = zero", "label=name"),
+    "--legal-values 128": ("LEGAL_VALUES = 128", "0 … 127"),
+    "--legal-values=-1": ("LEGAL_VALUES = -1", "0 … 127"),
+    "--sweep-lr 0": ("SWEEP_LR = 0", "each 0 < x ≤ 1"),
+    "--sweep-num-layers 1": ("SWEEP_NUM_LAYERS = 1", "each ≤ 0"),
+}
+
+
+def written_and_read(name: str) -> tuple[str, object]:
+    other = OTHER_VALUES[name]
+    return other if isinstance(other, tuple) else (other, type(getattr(Settings(), name) or "")(other))
+
+
+def one_sentence(text: str) -> str:
+    assert "Traceback" not in text
+    assert text.count("\n") == 1, text
+    return text
+
+
+@pytest.mark.parametrize("settings_class", [Settings, PreprocessingSettings])
+def test_every_setting_says_what_it_is(settings_class):
+    for name, field in settings_class.model_fields.items():
+        assert field.description, name
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_is_a_flag_and_a_variable(name, monkeypatch):
+    written, read = written_and_read(name)
+    flags = ["--sweep"] if name == "SWEEP" else [f"{flag(name)}={written}"]
+    assert getattr(Settings(), name) != read, "the test needs a value that is not the default"
+    assert str(getattr(from_command_line(Settings, flags), name)) == str(read)
+    monkeypatch.setenv(f"EMG_{name}", written)
+    assert str(getattr(from_command_line(Settings, []), name)) == str(read)
+
+
+def test_a_flag_beats_a_variable_and_a_variable_the_default(monkeypatch):
+    assert from_command_line(Settings, []).NUM_EPOCHS == Settings().NUM_EPOCHS
+    monkeypatch.setenv("EMG_NUM_EPOCHS", "51")
+    assert from_command_line(Settings, []).NUM_EPOCHS == 51
+    assert from_command_line(Settings, ["--num-epochs", "3"]).NUM_EPOCHS == 3
+
+
+def test_a_list_of_negative_numbers_needs_no_trick():
+    """The default, −1,−3,−9, written the way every other list is written."""
+    given = from_command_line(Settings, ["--sweep-num-layers", "-1,-3"])
+    assert given.SWEEP_NUM_LAYERS == [-1, -3]
+
+
+@pytest.mark.parametrize("flags", WRONG)
+def test_a_wrong_value_is_named_with_its_legal_range(flags):
+    named, legal = WRONG[flags]
+    with pytest.raises(EMGError) as error:
+        from_command_line(Settings, flags.split())
+    message = str(error.value)
+    assert message.startswith(named)
+    assert legal in message
+    assert "\n" not in message
+
+
+def test_a_wrong_variable_is_named_with_its_value(monkeypatch):
+    monkeypatch.setenv("EMG_DROPOUT", "1")
+    with pytest.raises(EMGError, match=r"^DROPOUT = 1: .*EMG_DROPOUT.*0 ≤ x < 1"):
+        from_command_line(Settings, [])
+
+
+def test_all_wrong_values_are_named_at_once():
+    with pytest.raises(EMGError) as error:
+        from_command_line(Settings, ["--num-epochs", "0", "--lr", "5"])
+    assert "NUM_EPOCHS = 0" in str(error.value)
+    assert "LR = 5" in str(error.value)
+
+
+@pytest.mark.parametrize("argument", ["--num-epochs", "--sweep=maybe"])
+def test_a_flag_used_the_wrong_way_is_named(argument):
+    with pytest.raises(EMGError, match=argument.partition("=")[0]):
+        from_command_line(Settings, [argument])
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_refuse_an_unknown_flag(script):
+    done = run(script, "--num-epoch", "3")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert one_sentence(done.stderr).startswith(f"{script}: --num-epoch")
+    assert "did you mean --num-epochs?" in done.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_refuse_an_unknown_variable(script):
+    done = run(script, EMG_WINDOW_SM="200")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert one_sentence(done.stderr).startswith(f"{script}: EMG_WINDOW_SM")
+    assert "did you mean EMG_WINDOW_MS?" in done.stderr
+
+
+def test_preprocessing_refuses_a_wrong_value():
+    done = run("Preprocessing.py", "nowhere", "--stride-ms", "-5")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert one_sentence(done.stderr).startswith("Preprocessing.py: STRIDE_MS = -5")
+    assert "0 < x ≤ 10000" in done.stderr
+
+
+def test_preprocessing_asks_for_a_recording():
+    with pytest.raises(EMGError, match="name at least one file or folder"):
+        from_command_line(PreprocessingSettings, [])
+
+
+def test_importing_prints_nothing_and_reads_no_command_line():
+    done = run("-c", f"import sys; sys.argv += ['--nonsense', '--help']; import {', '.join(MODULES)}", "--more")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
