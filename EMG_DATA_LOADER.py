@@ -350,7 +350,7 @@ def _check_classes(windows: WindowSet, train: np.ndarray) -> None:
         raise EMGError(
             f"class {windows.classes[index]} ({windows.class_names[index]}) has {counts[index]} windows in the "
             f"training part, and at least {MIN_TRAINING_WINDOWS} are needed; change the split, raise SAMPLING_RATIO "
-            "or leave the class out with LEGAL_VALUES"
+            "or leave the class out (Preprocessing.py with LEGAL_VALUES)"
         )
 
 

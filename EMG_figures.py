@@ -26,7 +26,7 @@ def draw_history(history: list[dict], best: int, chance: float, note: str, run: 
     axes.set_ylim(0, 1.03)
     _finish(figure, axes, note, run / "accuracy.png")
     figure, axes = _curves("cross entropy (nat)")
-    axes.plot(epochs, [row["train_loss"] for row in history], "o-", color=GREY, label="training")
+    axes.plot(epochs, [row["train_loss"] for row in history], "o-", color=GREY, label="training, as optimised")
     axes.plot(epochs, [row["validation_loss"] for row in history], "s--", color=BLUE, label="validation")
     axes.axvline(epochs[best], ls=":", color=ORANGE, label=f"model kept: epoch {best + 1}")
     axes.set_ylim(bottom=0)

@@ -24,6 +24,10 @@ ARCHITECTURES = {  # GPT-2 on the hub; its shape is enough to start from random 
     "gpt2-large": {"n_embd": 1280, "n_layer": 36, "n_head": 20},
     "gpt2-xl": {"n_embd": 1600, "n_layer": 48, "n_head": 25},
 }
+BACKBONE_KEPT = (  # of GPT2Config: all that shapes the blocks
+    *("n_embd", "n_head", "n_inner", "n_positions", "activation_function", "layer_norm_epsilon"),
+    *("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"),
+)
 BAND_EDGES_HZ = (20, 40, 60, 90, 140, 250, 500)  # of the fixed bands; those above Nyquist are left out
 POWER_FLOOR = 1e-4  # of a channel's variance: −40 dB, below the noise of any electrode
 
@@ -41,7 +45,7 @@ class EMGConfig(PreTrainedConfig):
     backbone: arguments of GPT2Config; tokens: power, bands or raw; patch, window: samples; filter_taps: samples;
     sampling_rate: Hz; class_codes: the data set's label of each class; class_names: its name; channels: names;
     preprocessing: the settings of Preprocessing.py, to be repeated before prediction; unit: of the samples;
-    weights: `pretrained` or `random`, what the backbone started from.
+    weights: `pretrained` or `random`, what the backbone started from; data_note: where the training data came from.
     """
 
     model_type = "emg-gpt2"
@@ -62,6 +66,7 @@ class EMGConfig(PreTrainedConfig):
         preprocessing: dict | None = None,
         unit: str = "count",
         weights: str = "random",
+        data_note: str = "",
         **kwargs,
     ):
         self.backbone = backbone or {"n_embd": 768, "n_head": 12, "n_layer": 4}
@@ -69,7 +74,7 @@ class EMGConfig(PreTrainedConfig):
         self.filters, self.filter_taps, self.dropout = filters, filter_taps, dropout
         self.sampling_rate, self.channels, self.unit = sampling_rate, list(channels), unit
         self.class_codes, self.class_names = list(class_codes), list(class_names)
-        self.preprocessing, self.weights = preprocessing or {}, weights
+        self.preprocessing, self.weights, self.data_note = preprocessing or {}, weights, data_note
         super().__init__(**{"id2label": dict(enumerate(self.class_names))} | kwargs)
 
 
@@ -179,6 +184,7 @@ class EMGForSequenceClassification(PreTrainedModel):
 
         labels are class indices; weight (K,) weighs the classes in the loss.
         """
+        emg = emg[:, emg.shape[1] % self.config.patch :]  # a whole number of patches
         with torch.autocast(emg.device.type, enabled=False):  # powers span 60 dB: more than bfloat16 resolves
             tokens = self.tokeniser((emg - self.mean) / self.std)  # (B, P, D)
         hidden = self.backbone(inputs_embeds=tokens, use_cache=False).last_hidden_state  # (B, P, D)
@@ -229,7 +235,7 @@ def build_model(config: EMGConfig, model_name: str, pretrained: str, blocks: int
     if patches > shape.n_positions:
         raise ModelError(f"{patches} patches a window are more than {model_name}'s {shape.n_positions}; raise PATCH_MS")
     config.weights = "pretrained" if source else "random"
-    config.backbone = {key: getattr(shape, key) for key in ("n_embd", "n_head", "n_positions", "activation_function")}
+    config.backbone = {key: getattr(shape, key) for key in BACKBONE_KEPT}
     config.backbone |= {"n_layer": min(blocks, shape.n_layer)}
     config.backbone |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
     model = EMGForSequenceClassification(config)

@@ -57,8 +57,10 @@ def find_recordings(places: list[Path]) -> list[Path]:
     """Raw files among `places` and in the folders below them, by name; raises EMGError where there are none."""
     found = []
     for place in places:
-        if not place.exists():
-            raise EMGError(f"{place}: there is no such file or folder; check the path")
+        try:
+            place.stat()
+        except OSError as error:
+            raise EMGError(f"{place}: there is no such file or folder ({error.strerror}); check the path") from None
         inside = [p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES] if place.is_dir() else [place]
         if not inside:
             raise EMGError(

@@ -1,22 +1,19 @@
-"""Training, validation loop (sweep), metrics and the files of a run folder."""
+"""Training, validation loop (sweep) and metrics."""
 
 import itertools
 import json
 import logging
-import os
+import pickle
 import platform
-import shutil
-import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 import transformers
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from sklearn.metrics import (
@@ -30,6 +27,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from EMG_DATA_LOADER import Split, WindowSet, batches, channel_statistics, class_weights
 from EMG_model import EMGConfig, EMGForSequenceClassification, build_model
+from EMG_run import replace_folder
 from ENV import EMGError, Settings
 
 logger = logging.getLogger(__name__)
@@ -44,14 +42,19 @@ WORTHWHILE = 1.3  # bfloat16 is taken where its products are at least this much 
 def new_model(windows: WindowSet, split: Split, settings: Settings) -> EMGForSequenceClassification:
     """A model for these windows: their channels, rate, classes, and the scale of the training part.
 
-    Raises EMGError where a window does not hold a whole number of patches.
+    Where a window is no whole number of patches, the model leaves out its first samples. Raises EMGError where it
+    holds fewer than two.
     """
     described, rate = windows.metadata, windows.metadata["sampling_rate"]
     window, patch = described["window"], round(settings.PATCH_MS * rate / 1000)
-    if patch < 1 or window % patch:
+    if patch < 1 or window // patch < 2:
         raise EMGError(
-            f"PATCH_MS = {settings.PATCH_MS:g} is {patch} samples, and a window of {window} samples is no whole number "
-            f"of them; choose a divisor of {1000 * window / rate:g} ms"
+            f"PATCH_MS = {settings.PATCH_MS:g} is {patch} samples, and a window of {window} samples should hold at "
+            f"least two patches; choose {1000 / rate:g} to {500 * window / rate:g} ms"
+        )
+    if window % patch:
+        logger.info(
+            f"patches of {patch} samples: the first {window % patch} of {window} samples of a window are left out"
         )
     config = EMGConfig(
         tokens=settings.TOKENS,
@@ -66,6 +69,7 @@ def new_model(windows: WindowSet, split: Split, settings: Settings) -> EMGForSeq
         channels=described["channels"],
         preprocessing=described["settings"],
         unit=described["unit"],
+        data_note=described["note"],
     )
     torch.manual_seed(settings.SEED)
     model = build_model(config, settings.MODEL_NAME, settings.PRETRAINED, settings.BLOCKS)
@@ -75,12 +79,17 @@ def new_model(windows: WindowSet, split: Split, settings: Settings) -> EMGForSeq
     return model
 
 
+@cache  # one answer per process: the measurement is noisy
 def choose_precision(wanted: str) -> tuple[str, str]:
     """`fp32` or `bf16`, and why: the faster one on this machine where `auto` is wanted."""
+    device = PartialState().device.type
     if wanted != "auto":
         return wanted, "as set"
-    if torch.cuda.is_available():
-        return ("bf16", "the GPU computes it") if torch.cuda.is_bf16_supported() else ("fp32", "the GPU lacks bfloat16")
+    if device == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bf16", "the GPU computes it") if native else ("fp32", "the GPU lacks bfloat16")
+    if device != "cpu":
+        return "fp32", f"bfloat16 was not tried on {device}"
     seconds = {dtype: _product_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
     gain = seconds[torch.float32] / seconds[torch.bfloat16]
     return ("bf16" if gain > WORTHWHILE else "fp32"), f"bfloat16 products take 1/{gain:.1f} of the time here"
@@ -136,7 +145,8 @@ class Trainer:
                     break
                 start = time.perf_counter()
                 row = {"epoch": epoch + 1} | self._train_epoch(epoch, bar) | self.validate()
-                history.append(row | {"seconds": time.perf_counter() - start})
+                weights = self.accelerator.unwrap_model(self.model).config.weights
+                history.append(row | {"seconds": time.perf_counter() - start, "weights": weights})
                 logger.info(_epoch_line(history[-1], self.epochs))
                 if run:
                     self._save(history, run)
@@ -210,8 +220,12 @@ class Trainer:
         state = run / "last" / "history.json"
         if not state.is_file():
             return []
-        self.accelerator.load_state(str(state.parent))
-        history = json.loads(state.read_text())
+        try:
+            self.accelerator.load_state(str(state.parent))
+            history = json.loads(state.read_text())
+        except (OSError, ValueError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            reason = str(error).partition("\n")[0]
+            raise EMGError(f"{state.parent}: the state cannot be read ({reason}); start a new run") from None
         logger.info(f"going on after epoch {len(history)} of {state.parent}")
         return history
 
@@ -262,13 +276,22 @@ def sweep(windows: WindowSet, split: Split, settings: Settings, console: Console
         trial = settings.model_copy(update={"NUM_LAYERS": num_layers, "LR": lr})
         logger.info(f"trial {len(trials) + 1}: NUM_LAYERS {num_layers}, LR {lr:g}")
         model = new_model(windows, split, trial)
-        history = Trainer(model, windows, split, trial, settings.NUM_EPOCHS_FOR_VALIDATION).fit(console)
-        reached = max(row["validation_balanced_accuracy"] for row in history)
-        trials.append({"NUM_LAYERS": num_layers, "LR": lr, "validation_balanced_accuracy": reached})
+        reached = _try(Trainer(model, windows, split, trial, settings.NUM_EPOCHS_FOR_VALIDATION), console)
+        found = {"validation_balanced_accuracy": reached, "weights": model.config.weights}
+        trials.append({"NUM_LAYERS": num_layers, "LR": lr} | found)
         pd.DataFrame(trials).to_csv(run / "sweep.csv", index=False)
     best = max(trials, key=lambda one: one["validation_balanced_accuracy"])
     logger.info(f"best trial: NUM_LAYERS {best['NUM_LAYERS']}, LR {best['LR']:g}")
     return settings.model_copy(update={"NUM_LAYERS": best["NUM_LAYERS"], "LR": best["LR"]})
+
+
+def _try(trainer: Trainer, console: Console) -> float:
+    """Best balanced accuracy on the validation part; 0 for a trial whose loss is no longer finite."""
+    try:
+        return max(row["validation_balanced_accuracy"] for row in trainer.fit(console))
+    except EMGError as error:
+        logger.warning(f"the trial failed: {error}")
+        return 0.0
 
 
 # ---- metrics --------------------------------------------------------------------------------------------------
@@ -316,109 +339,3 @@ def _summary(target: np.ndarray, predicted: np.ndarray) -> dict:
 def versions() -> dict[str, str]:
     libraries = {"torch": torch, "transformers": transformers, "numpy": np, "pandas": pd}
     return {"python": platform.python_version()} | {name: library.__version__ for name, library in libraries.items()}
-
-
-# ---- run folder -----------------------------------------------------------------------------------------------
-
-
-def open_run(settings: Settings) -> Path:
-    """The run's folder, new or empty; the resumed run's with RESUME. Raises EMGError."""
-    if settings.RESUME:
-        recover_folder(settings.RESUME / "last")
-        recover_folder(settings.RESUME / "best_model")
-        if not (settings.RESUME / "last" / "history.json").is_file():
-            raise EMGError(f"RESUME = {settings.RESUME}: no finished epoch is there to go on from; start a new run")
-        return settings.RESUME
-    if settings.RUN_DIR:
-        if settings.RUN_DIR.exists() and (not settings.RUN_DIR.is_dir() or any(settings.RUN_DIR.iterdir())):
-            raise EMGError(f"RUN_DIR = {settings.RUN_DIR}: there are results already; name a new folder, or use RESUME")
-        return _make_folder(settings.RUN_DIR, may_exist=True)
-    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    for number in itertools.count(1):
-        with suppress(FileExistsError):  # another run began in the same second
-            return _make_folder(Path("runs") / (stamp if number == 1 else f"{stamp}_{number}"), may_exist=False)
-
-
-def _make_folder(folder: Path, may_exist: bool) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=may_exist)
-        (folder / "log.txt").touch()
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise EMGError(f"{folder}: the folder cannot be written ({error.strerror}); name another RUN_DIR") from None
-    return folder
-
-
-def discard_if_empty(run: Path) -> bool:
-    """Remove a run that has neither a finished epoch nor a trial to show; returns whether it did."""
-    worthless = not (run / "last").exists() and not (run / "sweep.csv").exists()
-    if worthless:
-        shutil.rmtree(run, ignore_errors=True)
-    return worthless
-
-
-def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new folder that then takes the place of `folder`: a reader sees the old or the new one."""
-    recover_folder(folder)
-    new, old = _beside(folder, "new"), _beside(folder, "old")
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    new.mkdir(parents=True)
-    write(new)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(new, folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def recover_folder(folder: Path) -> None:
-    """Put the old folder back where a kill fell between the two renames of `replace_folder`."""
-    if not folder.exists() and _beside(folder, "old").exists():
-        os.replace(_beside(folder, "old"), folder)
-
-
-def _beside(folder: Path, what: str) -> Path:
-    return folder.with_name(f".{folder.name}.{what}")
-
-
-def save_model(model: EMGForSequenceClassification, folder: Path) -> None:
-    """Put a model's files into `folder`, each one whole, and leave its other files alone."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as new:
-            model.save_pretrained(new)
-            for file in Path(new).iterdir():
-                os.replace(file, folder / file.name)
-    except OSError as error:
-        raise EMGError(f"{folder}: the model cannot be written ({error.strerror}); name another folder") from None
-
-
-def resumed_settings(settings: Settings) -> Settings:
-    """The settings that the run RESUME was started with; raises EMGError where there is none to go on with."""
-    others = sorted(settings.model_fields_set - {"RESUME"})
-    if others:
-        raise EMGError(f"RESUME goes on with the run's own settings; leave out {', '.join(others)}")
-    try:
-        saved = json.loads((settings.RESUME / "env.json").read_text())
-        return Settings(**saved | {"RESUME": settings.RESUME})
-    except (OSError, ValueError):
-        raise EMGError(f"RESUME = {settings.RESUME}: there is no run; name a folder under runs") from None
-
-
-def write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def write_split(windows: WindowSet, split: Split, run: Path) -> None:
-    """split.csv: every window's identity and part."""
-    windows.table.assign(part=split.part_of(len(windows.table))).to_csv(run / "split.csv", index=False)
-
-
-def write_predictions(windows: WindowSet, rows: np.ndarray, probabilities: np.ndarray, run: Path) -> None:
-    """predictions.parquet: identity, true label, predicted label and one probability per label."""
-    table = windows.table.iloc[rows].reset_index(drop=True)
-    table["predicted"] = np.array(windows.classes, np.int8)[probabilities.argmax(1)]
-    for code, column in zip(windows.classes, probabilities.T, strict=True):
-        table[f"p_{code}"] = column
-    table.to_parquet(run / "predictions.parquet")

@@ -56,8 +56,8 @@ class Settings(BaseSettings):
     BAND_HZ: Annotated[tuple[float, float], NoDecode] = (20.0, 700.0)
     """Pass band (Hz), low,high; above a recording's Nyquist frequency only the low edge is used."""
 
-    SAMPLE_RATE: float = Field(1000.0, gt=0)
-    """Rate to resample to (Hz); a recording at or below it keeps its own; x > 0."""
+    SAMPLE_RATE: float = Field(1000.0, ge=100, le=1e6)
+    """Rate to resample to (Hz); a recording at or below it keeps its own; 100 ≤ x ≤ 1e6."""
 
     WINDOW_MS: float = Field(250.0, gt=0, le=10_000)
     """Length of a window (ms); 0 < x ≤ 10000."""
@@ -127,7 +127,7 @@ class Settings(BaseSettings):
     """Tokeniser: log power of a learned filter bank, log power of fixed FFT bands, or the raw patch."""
 
     PATCH_MS: float = Field(25.0, gt=0)
-    """Length of a patch, that is of one token (ms); a window holds a whole number of them; x > 0."""
+    """Length of a patch, that is of one token (ms); a window holds at least two; x > 0."""
 
     FILTERS: int = Field(16, ge=1, le=256)
     """Filters of the `power` tokeniser, shared by all channels; 1 … 256."""
@@ -164,8 +164,8 @@ class Settings(BaseSettings):
     PRECISION: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the matrix products; `auto` takes bfloat16 where this machine computes it faster."""
 
-    SEED: int = Field(0, ge=0)
-    """Seed of weights, data order and splits; x ≥ 0."""
+    SEED: int = Field(0, ge=0, lt=2**31)
+    """Seed of weights, data order and splits; 0 ≤ x < 2³¹."""
 
     # ---- validation loop ----------------------------------------------------------------------------------
 

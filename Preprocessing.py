@@ -83,6 +83,8 @@ class Result:
 
 
 def main() -> int:
+    sys.stdout.reconfigure(errors="replace")  # a Windows code page lacks − and ≤
+    sys.stderr.reconfigure(errors="replace")
     console = Console(highlight=False)
     try:
         settings = from_command_line(PreprocessingSettings)
@@ -357,6 +359,9 @@ def print_table(results: list[Result], settings: Settings, console: Console) -> 
     wide.print(table)
     if not labels:
         console.print(f"{len(total)} classes, {min(total.values())} to {max(total.values())} windows each")
+    unnamed = sorted(set(total) - set(settings.CLASS_NAMES))
+    if unnamed:
+        console.print(f"labels go by number, because CLASS_NAMES lacks {', '.join(map(str, unnamed))}")
     skipped = _print_skipped(results, console)
     counts = f"{total.total()} windows of {len(results) - skipped} recordings, {skipped} skipped"
     console.print(f"{settings.DATA_LOCATION}: {counts}", soft_wrap=True, markup=False)

@@ -7,36 +7,33 @@ Exit status: 0 done, 1 something that the user can put right (one sentence says 
 
 import logging
 import sys
-import time
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from EMG_DATA_LOADER import Split, WindowSet, load_windows, split_windows
 from EMG_figures import draw_confusion_matrix, draw_history
 from EMG_model import ModelError, load_model
-from EMG_utils import (
-    Trainer,
-    best_epoch,
-    compute_metrics,
+from EMG_run import (
     discard_if_empty,
-    new_model,
     open_run,
     resumed_settings,
     save_model,
-    sweep,
-    versions,
     write_json,
     write_predictions,
     write_split,
 )
+from EMG_utils import Trainer, best_epoch, compute_metrics, new_model, sweep, versions
 from ENV import EMGError, Settings, from_command_line
 
 logger = logging.getLogger("main")
 
 
 def main() -> int:
+    sys.stdout.reconfigure(errors="replace")  # a Windows code page lacks − and ≤
+    sys.stderr.reconfigure(errors="replace")
     console = Console(highlight=False)
     run = None
     try:
@@ -47,10 +44,11 @@ def main() -> int:
         run = open_run(settings)
         start_log(console, run)
         experiment(windows, split, settings, console, run)
-    except (EMGError, ModelError) as error:
+    except (EMGError, ModelError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+        print(f"main.py: {explain(error)}", file=sys.stderr)
         if run:
+            close_log()
             discard_if_empty(run)
-        print(f"main.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"main.py: interrupted; {after_interrupt(run)}", file=sys.stderr)
@@ -58,8 +56,20 @@ def main() -> int:
     return 0
 
 
+def explain(error: Exception) -> str:
+    """One sentence."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return "the memory is full; lower BATCH_SIZE, BLOCKS or MEMORY_GB"
+    if isinstance(error, OSError):
+        return (
+            f"{error.filename or 'a file'}: {error.strerror or error}; free or mend the place, then go on with --resume"
+        )
+    return str(error)
+
+
 def after_interrupt(run: Path | None) -> str:
     """What to do now, in words."""
+    close_log()
     if run is None or discard_if_empty(run):
         return "nothing was finished; run the same command again"
     if (run / "last").exists():
@@ -69,7 +79,6 @@ def after_interrupt(run: Path | None) -> str:
 
 def experiment(windows: WindowSet, split: Split, settings: Settings, console: Console, run: Path) -> None:
     """Data → (sweep) → train → test once → figures; everything goes into the folder `run`."""
-    start = time.perf_counter()
     describe_data(windows, split, settings)
     write_json(run / "env.json", settings.model_dump(mode="json"))
     write_split(windows, split, run)
@@ -101,20 +110,21 @@ def experiment(windows: WindowSet, split: Split, settings: Settings, console: Co
         "trainable_parameters": trainable,
         "epochs": len(history),
         "best_epoch": best_epoch(history) + 1,
-        "seconds": time.perf_counter() - start,
+        "seconds": sum(row["seconds"] for row in history),
         "device": str(trainer.accelerator.device),
         "precision": trainer.precision,
         "versions": versions(),
     }
     write_json(run / "metrics.json", metrics)
-    write_predictions(windows, split.test, probabilities, run)
-    draw(metrics, history, settings, run)
-    if settings.MODEL_SAVING_DIR:
-        save_model(best, settings.MODEL_SAVING_DIR)
+    described = {"split": split.description, "weights": best.config.weights, "data_note": metrics["data_note"]}
+    write_predictions(windows, split.test, probabilities, described, run)
+    draw(metrics, history, split, settings, run)
     logger.info(
-        f"test: accuracy {metrics['accuracy']:.3f}, balanced accuracy {metrics['balanced_accuracy']:.3f} "
+        f"test{leaky(split)}: accuracy {metrics['accuracy']:.3f}, balanced accuracy {metrics['balanced_accuracy']:.3f} "
         f"(chance {1 / len(windows.classes):.3f}), macro F1 {metrics['macro_f1']:.3f}"
     )
+    if settings.MODEL_SAVING_DIR:
+        save_model(best, settings.MODEL_SAVING_DIR)
     logger.info(f"{run}: accuracy.png, loss.png, confusion_matrix.png, metrics.json, best_model/ and the rest")
 
 
@@ -126,20 +136,30 @@ def describe_data(windows: WindowSet, split: Split, settings: Settings) -> None:
     )
     if described["note"]:
         logger.info(described["note"])
+    wanted = settings.model_dump(mode="json")
     for name, made_with in described["settings"].items():
-        wanted = settings.model_dump(mode="json")[name]
-        if wanted != made_with:
-            logger.warning(f"{name} is {made_with} in the file, not {wanted}; run Preprocessing.py to change it")
+        if wanted.get(name, made_with) != made_with:
+            logger.warning(f"{name} is {made_with} in the file, not {wanted[name]}; run Preprocessing.py to change it")
+    for name in settings.model_fields_set & {"CLASS_NAMES", "DATA_NOTE"}:
+        logger.warning(f"{name} is the file's own; run Preprocessing.py to change it")
     logger.info(split.description)
+    for part in ("validation", "test"):
+        absent = set(range(len(windows.classes))) - set(windows.targets[getattr(split, part)])
+        if absent:
+            names = ", ".join(windows.class_names[index] for index in sorted(absent))
+            logger.warning(f"the {part} part has no window of {names}; balanced accuracy is over the other classes")
     logger.info(f"{len(split.train)} windows to train, {len(split.validation)} to validate, {len(split.test)} to test")
 
 
-def draw(metrics: dict, history: list[dict], settings: Settings, run: Path) -> None:
+def leaky(split: Split) -> str:
+    return " (LEAKY split: random windows)" if split.name == "random" else ""
+
+
+def draw(metrics: dict, history: list[dict], split: Split, settings: Settings, run: Path) -> None:
     origin = f"{settings.DATA_LOCATION.name}. {metrics['data_note']}".strip()
-    note = f"{settings.MODEL_NAME}, {metrics['weights']} weights, split: {metrics['split']}. Data: {origin}"
-    leaky = " (leaky split)" if metrics["split"] == "random" else ""
+    note = f"{settings.MODEL_NAME}, {metrics['weights']} weights, split: {split.name}{leaky(split)}. Data: {origin}"
     title = (
-        f"Test{leaky}: balanced accuracy {metrics['balanced_accuracy']:.3f}, "
+        f"Test{leaky(split)}: balanced accuracy {metrics['balanced_accuracy']:.3f}, "
         f"accuracy {metrics['accuracy']:.3f}, {metrics['n_test']} windows"
     )
     draw_history(history, metrics["best_epoch"] - 1, 1 / len(metrics["classes"]), note, run)
@@ -156,6 +176,12 @@ def start_log(console: Console, run: Path) -> None:
     for name in ("main", "EMG_utils", "EMG_model"):
         logging.getLogger(name).setLevel(logging.INFO)
     transformers_logging.disable_progress_bar()
+
+
+def close_log() -> None:
+    """Let go of log.txt: Windows deletes no folder with an open file."""
+    for handler in logging.getLogger().handlers:
+        handler.close()
 
 
 class ConsoleHandler(logging.Handler):

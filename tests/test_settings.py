@@ -13,6 +13,7 @@ MODULES = [
     "EMG_DATA_LOADER",
     "EMG_model",
     "EMG_utils",
+    "EMG_run",
     "EMG_figures",
 ]
 MODULES += ["main"]

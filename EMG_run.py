@@ -1,0 +1,133 @@
+"""The files of a run folder: made once, replaced whole, found again by --resume."""
+
+import itertools
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from EMG_DATA_LOADER import Split, WindowSet
+from EMG_model import EMGForSequenceClassification
+from ENV import EMGError, Settings
+
+
+def open_run(settings: Settings) -> Path:
+    """The run's folder, new or empty; the resumed run's with RESUME. Raises EMGError."""
+    if settings.MODEL_SAVING_DIR:
+        _make_folder(settings.MODEL_SAVING_DIR)  # found out now, not when the training is over
+    if settings.RESUME:
+        recover_folder(settings.RESUME / "last")
+        recover_folder(settings.RESUME / "best_model")
+        if not (settings.RESUME / "last" / "history.json").is_file():
+            raise EMGError(f"RESUME = {settings.RESUME}: no finished epoch is there to go on from; start a new run")
+        return settings.RESUME
+    if settings.RUN_DIR:
+        _make_folder(settings.RUN_DIR)
+        if any(settings.RUN_DIR.iterdir()):
+            raise EMGError(f"RUN_DIR = {settings.RUN_DIR}: there are results already; name a new folder, or use RESUME")
+        return settings.RUN_DIR
+    _make_folder(Path("runs"))
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    for number in itertools.count(1):
+        folder = Path("runs") / (stamp if number == 1 else f"{stamp}_{number}")
+        with suppress(FileExistsError):  # another run began in the same second
+            folder.mkdir()
+            return folder
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise EMGError(f"{folder}: the folder cannot be written ({error.strerror}); name another one") from None
+
+
+def discard_if_empty(run: Path) -> bool:
+    """Remove a run that has neither a finished epoch nor a trial to show; returns whether it did."""
+    worthless = not (run / "last").exists() and not (run / "sweep.csv").exists()
+    if worthless:
+        shutil.rmtree(run, ignore_errors=True)
+    return worthless
+
+
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a new folder that then takes the place of `folder`: a reader sees the old or the new one."""
+    recover_folder(folder)
+    new, old = _beside(folder, "new"), _beside(folder, "old")
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    new.mkdir(parents=True)
+    write(new)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(folder: Path) -> None:
+    """Put the old folder back where a kill fell between the two renames of `replace_folder`."""
+    if not folder.exists() and _beside(folder, "old").exists():
+        os.replace(_beside(folder, "old"), folder)
+
+
+def _beside(folder: Path, what: str) -> Path:
+    return folder.with_name(f".{folder.name}.{what}")
+
+
+def save_model(model: EMGForSequenceClassification, folder: Path) -> None:
+    """Put a model's files into `folder`, each one whole, and leave its other files alone."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as new:
+            model.save_pretrained(new)
+            for file in Path(new).iterdir():
+                os.replace(file, folder / file.name)
+    except OSError as error:
+        raise EMGError(f"{folder}: the model cannot be written ({error.strerror}); name another folder") from None
+
+
+def resumed_settings(settings: Settings) -> Settings:
+    """The settings that the run RESUME was started with; raises EMGError where there is none to go on with."""
+    others = sorted(settings.model_fields_set - {"RESUME"})
+    if others:
+        raise EMGError(f"RESUME goes on with the run's own settings; leave out {', '.join(others)}")
+    try:
+        saved = json.loads((settings.RESUME / "env.json").read_text(encoding="utf-8"))
+        return Settings(**saved | {"RESUME": settings.RESUME})
+    except (OSError, ValueError):
+        raise EMGError(f"RESUME = {settings.RESUME}: there is no run; name a folder under runs") from None
+
+
+def write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_split(windows: WindowSet, split: Split, run: Path) -> None:
+    """split.csv: every window's identity and part. Raises EMGError where a resumed run had another split."""
+    text = windows.table.assign(part=split.part_of(len(windows.table))).to_csv(index=False)
+    path = run / "split.csv"
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise EMGError(f"{path}: the run was started on other data or another split; start a new run")
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_predictions(
+    windows: WindowSet, rows: np.ndarray, probabilities: np.ndarray, described: dict, run: Path
+) -> None:
+    """predictions.parquet: identity, true label, predicted label and one probability per label.
+
+    `described` goes into the file's metadata.
+    """
+    table = windows.table.iloc[rows].reset_index(drop=True)
+    table.attrs = described
+    table["predicted"] = np.array(windows.classes, np.int8)[probabilities.argmax(1)]
+    for code, column in zip(windows.classes, probabilities.T, strict=True):
+        table[f"p_{code}"] = column
+    table.to_parquet(run / "predictions.parquet")
