@@ -9,7 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 BLUE, ORANGE, GREY = "#1f5fa8", "#c8560a", "#6b6b6b"  # apart for colour-blind eyes, dark enough for print
-COUNTED_CLASSES = 12  # more leave no room for counts in the cells
+FEW_CLASSES = 12  # more get smaller cells and print
 
 
 def draw_history(history: list[dict], best: int, chance: float, note: str, run: Path) -> None:
@@ -38,13 +38,14 @@ def draw_confusion_matrix(metrics: dict, title: str, note: str, run: Path) -> No
     counts = np.array(metrics["confusion_matrix"])
     names = list(metrics["classes"].values())
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    size = max(5.5, 0.75 * len(names) if len(names) <= COUNTED_CLASSES else 0.5 * len(names))
+    few = len(names) <= FEW_CLASSES
+    size = max(5.5, (0.75 if few else 0.5) * len(names))
     figure, axes = plt.subplots(figsize=(size + 1.5, size + 0.8), layout="constrained")
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (i, j), count in np.ndenumerate(counts):
-        text = f"{100 * shares[i, j]:.0f} %\n{count}" if len(names) <= COUNTED_CLASSES else f"{count}"
+        text = f"{100 * shares[i, j]:.0f} %\n{count}" if count else "0"
         colour = "white" if shares[i, j] > 0.5 else "black" if count else "#9a9a9a"
-        axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
+        axes.text(j, i, text, ha="center", va="center", fontsize=8 if few else 6, color=colour)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("predicted gesture")
