@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,9 @@ from transformers import GPT2Config, GPT2Model
 from EMG_recording import find_recordings
 from ENV import PreprocessingSettings, from_command_line
 from Preprocessing import Result, preprocess, print_table
+
+# A test run in the background may have inherited "ignore Ctrl-C", and would hand it on to the scripts it interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"  # reference files and real recordings; not on a user's machine
