@@ -1,6 +1,6 @@
 """The signal path: raw counts → power-line harmonics removed → band-pass → resampled.
 
-`putemg` repeats the data set's own processing (LITERATURE: Kaczmarek et al., Sensors 2019, 19, 3548, and its
+`putemg` repeats the data set's own processing (Kaczmarek et al., Sensors 2019, 19, 3548, and its
 released scripts): a sinusoid per line frequency, fitted in 10 s spans and subtracted, then a fifth-order
 Butterworth band-pass forward and backward. `causal` is the same pass band, forward only, with narrow notches.
 """

@@ -38,7 +38,6 @@ SETTINGS_KEPT = (
 COUNT_STEP = 0.25  # counts per stored step: an error of 0.25 / √12 = 0.07 counts RMS, below the amplifier's noise
 RATE_TOLERANCE = 1e-3  # putEMG's clocks differ by 1e-5
 WINDOWS_PER_ROW_GROUP = 1000
-MANY_CLASSES = 9  # more do not fit as columns of the closing table
 
 
 @dataclass(frozen=True)
@@ -345,9 +344,8 @@ def _progress(paths: list[Path], console: Console) -> Iterator[Path]:
 def print_table(results: list[Result], settings: Settings, console: Console) -> None:
     """One line per recording: duration and windows per class; what was skipped, and why, below."""
     total = sum((result.windows for result in results if result.windows), Counter())
-    labels = sorted(total) if len(total) <= MANY_CLASSES else []
-    names = _class_names(sorted(total), settings)
-    table = Table("recording", "seconds", "windows", *(names[label] for label in labels), box=None)
+    labels = sorted(total)
+    table = Table("recording", "seconds", "windows", *map(str, labels), box=None)
     for column in table.columns[1:]:
         column.justify = "right"
     for result in (r for r in results if r.windows):
@@ -355,13 +353,11 @@ def print_table(results: list[Result], settings: Settings, console: Console) -> 
         table.add_row(escape(result.name), f"{result.seconds:.1f}", str(result.windows.total()), *per_class)
     seconds = sum(result.seconds for result in results)
     table.add_row("all", f"{seconds:.1f}", str(total.total()), *(str(total[label]) for label in labels), style="bold")
-    wide = console if console.is_terminal else Console(width=180, highlight=False)
-    wide.print(table)
-    if not labels:
-        console.print(f"{len(total)} classes, {min(total.values())} to {max(total.values())} windows each")
-    unnamed = sorted(set(total) - set(settings.CLASS_NAMES))
-    if unnamed:
-        console.print(f"labels go by number, because CLASS_NAMES lacks {', '.join(map(str, unnamed))}")
+    Console(file=console.file, width=1000).print(table)  # a narrow terminal breaks the lines, not the names
+    unnamed = [str(label) for label in labels if label not in settings.CLASS_NAMES]
+    legend = ", ".join(f"{label} {name}" for label, name in _class_names(labels, settings).items())
+    words = f"labels go by number, because CLASS_NAMES lacks {', '.join(unnamed)}" if unnamed else f"labels: {legend}"
+    console.print(words, soft_wrap=True, markup=False)
     skipped = _print_skipped(results, console)
     counts = f"{total.total()} windows of {len(results) - skipped} recordings, {skipped} skipped"
     console.print(f"{settings.DATA_LOCATION}: {counts}", soft_wrap=True, markup=False)

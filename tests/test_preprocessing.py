@@ -328,7 +328,7 @@ def test_the_closing_table_counts_every_recording(two, tmp_path):
     done = run("Preprocessing.py", two, "--data-location", tmp_path / "windows.parquet", *AS_IS)
     assert (done.returncode, done.stderr) == (0, "")
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert ["recording", "seconds", "windows", "idle", "fist"] in lines
+    assert ["recording", "seconds", "windows", "0", "1"] in lines
     assert [STEM, "5.9", "7", "5", "2"] in lines
     assert [OTHER, "5.9", "7", "5", "2"] in lines
     assert ["all", "11.9", "14", "10", "4"] in lines
