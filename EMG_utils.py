@@ -314,7 +314,7 @@ def compute_metrics(windows: WindowSet, rows: np.ndarray, probabilities: np.ndar
             for name, p, r, f, n in zip(windows.class_names, *scores, strict=True)
         },
         "per_subject": {
-            subject: {**_summary(target[subjects == subject], predicted[subjects == subject])}
+            subject: _summary(target[subjects == subject], predicted[subjects == subject])
             for subject in sorted(set(subjects))
         },
         "confusion_matrix": confusion_matrix(target, predicted, labels=indices).tolist(),
