@@ -5,12 +5,24 @@ released scripts): a sinusoid per line frequency, fitted in 10 s spans and subtr
 Butterworth band-pass forward and backward. `causal` is the same pass band, forward only, with narrow notches.
 """
 
-from collections.abc import Callable
+import math
+from cmath import exp
 from fractions import Fraction
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.signal import butter, iirnotch, resample_poly, sosfilt, sosfilt_zi, sosfiltfilt, tf2sos
+from scipy.optimize import _lbfgsb
+from scipy.signal import (
+    butter,
+    fftconvolve,
+    firwin,
+    iirnotch,
+    resample_poly,
+    sos2zpk,
+    sosfilt,
+    sosfilt_zi,
+    sosfiltfilt,
+    tf2sos,
+)
 from scipy.special import factorial
 from threadpoolctl import threadpool_limits
 
@@ -24,36 +36,80 @@ NOTCH_WIDTH = 1.0  # Hz at −3 dB, of the causal notches
 BAND_ORDER = 5
 PUTEMG_RATE = 5124.07211903  # Hz, hard-coded in the reference
 TAYLOR_TERMS = 11  # 2π · 0.01 Hz · 5 s = 0.31 rad, and 0.31^11 / 11! < 1e-13
+SETTLED = 1e-9  # share of an impulse that is left when the band-pass counts as settled
+NEW_ITERATION, EVALUATE = 1, 3  # what L-BFGS-B asks its caller for
+BLOCK = 30_000  # samples that are convolved at once: large for the FFT, small for the cache
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # many small products: threads cost more than they give
-def apply_filter(emg: np.ndarray, time: np.ndarray, kind: str, band: tuple[float, float]) -> np.ndarray:
+def apply_filter(
+    emg: np.ndarray, time: np.ndarray, kind: str, band: tuple[float, float], overwrite: bool = False
+) -> np.ndarray:
     """Filter (N, C) samples taken at (N,) `time` in s, an even clock; returns (N, C) float32.
 
-    `kind` is `putemg`, `causal` or `none`; `band` is (low, high) in Hz.
+    `kind` is `putemg`, `causal` or `none`; `band` is (low, high) in Hz. With `overwrite` the filtered samples take
+    the place of those in a float32 `emg`, which spares 170 MB on a full recording.
     """
+    emg = emg.astype(np.float32, copy=not overwrite)
     if kind == "none":
-        return np.asarray(emg, np.float32)
+        return emg
     rate = (len(time) - 1) / (time[-1] - time[0])
     if kind == "putemg" and abs(rate / PUTEMG_RATE - 1) < 1e-3:
         rate = PUTEMG_RATE  # as the reference does: its fit is bounded in Hz, where the fifth digit shows
     sections = _band_pass(rate, band)
     if kind == "causal":
-        sections = np.concatenate([_notches(rate), sections])
-        return _per_channel(emg, lambda x: sosfilt(sections, x, zi=sosfilt_zi(sections) * x[0])[0])
-    return _filter_as_reference(emg, time, rate, sections)
+        _filter_forward(emg, np.concatenate([_notches(rate), sections]))
+    else:
+        _filter_as_reference(emg, time, rate, sections)
+    return emg
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def resample(emg: np.ndarray, rate: float, target: float) -> tuple[np.ndarray, float]:
-    """(N, C) at `rate` → (M, C) at the returned rate: `target` Hz, or unchanged where that is not lower.
+    """(N, C) at `rate` → (M, C) float32 at the returned rate: `target` Hz, or unchanged where that is not lower.
 
-    A linear-phase anti-alias filter, ten output samples to either side.
+    The linear-phase anti-alias filter of `scipy.signal.resample_poly`, ten output samples to either side. It repeats
+    itself every `down` samples in, `up` samples out; away from the ends such a period is one matrix product, which
+    takes a third of the time.
     """
-    ratio = Fraction(target / rate).limit_denominator(2000)
-    if ratio >= 1:
+    ratio = _resampling_ratio(rate, target)
+    if ratio == 1:
         return emg, rate
-    channels = [resample_poly(channel, ratio.numerator, ratio.denominator) for channel in emg.T]
-    return np.stack(channels, axis=1), rate * ratio.numerator / ratio.denominator
+    up, down = ratio.numerator, ratio.denominator
+    filters, near = _period_filters(up, down)
+    reach = math.ceil(near / down)  # periods at either end that the ends reach into
+    last = len(emg) // down - reach
+    if last <= reach:
+        return resample_poly(emg, up, down, axis=0).astype(np.float32), resampled_rate(rate, target)
+    slower = np.empty((math.ceil(len(emg) * ratio), emg.shape[1]), np.float32)
+    slower[: reach * up] = resample_poly(emg[: 2 * reach * down], up, down, axis=0)[: reach * up]
+    for period in range(reach, last):
+        around = emg[period * down - near : (period + 1) * down + near]
+        np.matmul(filters, around, out=slower[period * up : (period + 1) * up])
+    slower[last * up :] = resample_poly(emg[(last - reach) * down :], up, down, axis=0)[reach * up :]
+    return slower, resampled_rate(rate, target)
+
+
+def _period_filters(up: int, down: int) -> tuple[np.ndarray, int]:
+    """(up, near + down + near) float32: each output of a period from the samples in it and `near` on either side."""
+    half = 10 * max(up, down)
+    taps = up * firwin(2 * half + 1, 1 / max(up, down), window=("kaiser", 5.0))  # as resample_poly has it
+    near = math.ceil(half / up)
+    place = half + np.arange(up)[:, None] * down - np.arange(-near, down + near) * up
+    return np.where(abs(place - half) <= half, taps[place.clip(0, 2 * half)], 0).astype(np.float32), near
+
+
+def resampled_rate(rate: float, target: float) -> float:
+    """Hz after `resample`: `target`, or the nearest to it that is a simple fraction of `rate`."""
+    ratio = _resampling_ratio(rate, target)
+    return rate * ratio.numerator / ratio.denominator
+
+
+def _resampling_ratio(rate: float, target: float) -> Fraction:
+    ratio = Fraction(target / rate).limit_denominator(2000)
+    if not ratio:
+        raise EMGError(f"{rate:g} Hz is more than 4000 times SAMPLE_RATE = {target:g}; raise it")
+    return min(ratio, Fraction(1))
 
 
 def _band_pass(rate: float, band: tuple[float, float]) -> np.ndarray:
@@ -66,22 +122,59 @@ def _band_pass(rate: float, band: tuple[float, float]) -> np.ndarray:
     return butter(BAND_ORDER, low, "highpass", fs=rate, output="sos")
 
 
-def _filter_as_reference(emg: np.ndarray, time: np.ndarray, rate: float, sections: np.ndarray) -> np.ndarray:
-    """Lines fitted and subtracted, then forward and backward through the band-pass.
+def _filter_forward(emg: np.ndarray, sections: np.ndarray) -> None:
+    """In place, one channel at a time: float64 copies of 24 channels at once would take a gigabyte."""
+    for channel in emg.T:
+        samples = channel.astype(np.float64)
+        channel[:] = sosfilt(sections, samples, zi=sosfilt_zi(sections) * samples[0])[0]
+
+
+def _filter_as_reference(emg: np.ndarray, time: np.ndarray, rate: float, sections: np.ndarray) -> None:
+    """In place: lines fitted and subtracted, then forward and backward through the band-pass.
 
     The reference leaves the lines in what follows the last whole span, and its backward pass carries them 0.1 s
     back into the span. The whole spans agree with it to the end; the tail is filtered apart, without its lines.
     """
-    padding = min(3 * (2 * BAND_ORDER + 1), len(emg) - 1)  # the reference's filtfilt pads 3 × 11 samples
     span = _span(len(emg), rate)
     whole = len(emg) // span * span
-    clean = emg - line_harmonics(emg, time, rate)
-    as_reference = np.concatenate([clean[:whole], emg[whole:]])
-    filtered = _per_channel(as_reference, lambda x: sosfiltfilt(sections, x, padlen=padding))
+    raw_tail = emg[whole:].copy()
+    subtract_lines(emg, time, rate)
+    clean_tail = emg[whole - span :].copy()
+    emg[whole:] = raw_tail
+    _forward_and_backward(emg, sections)
     if whole < len(emg):
-        tail = _per_channel(clean[whole - span :], lambda x: sosfiltfilt(sections, x, padlen=padding))
-        filtered[whole:] = tail[span:]
-    return filtered
+        _forward_and_backward(clean_tail, sections)
+        emg[whole:] = clean_tail[span:]
+
+
+def _forward_and_backward(signal: np.ndarray, sections: np.ndarray) -> None:
+    """Put (N, C) float32 in its own place through `sosfiltfilt`, with the reference's padding.
+
+    Away from the ends that is a convolution with the answer to an impulse, which an FFT computes six times faster
+    than ten recursive passes; what is nearer to an end than the answer is long goes through `sosfiltfilt` itself.
+    """
+    samples = len(signal)
+    settle = math.ceil(math.log(SETTLED) / math.log(np.abs(sos2zpk(sections)[1]).max()))
+    if samples < 4 * settle:
+        signal[:] = _exactly(signal, sections)
+        return
+    impulse = np.zeros((2 * settle + 1, 1))
+    impulse[settle] = 1
+    answer = sosfiltfilt(sections, impulse, axis=0, padlen=0).astype(np.float32)
+    start, end = (_exactly(part, sections) for part in (signal[: 2 * settle], signal[-2 * settle :]))
+    before, offset = signal[:settle].copy(), signal[::1000].mean(axis=0)
+    for first in range(settle, samples - settle, BLOCK):
+        last = min(first + BLOCK, samples - settle)
+        around = np.concatenate([before, signal[first : last + settle]])
+        before = around[-2 * settle : -settle].copy()
+        # No offset passes, but the float32 products would round it into the signal.
+        signal[first:last] = fftconvolve(around - offset, answer, "valid", axes=0)
+    signal[:settle], signal[-settle:] = start[:settle], end[-settle:]
+
+
+def _exactly(signal: np.ndarray, sections: np.ndarray) -> np.ndarray:
+    padding = min(3 * (2 * BAND_ORDER + 1), len(signal) - 1)  # the reference's filtfilt pads 3 × 11 samples
+    return sosfiltfilt(sections, signal.astype(np.float64), axis=0, padlen=padding).astype(np.float32)
 
 
 def _span(samples: int, rate: float) -> int:
@@ -93,19 +186,11 @@ def _notches(rate: float) -> np.ndarray:
     return np.concatenate([np.empty((0, 6)), *(tf2sos(*iirnotch(f, f / NOTCH_WIDTH, fs=rate)) for f in lines)])
 
 
-def _per_channel(emg: np.ndarray, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Apply to one channel at a time: float64 copies of 24 channels at once would take a gigabyte."""
-    filtered = np.empty(emg.shape, np.float32)
-    for channel in range(emg.shape[1]):
-        filtered[:, channel] = function(emg[:, channel].astype(np.float64))
-    return filtered
-
-
 # ---- power-line harmonics -------------------------------------------------------------------------------------
 
 
-def line_harmonics(emg: np.ndarray, time: np.ndarray, rate: float) -> np.ndarray:
-    """The sinusoids that the reference fits to (N, C) samples and subtracts, (N, C) float32.
+def subtract_lines(emg: np.ndarray, time: np.ndarray, rate: float) -> None:
+    """Take from (N, C) float32 samples, in place, the sinusoids that the reference fits to them.
 
     Each frequency is fitted on its own in consecutive 10 s spans. What is left at the end, which the reference
     does not treat, is fitted by itself, or with what precedes it to 2 s. Frequencies above Nyquist are passed over.
@@ -113,91 +198,134 @@ def line_harmonics(emg: np.ndarray, time: np.ndarray, rate: float) -> np.ndarray
     samples, channels = emg.shape
     span = _span(samples, rate)
     whole = samples // span * span
-    harmonics = np.zeros(emg.shape, np.float32)
-    for frequency in (f for f in LINE_FREQUENCIES if f < rate / 2):
-        line, amplitudes = _Line(frequency, span, rate), np.zeros((channels, 2))
-        for first in range(0, whole, span):
-            fits = line.fit(emg[first : first + span], time[first], amplitudes)
-            harmonics[first : first + span] += line.sinusoids(fits, time[first])
-            amplitudes = fits[:, :2]
-        if whole < samples:
-            first = max(0, min(whole, samples - int(TAIL_S * rate)))
-            line = _Line(frequency, samples - first, rate)
-            fits = line.fit(emg[first:], time[first], np.zeros((channels, 2)))
-            harmonics[whole:] += line.sinusoids(fits, time[first])[whole - first :]
-    return harmonics
+    last = max(0, min(whole, samples - int(TAIL_S * rate)))  # the first sample of the last piece
+    raw_end = emg[last:].copy()
+    lines = _Lines(span, rate)
+    if not lines.frequencies:
+        return
+    amplitudes = np.zeros((len(lines.frequencies), channels, 2))
+    for first in range(0, whole, span):
+        part = emg[first : first + span]
+        fits = lines.fit(part, time[first], amplitudes)
+        part -= lines.sinusoids(fits, time[first])
+        amplitudes = fits[..., :2]
+    if whole < samples:
+        lines = _Lines(samples - last, rate)
+        fits = lines.fit(raw_end, time[last], np.zeros_like(amplitudes))
+        emg[whole:] -= lines.sinusoids(fits, time[last])[whole - last :]
 
 
-class _Line:
-    """Fits a·sin 2πft + b·cos 2πft to spans of a signal, with f within ± 0.01 Hz of a nominal frequency.
+class _Lines:
+    """Fits a·sin 2πft + b·cos 2πft to spans of a signal, with f within ± 0.01 Hz of each line frequency.
 
     The reference minimises the mean squared error with L-BFGS-B from the last span's amplitudes, in absolute time,
     and stops well before the optimum: the bounded least-squares solution differs from the released signal by
     about 10 % RMS. So the optimiser's very path is repeated here. It needs only sums over the span, which are
-    smooth in f and given by a Taylor series around the nominal frequency: one pass over the samples, not
+    smooth in f and given by a Taylor series around the line frequency: one pass over the samples, not
     one per step.
     """
 
-    def __init__(self, frequency: float, span: int, rate: float):
-        self.frequency, self.span, self.rate = frequency, span, rate
+    def __init__(self, span: int, rate: float):
+        self.span, self.rate = span, rate
+        self.frequencies = [f for f in LINE_FREQUENCIES if f < rate / 2 - 1]  # nearer to it, sine and cosine are one
         self.centre = (span - 1) / 2 / rate  # s after the span's first sample
-        self.time = np.arange(span) / rate - self.centre  # s, centred: keeps the series short
-        self.order = np.arange(TAYLOR_TERMS)
-        carrier = np.exp(-2j * np.pi * frequency * self.time) * (2 * np.pi * self.time) ** self.order[:, None]
-        self.basis = np.concatenate([carrier.real, carrier.imag])  # (2 · terms, span)
+        self.orders = np.arange(TAYLOR_TERMS)
+        time = np.arange(span) / rate - self.centre  # s, centred: keeps the series short
+        powers = (2 * np.pi * time) ** self.orders[:, None] / factorial(self.orders)[:, None]  # (terms, span)
+        self.basis = np.empty((len(self.frequencies), 2, TAYLOR_TERMS, span))
+        for frequency, (cosines, sines) in zip(self.frequencies, self.basis, strict=True):
+            np.multiply(np.cos(2 * np.pi * frequency * time), powers, out=cosines)
+            np.multiply(-np.sin(2 * np.pi * frequency * time), powers, out=sines)
+        self.basis = self.basis.reshape(-1, span)  # (lines · 2 · terms, span)
+        self.basis32 = self.basis.astype(np.float32)
 
     def fit(self, signals: np.ndarray, start: float, amplitudes: np.ndarray) -> np.ndarray:
-        """(C, 3) of a, b, f for a span (span, C) from `start` s, beginning the search at (C, 2) amplitudes."""
+        """(lines, C, 3) of a, b, f for (span, C) from `start` s; the search begins at (lines, C, 2) amplitudes."""
         signals = signals.astype(np.float64)
-        real, imaginary = np.split(self.basis @ signals, 2)
-        weights = (-1j) ** self.order / factorial(self.order)
-        series = (real + 1j * imaginary).T * weights  # (C, terms), coefficients of the powers of f − nominal
         energy = np.einsum("nc,nc->c", signals, signals)
-        low, high = self.frequency - LINE_TOLERANCE, self.frequency + LINE_TOLERANCE
-        fits = [
-            minimize(
-                self._error,
-                (a, b, self.frequency),
-                args=(series[c], energy[c], start + self.centre),
-                method="L-BFGS-B",
-                jac=True,
-                bounds=((None, None), (None, None), (low, high)),
-                options={"gtol": 1e-6},
-            ).x
-            for c, (a, b) in enumerate(amplitudes)
-        ]
-        return np.array(fits)
+        sums = (self.basis @ signals).reshape(len(self.frequencies), 2, TAYLOR_TERMS, -1)
+        series = np.moveaxis(sums[:, 0] + 1j * sums[:, 1], 1, 2) * (-1j) ** self.orders  # (lines, C, terms)
+        fits = np.empty((*amplitudes.shape[:2], 3))
+        for line, channel in np.ndindex(fits.shape[:2]):
+            frequency = self.frequencies[line]
+            error = _LineError(series[line, channel], energy[channel], frequency, start + self.centre, self)
+            fits[line, channel] = _search(error, [*amplitudes[line, channel], frequency])
+        return fits
 
     def sinusoids(self, fits: np.ndarray, start: float) -> np.ndarray:
-        """(C, 3) of a, b, f → (span, C)"""
-        a, b, frequency = fits.T
-        angle = 2 * np.pi * (self.time + self.centre + start)[:, None] * frequency
-        return a * np.sin(angle) + b * np.cos(angle)
+        """(lines, C, 3) of a, b, f → their sum, (span, C) float32, from the same series."""
+        a, b, f = np.moveaxis(fits, 2, 0)[..., None]  # (lines, C, 1)
+        at_centre = (b - 1j * a) * np.exp(2j * np.pi * f * (start + self.centre))
+        weights = at_centre * (1j * (f - np.array(self.frequencies)[:, None, None])) ** self.orders  # (lines, C, terms)
+        weights = np.moveaxis(np.stack([weights.real, weights.imag], axis=1), 2, 3)  # (lines, 2, terms, C)
+        return self.basis32.T @ weights.reshape(len(self.basis), -1).astype(np.float32)
 
-    def _error(self, x, series, energy, middle) -> tuple[float, np.ndarray]:
-        """Mean squared error of a·sin + b·cos, and its gradient, from the sums alone.
 
-        With z = Σ y e^(−jωt): Σ y cos = Re z, Σ y sin = −Im z, and Σ t y e^(−jωt) = j dz/dω.
-        """
-        a, b, f = x
-        n, turn = self.span, np.exp(-2j * np.pi * f * middle)
-        powers = (f - self.frequency) ** self.order
-        z = turn * (series @ powers)
-        zt = turn * 1j / (2 * np.pi) * (series[1:] @ (self.order[1:] * powers[:-1])) + middle * z
-        g, gt = self._squares(f, middle)
+class _LineError:
+    """Mean squared error of a·sin + b·cos over a span, and its gradient, as a function of a, b, f.
+
+    From the sums alone, in plain numbers, which are faster than arrays of one. With z = Σ y e^(−jωt):
+    Σ y cos = Re z, Σ y sin = −Im z, and Σ t y e^(−jωt) = j dz/dω.
+    """
+
+    def __init__(self, series: np.ndarray, energy: float, frequency: float, middle: float, lines: _Lines):
+        self.series = series[::-1].tolist()  # coefficients of the powers of f − frequency, the highest first
+        self.energy, self.frequency, self.middle = float(energy), frequency, float(middle)
+        self.span, self.rate = lines.span, lines.rate
+
+    def __call__(self, x: np.ndarray) -> tuple[float, np.ndarray]:
+        a, b, f = x.tolist()
+        n, middle = self.span, self.middle
+        turn = exp(-2j * math.pi * f * middle)
+        value, slope = self._series(f - self.frequency)
+        z = turn * value
+        zt = turn * slope * 1j / (2 * math.pi) + middle * z
+        g, gt = self._squares(f, turn * turn)
         ss, cc, sc = (n - g.real) / 2, (n + g.real) / 2, -g.imag / 2
         tss, tcc, tsc = (n * middle - gt.real) / 2, (n * middle + gt.real) / 2, -gt.imag / 2
         yc, ys, tyc, tys = z.real, -z.imag, zt.real, -zt.imag
-        error = a * a * ss + b * b * cc + 2 * a * b * sc - 2 * a * ys - 2 * b * yc + energy
+        error = a * a * ss + b * b * cc + 2 * a * b * sc - 2 * a * ys - 2 * b * yc + self.energy
         in_f = a * (a * tsc + b * tcc - tyc) - b * (a * tss + b * tsc - tys)
-        gradient = np.array([a * ss + b * sc - ys, a * sc + b * cc - yc, 2 * np.pi * in_f])
-        return error / n, 2 * gradient / n
+        in_a, in_b = a * ss + b * sc - ys, a * sc + b * cc - yc
+        return error / n, np.array((in_a, in_b, 2 * math.pi * in_f)) * (2 / n)
 
-    def _squares(self, f: float, middle: float) -> tuple[complex, complex]:
+    def _series(self, offset: float) -> tuple[complex, complex]:
+        """Σ y e^(−jω(t − middle)) and its slope in f, by Horner's rule."""
+        value, slope = 0j, 0j
+        for coefficient in self.series:
+            slope = slope * offset + value
+            value = value * offset + coefficient
+        return value, slope
+
+    def _squares(self, f: float, turn: complex) -> tuple[complex, complex]:
         """Σ e^(−2jωt) and Σ t e^(−2jωt) over the span: a Dirichlet kernel and its slope."""
-        half = 2 * np.pi * f / self.rate
-        s, c, sn, cn = np.sin(half), np.cos(half), np.sin(self.span * half), np.cos(self.span * half)
+        half = 2 * math.pi * f / self.rate
+        s, c, sn, cn = math.sin(half), math.cos(half), math.sin(self.span * half), math.cos(self.span * half)
         kernel = sn / s
         slope = (self.span * cn * s - sn * c) / (s * s) / (2 * self.rate)
-        turn = np.exp(-4j * np.pi * f * middle)
-        return turn * kernel, turn * (1j * slope + middle * kernel)
+        return turn * kernel, turn * (1j * slope + self.middle * kernel)
+
+
+def _search(error: _LineError, start: list[float]) -> np.ndarray:
+    """Where `minimize(error, start, method="L-BFGS-B", options={"gtol": 1e-6})` ends with the frequency bounded.
+
+    It is the same compiled routine, called as `minimize` calls it: the checks that `minimize` puts around it take
+    three times as long as the search. A test holds the two together.
+    """
+    corrections, line_searches = 10, 20  # here and below, the defaults of `minimize`
+    relative_reduction = 2.220446049250313e-09 / np.finfo(float).eps
+    x, value, gradient = np.array(start), np.array(0.0), np.zeros(3)
+    low, high = (np.array([0, 0, start[2] + d]) for d in (-LINE_TOLERANCE, LINE_TOLERANCE))
+    bounded = np.array([0, 0, 2], np.int32)  # not, not, on both sides
+    floats = np.zeros(2 * corrections * 3 + 5 * 3 + 11 * corrections**2 + 8 * corrections)
+    integers, task, search_task = (np.zeros(n, np.int32) for n in (9, 2, 2))
+    state = np.zeros(4, np.int32), np.zeros(44, np.int32), np.zeros(29)
+    while True:
+        _lbfgsb.setulb(
+            *(corrections, x, low, high, bounded, value, gradient, relative_reduction, 1e-6),
+            *(floats, integers, task, *state, line_searches, search_task),
+        )
+        if task[0] == EVALUATE:
+            value, gradient = error(x)
+        elif task[0] != NEW_ITERATION:
+            return x

@@ -89,6 +89,17 @@ class Settings(BaseSettings):
     DATA_NOTE: str = ""
     """A sentence on the origin of the data, shown with every result made from it."""
 
+    WORKERS: int = Field(1, ge=1)
+    """Processes that read and filter recordings side by side, each in up to 1.5 GB of memory; x ≥ 1."""
+
+    CLUSTER: str = ""
+    """Address of a Dask scheduler (tcp://host:port) whose workers do it instead; empty: this machine."""
+
+    # ---- download (read by tools.download alone) ----------------------------------------------------------
+
+    DOWNLOAD_URL: str = "https://chmura.put.poznan.pl/s/45NY5snj0U4tgQz/download?path=%2F"
+    """Where putEMG lies: a share that takes ?path=FOLDER&files=NAME, or a plain address that takes FOLDER/NAME."""
+
     # ---- split --------------------------------------------------------------------------------------------
 
     SPLIT: Literal["trajectory", "repetition", "session", "subject", "random"] = "trajectory"

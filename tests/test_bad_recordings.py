@@ -65,7 +65,6 @@ DAMAGED_TABLES = {  # what happened to the table → what the message says; at 5
     "clock backwards": (clock_change(6000, -1.0), "the clock runs backwards at row 6000"),
     "clock stands": (clock_change(50, -1 / 500.3985), "the clock runs backwards at row 50"),
     "NaN clock": (clock_value(9, np.nan), "the clock holds values that are no numbers"),
-    "constant channel": (lambda t: t.assign(EMG_2=5.0), "EMG_2 never changes"),
     "fractional label": (changed("TRAJ_GT", 40, 1.5), "TRAJ_GT is 1.5 at row 40"),
     "label below -1": (changed("TRAJ_GT", 41, -2), "TRAJ_GT is -2 at row 41"),
     "label above 127": (changed("TRAJ_GT", 42, 128), "TRAJ_GT is 128 at row 42"),
@@ -105,6 +104,17 @@ def test_a_damaged_table(damage, suffix, good, tmp_path):
 def test_the_undamaged_table_is_read(good, tmp_path):
     """So the messages above are due to the damage."""
     assert len(read_recording(write_raw(good, tmp_path / f"{STEM}.hdf5")).time) == len(good)
+
+
+def test_dead_electrodes_are_read_but_make_no_windows(good, tmp_path):
+    """tools.inspect shows them."""
+    path = write_raw(good.assign(EMG_2=5.0, EMG_3=0.0), tmp_path / f"{STEM}.hdf5")
+    assert np.ptp(read_recording(path).emg, axis=0)[1:].tolist() == [0, 0]
+    write_raw(good, tmp_path / f"{OTHER}.hdf5")
+    results, _ = cut(tmp_path, "--data-location", tmp_path / "windows.parquet")
+    assert [result.problem for result in results if result.problem] == [
+        f"{path}: EMG_2, EMG_3 never changes, so the electrode was off; leave the recording out"
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -190,7 +200,7 @@ BROKEN_HDF5 = {
     empty_file: "cannot be read",
     truncated: "truncated",
     only_the_start: "truncated",
-    scrambled_rows: "cannot be read",
+    scrambled_rows: "damaged",
     other_key: "no pandas table /data/table",
     fixed_format: "no pandas table /data/table",
     plain_matrix: "no pandas table /data/table",

@@ -1,10 +1,15 @@
 """The signal path against the data set's own output, and against sinusoids of known amplitude."""
 
+import math
+
 import numpy as np
 import pytest
 from conftest import SHARED, needs_shared
+from scipy.optimize import minimize
+from scipy.signal import butter, resample_poly, sosfiltfilt
 
-from EMG_filter import _Line, apply_filter, resample
+from EMG_filter import _forward_and_backward, _LineError, _Lines, _search, apply_filter, resample
+from ENV import EMGError
 
 BAND = (20.0, 700.0)
 SPAN = int(10 * 5124.07211903)  # samples that the reference fits at once
@@ -63,6 +68,14 @@ def test_putemg_removes_a_line_from_noise(hertz):
     assert rms(filtered) == pytest.approx(10 * np.sqrt(480 / 500), rel=0.02)  # 20 … 500 Hz of the noise is left
 
 
+@pytest.mark.parametrize("rate", [60.0, 61.0, 99.98, 100.0, 100.02, 120.0, 181.0])
+def test_putemg_at_rates_that_hold_few_lines_or_none(rate):
+    """49.99 ± 0.01 Hz touches the 50 Hz that a rate of 100 Hz can hold: sine and cosine are the same there."""
+    signal, time = with_line(12, 25, rate)
+    filtered = apply_filter(signal, time, "putemg", BAND)
+    assert 5 < rms(filtered).max() < 30
+
+
 @pytest.mark.parametrize("seconds", [0.3, 4])
 def test_putemg_treats_recordings_shorter_than_a_span(seconds):
     signal, time = with_line(seconds, 49.99)
@@ -83,6 +96,16 @@ def test_the_filter_leaves_its_input_alone(kind):
     before = signal.copy()
     apply_filter(signal, time, kind, BAND)
     np.testing.assert_array_equal(signal, before)
+
+
+@pytest.mark.parametrize("kind", ["putemg", "causal", "none"])
+def test_the_filter_can_work_in_place(kind):
+    signal, time = with_line(11, 50)
+    signal = signal.astype(np.float32)
+    expected = apply_filter(signal, time, kind, BAND)
+    filtered = apply_filter(signal, time, kind, BAND, overwrite=True)
+    assert np.shares_memory(filtered, signal)
+    np.testing.assert_array_equal(filtered, expected)
 
 
 def test_causal_knows_no_future():
@@ -134,6 +157,19 @@ def test_resampling_lets_nothing_alias():
     assert amplitude(slower, np.arange(len(slower)) / stated, 100)[0] < 0.5
 
 
+@pytest.mark.parametrize(
+    ("rate", "up", "down", "rows"),
+    [(5124.08, 137, 702, 30_000), (5000, 1, 5, 3001), (1500, 2, 3, 2000), (5124.08, 137, 702, 1500), (2000, 1, 2, 7)],
+)
+def test_resampling_is_that_of_scipy(rate, up, down, rows):
+    """137/702 · 5124.08 = 1000.000; the last two are too short for a period between the ends."""
+    signal = np.random.default_rng(0).normal(0, 30, (rows, 2)).astype(np.float32)
+    slower, stated = resample(signal, rate, 1000)
+    assert stated == rate * up / down
+    assert slower.dtype == np.float32
+    np.testing.assert_allclose(slower, resample_poly(signal, up, down, axis=0), atol=1e-4)
+
+
 @pytest.mark.parametrize("rate", [200.0, 1000.0])
 def test_data_at_or_below_the_rate_stay_as_they_are(rate):
     signal = np.random.default_rng(0).normal(size=(300, 2)).astype(np.float32)
@@ -150,7 +186,6 @@ def test_the_error_of_a_line_is_the_mean_square_error(x):
     Σ y·e^(−jω₀u)·(−2πju)ⁿ/n!.
     """
     rate, span, start, nominal = 1000.0, 10_000, 123.4, 49.99
-    line = _Line(nominal, span, rate)
     rng = np.random.default_rng(0)
     time = start + np.arange(span) / rate
     y = rng.normal(0, 10, span) + 20 * np.sin(2 * np.pi * 49.987 * time + 1)
@@ -160,7 +195,7 @@ def test_the_error_of_a_line_is_the_mean_square_error(x):
         series.append(np.sum(y * np.exp(-2j * np.pi * nominal * u) * term))
         term = term * (-2j * np.pi * u) / (n + 1)
 
-    error, gradient = line._error(np.array(x), np.array(series), np.sum(y * y), middle)
+    error, gradient = _LineError(np.array(series), np.sum(y * y), nominal, middle, _Lines(span, rate))(np.array(x))
 
     a, b, f = x
     s, c = np.sin(2 * np.pi * f * time), np.cos(2 * np.pi * f * time)
@@ -168,3 +203,68 @@ def test_the_error_of_a_line_is_the_mean_square_error(x):
     slope = [-2 * np.mean(r * s), -2 * np.mean(r * c), -2 * np.mean(r * 2 * np.pi * time * (a * c - b * s))]
     assert error == pytest.approx(np.mean(r * r), rel=1e-9)
     np.testing.assert_allclose(gradient, slope, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("rows", [100, 20_000, 150_000])
+def test_forward_and_backward_is_that_of_scipy(rows):
+    """Shorter than the filter's memory, one block, several blocks; the reference pads 33 samples."""
+    sections = butter(5, (20, 700), "bandpass", fs=5124.07, output="sos")
+    signal = (np.random.default_rng(0).normal(0, 30, (rows, 2)) + 500).astype(np.float32)  # an offset of 500 counts
+    expected = sosfiltfilt(sections, signal.astype(np.float64), axis=0, padlen=33)
+    _forward_and_backward(signal, sections)
+    np.testing.assert_allclose(signal, expected, atol=1e-3)
+
+
+def test_a_large_offset_does_not_round_the_signal():
+    """A 24-bit amplifier's electrode offset, 30 000 counts; float32 holds such values to 2/1000."""
+    sections = butter(5, (20, 700), "bandpass", fs=5124.07, output="sos")
+    signal = np.random.default_rng(0).normal([30_000, -30_000], 10, (100_000, 2)).astype(np.float32)
+    expected = sosfiltfilt(sections, signal.astype(np.float64), axis=0, padlen=33)
+    _forward_and_backward(signal, sections)
+    np.testing.assert_allclose(signal, expected, atol=1e-3)
+
+
+def test_a_rate_far_above_the_wanted_one_is_refused():
+    with pytest.raises(EMGError, match="more than 4000 times SAMPLE_RATE"):
+        resample(np.zeros((10, 1), np.float32), 500_000.0, 100.0)
+
+
+@pytest.mark.parametrize("start", [5.0, 333.0])
+def test_the_search_ends_where_minimize_ends(start):
+    """The compiled routine is called behind the back of `minimize`: bit for bit the same path, whatever the start."""
+    rate, span = 1000.0, 10_000
+    time = start + np.arange(span) / rate
+    rng = np.random.default_rng(0)
+    signals = rng.normal(0, 10, (span, 3)) + 20 * np.sin(2 * np.pi * 49.987 * time + 1)[:, None]
+    lines = _Lines(span, rate)
+    fits = lines.fit(signals, start, np.zeros((5, 3, 2)))
+    for line, channel in np.ndindex(5, 3):
+        y, frequency, u = signals[:, channel], lines.frequencies[line], time - (start + lines.centre)
+        powers = [(-2j * np.pi * u) ** n for n in range(11)]
+        series = [np.sum(y * np.exp(-2j * np.pi * frequency * u) * p) / math.factorial(n) for n, p in enumerate(powers)]
+        error = _LineError(np.array(series), np.sum(y * y), frequency, start + lines.centre, lines)
+        found = minimize(
+            error,
+            (0, 0, frequency),
+            method="L-BFGS-B",
+            jac=True,
+            bounds=[(None, None), (None, None), (frequency - 0.01, frequency + 0.01)],
+            options={"gtol": 1e-6},
+        )
+        np.testing.assert_array_equal(_search(error, [0, 0, frequency]), found.x)
+        np.testing.assert_allclose(fits[line, channel], found.x, atol=1e-3)
+
+
+def test_sinusoids_are_what_their_parameters_say():
+    """Against a·sin 2πft + b·cos 2πft itself, at frequencies off the nominal ones by up to 0.01 Hz."""
+    rate, start = 5124.0, 100.0
+    lines = _Lines(51_240, rate)
+    fits = np.zeros((5, 2, 3))
+    fits[..., 2] = np.array(lines.frequencies)[:, None] + [[0.01, -0.004]]
+    fits[1, 0, :2], fits[4, 1, :2] = (20, -5), (-3, 8)
+    time = start + np.arange(51_240) / rate
+    expected = [
+        20 * np.sin(2 * np.pi * 50.0 * time) - 5 * np.cos(2 * np.pi * 50.0 * time),
+        -3 * np.sin(2 * np.pi * 149.996 * time) + 8 * np.cos(2 * np.pi * 149.996 * time),
+    ]
+    np.testing.assert_allclose(lines.sinusoids(fits, start), np.transpose(expected), atol=2e-4)

@@ -19,6 +19,7 @@ from conftest import ROOT, STEM, cut, raw_table, run, write_raw
 import Preprocessing
 from EMG_filter import apply_filter
 from EMG_recording import read_recording
+from EMG_windows import checksum, code
 from ENV import EMGError
 
 OTHER = f"{STEM[:-3]}999"  # a later recording of the same day: sorts behind STEM
@@ -106,6 +107,7 @@ def test_metadata_says_all_that_a_reader_needs(raw, output):
     assert pq.read_metadata(output).metadata[b"emg"] == pq.read_schema(output).metadata[b"emg"]
     found = metadata(output)
     assert found.pop("sampling_rate") == pytest.approx(1000, rel=1e-9)
+    assert found.pop("code") == code()
     assert found == {
         "version": 1,
         "window": 250,
@@ -131,7 +133,10 @@ def test_metadata_says_all_that_a_reader_needs(raw, output):
                 "size": raw.stat().st_size,
                 "sha256": hashlib.sha256(raw.read_bytes()).hexdigest(),
                 "rows": sum(ms for _, ms in PROGRAMME),
+                "sampling_rate": pytest.approx(1000, rel=1e-9),
+                "unit": "count",
                 "windows": len(WINDOWS),
+                "windows_sha256": checksum([pq.read_table(output)]),
             }
         ],
     }
@@ -247,6 +252,17 @@ def test_fractional_samples_are_stored_as_they_are(tmp_path):
     for window, (start, _, _) in zip(counts(path), WINDOWS, strict=True):
         expected = (np.arange(start, start + 250) - 2000) / 1e4 + 0.123
         np.testing.assert_array_equal(window[:, 0].astype(np.float32), expected.astype(np.float32))
+
+
+def test_whole_numbers_beyond_any_converter_are_no_counts(tmp_path):
+    """From 2²⁴ on every float32 is a whole number, and quarter counts of 10⁹ do not fit into 32 bits."""
+    table = hand_made()
+    raw = write_raw(table.assign(EMG_1=table["EMG_1"] * 2.0**20), tmp_path / f"{STEM}.hdf5")
+    path = tmp_path / "windows.parquet"
+    cut(raw, "--data-location", path, *AS_IS)
+    assert metadata(path)["unit"] == "as recorded"
+    for window, (start, _, _) in zip(counts(path), WINDOWS, strict=True):
+        np.testing.assert_array_equal(window[:, 0], (np.arange(start, start + 250) - 2000) * 2.0**20)
 
 
 @pytest.mark.parametrize("kind", ["putemg", "causal"])
@@ -445,7 +461,7 @@ def test_ctrl_c_leaves_the_old_output(tiny_raw, old_output, tmp_path):
     command = [sys.executable, "Preprocessing.py", many, "--data-location", old_output]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     patience = time.monotonic() + 60
-    while not (begun := list(old_output.parent.glob(".*body*"))) and time.monotonic() < patience:
+    while not (begun := list(old_output.parent.glob(".*/*.hdf5.*.parquet"))) and time.monotonic() < patience:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     said, complained = process.communicate(timeout=60)
@@ -453,7 +469,7 @@ def test_ctrl_c_leaves_the_old_output(tiny_raw, old_output, tmp_path):
     assert (process.returncode, said) == (130, "")
     assert complained.startswith("Preprocessing.py: interrupted")
     assert complained.count("\n") == 1
-    assert_untouched(old_output)
+    assert old_output.read_bytes() == b"the old output"
 
 
 def test_an_empty_folder(tmp_path):

@@ -3,6 +3,8 @@
 import json
 import pickle
 import shutil
+import zlib
+from contextlib import contextmanager
 
 import h5py
 import numpy as np
@@ -189,3 +191,59 @@ def test_preprocessing_skips_a_file_full_of_traps(hand_made, tmp_path):
     assert [bool(result.problem) for result in results] == [True, False]
     assert path.name in said
     assert not sprung.exists()
+
+
+@contextmanager
+def packed_anew(path, **made):
+    """The table in chunks of 256 rows, made with other options of h5py: the new dataset, and its rows."""
+    with h5py.File(path, "a") as file:
+        rows, attributes = file["data/table"][:], dict(file["data/table"].attrs)
+        del file["data/table"]
+        table = file.create_dataset("data/table", data=rows, chunks=(256,), **made)
+        table.attrs.update(attributes)
+        yield table, rows
+
+
+@pytest.mark.parametrize(
+    "made",
+    [{"compression": "gzip", "shuffle": True}, {"compression": "gzip"}, {"compression": "lzf", "shuffle": True}, {}],
+    ids=["as pandas writes", "not shuffled", "another codec", "plain"],
+)
+def test_rows_are_the_same_however_they_are_packed(made, hand_made, tmp_path):
+    """1999 rows in chunks of 256: the last chunk is not full."""
+    expected = read_recording(write_raw(hand_made.iloc[:1999], tmp_path / f"{STEM}.zip"))
+    path = write_raw(hand_made.iloc[:1999], tmp_path / f"{STEM}.hdf5")
+    with packed_anew(path, **made):
+        pass
+    assert_same(read_recording(path), expected)
+
+
+def test_a_chunk_that_inflates_to_less_is_refused(hand_made, tmp_path):
+    """Rows 256 to 511, well packed, but only half of them."""
+    path = write_raw(hand_made, tmp_path / f"{STEM}.hdf5")
+    with packed_anew(path, compression="gzip", shuffle=True) as (table, rows):
+        table.id.write_direct_chunk((256,), zlib.compress(bytes(128 * rows.itemsize)))
+    with pytest.raises(EMGError, match="the rows from 256 on are damaged; download the file again"):
+        read_recording(path)
+
+
+def test_a_chunk_that_was_not_deflated_is_read(hand_made, tmp_path):
+    """HDF5 leaves a filter out where it would gain nothing, and says so in the chunk's mask: bit 1 is the second."""
+    expected = read_recording(write_raw(hand_made, tmp_path / f"{STEM}.zip"))
+    path = write_raw(hand_made, tmp_path / f"{STEM}.hdf5")
+    with packed_anew(path, compression="gzip", shuffle=True) as (table, rows):
+        shuffled = np.frombuffer(rows[256:512].tobytes(), np.uint8).reshape(256, -1).T.tobytes()
+        table.id.write_direct_chunk((256,), shuffled, filter_mask=2)
+    assert_same(read_recording(path), expected)
+
+
+def test_more_rows_than_the_file_can_hold_are_refused_at_once(hand_made, tmp_path):
+    """10¹² rows, of which nothing is stored: nothing of their size is taken from the memory."""
+    path = write_raw(hand_made, tmp_path / f"{STEM}.hdf5")
+    with h5py.File(path, "a") as file:
+        rows, attributes = file["data/table"][:1], dict(file["data/table"].attrs)
+        del file["data/table"]
+        table = file.create_dataset("data/table", (10**12,), rows.dtype, chunks=(256,), compression="gzip")
+        table.attrs.update(attributes)
+    with pytest.raises(EMGError, match="claims 1000000000000 rows, more than it can hold"):
+        read_recording(path)

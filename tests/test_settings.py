@@ -9,6 +9,8 @@ MODULES = [
     "ENV",
     "EMG_recording",
     "EMG_filter",
+    "EMG_windows",
+    "EMG_workers",
     "Preprocessing",
     "EMG_DATA_LOADER",
     "EMG_model",
@@ -16,7 +18,7 @@ MODULES = [
     "EMG_run",
     "EMG_figures",
 ]
-MODULES += ["main"]
+MODULES += ["main", "tools.simulate", "tools.download", "tools.inspect", "tools.benchmark"]
 SCRIPTS = ("main.py", "Preprocessing.py")
 
 # A legal value of every setting that is not its default: as it is written, and as it is read.
@@ -35,6 +37,9 @@ OTHER_VALUES = {
     "LEGAL_VALUES": ("0, 1,9", [0, 1, 9]),
     "CLASS_NAMES": ("0=rest, 1=hand closed", {0: "rest", 1: "hand closed"}),
     "DATA_NOTE": "one, two; {three}",
+    "WORKERS": "3",
+    "CLUSTER": "tcp://10.0.0.1:8786",
+    "DOWNLOAD_URL": "https://example.org/putemg/",
     "SPLIT": "session",
     "TEST_SHARE": "0.5",
     "VALIDATION_SHARE": "0.5",
