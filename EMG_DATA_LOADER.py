@@ -115,9 +115,11 @@ def _read_emg(file: pq.ParquetFile, metadata: dict, memory_gb: float) -> np.ndar
     dtype = _smallest_type(file)
     emg = _empty(shape, dtype, in_memory=np.prod(shape) * dtype.itemsize <= memory_gb * 1e9)
     row = 0
-    for batch in file.iter_batches(columns=["emg"], batch_size=1024):
-        emg[row : row + len(batch)] = batch["emg"].flatten().to_numpy().reshape(-1, *shape[1:])
-        row += len(batch)
+    for group in range(file.num_row_groups):  # `iter_batches` would keep the compressed column
+        values = file.read_row_group(group, ["emg"])["emg"].combine_chunks().flatten()
+        windows = values.to_numpy().reshape(-1, *shape[1:])
+        emg[row : row + len(windows)] = windows
+        row += len(windows)
     return emg
 
 

@@ -1,0 +1,428 @@
+"""tools.inspect on recordings whose faults, RMS and spectra are known: what it names, what it draws, how it ends."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import ROOT, STEM, cut, raw_table, run, write_raw
+from matplotlib.colors import to_hex
+from matplotlib.image import AxesImage
+
+from EMG_figures import ORANGE, plt
+from ENV import EMGError, Settings, from_command_line
+from tools import inspect, panels
+
+OTHER_DAY = "emg_gestures-03-sequential-2018-06-14-11-10-52-120"
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+def noise(channels: int = 8, samples: int = 10_000, counts: float = 20.0) -> np.ndarray:
+    """(N, C) whole counts of white noise."""
+    return np.rint(np.random.default_rng(5).normal(0, counts, (samples, channels)))
+
+
+def rest_then_fist(samples: int = 10_000) -> np.ndarray:
+    return np.arange(samples) >= samples // 2
+
+
+def look(folder, emg: np.ndarray, *flags: str, labels: np.ndarray | None = None, ring: int = 8):
+    """Findings as the terminal prints them, and the figure, of a recording at 1000 Hz whose clock begins at 5 s."""
+    labels = rest_then_fist(len(emg)) if labels is None else labels
+    path = write_raw(raw_table(emg, labels), folder / f"{STEM}.hdf5")
+    report, figure = inspect.inspect_recording(path, from_command_line(Settings, [*flags]), ring)
+    return [str(finding) for finding in report.findings], figure
+
+
+def windows_of(folder, recordings: dict[str, np.ndarray], *flags: str, labels: np.ndarray):
+    """The windows file of recordings, stem → (N, C) samples: 250 ms every 125 ms, nothing trimmed."""
+    paths = [write_raw(raw_table(emg, labels), folder / f"{stem}.hdf5") for stem, emg in recordings.items()]
+    path = folder / "windows.parquet"
+    cut(*paths, "--data-location", path, "--trim-start-ms", "0", "--trim-end-ms", "0", *flags)
+    return path
+
+
+def maps(figure) -> list[np.ndarray]:
+    """The numbers of every map, in the order in which they were drawn."""
+    return [image.get_array().filled(np.nan) for image in figure.findobj(AxesImage)]
+
+
+def axes_with(figure, label: str):
+    [axes] = [axes for axes in figure.findobj(plt.Axes) if label in (axes.get_xlabel(), axes.get_ylabel())]
+    return axes
+
+
+# ---- what is wrong with a channel -----------------------------------------------------------------------------
+
+
+def test_a_flat_stretch_of_two_seconds_is_named_and_drawn(tmp_path):
+    emg = noise()
+    emg[2999:5001, 4] = [1, *[7] * 2000, 1]
+    write_raw(raw_table(emg, rest_then_fist()), tmp_path / f"{STEM}.hdf5")
+    done = run("-m", "tools.inspect", tmp_path, "--out", tmp_path / "out")
+    picture = tmp_path / "out" / f"{STEM}.png"
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        STEM,
+        "  10.0 s at 1000.00 Hz, 8 channels in whole counts; filter putemg, 20 to 700 Hz",
+        "  idle 5.0 s, fist 5.0 s",
+        "  EMG_5 flat: 2.00 s without a change from 8.00 s",
+        f"  {picture}",
+    ]
+    height, width = plt.imread(picture).shape[:2]
+    assert min(height, width) > 1000
+
+
+def test_standing_still_for_a_quarter_of_a_second_is_flat_and_less_is_not(tmp_path):
+    emg = noise()
+    emg[999:1251, 0] = [1, *[7] * 250, 1]
+    emg[3999:4401, 0] = [1, *[7] * 400, 1]
+    emg[999:1250, 1] = [1, *[7] * 249, 1]
+    found, _ = look(tmp_path, emg)
+    assert found == ["EMG_1 flat: 0.40 s without a change from 9.00 s, 0.65 s in 2 such stretches"]
+
+
+@pytest.mark.parametrize("limit", [2047, 300])  # the converter's, and that of any other amplifier
+def test_one_percent_of_clipped_samples_is_named(tmp_path, limit):
+    emg = noise()
+    for burst in range(10):
+        emg[1000 * burst : 1000 * burst + 10, 2] = limit
+    found, _ = look(tmp_path, emg)
+    assert [text for text in found if "clipped" in text] == [
+        f"EMG_3 clipped: 1.00% of the samples rest at {emg[:, 2].min():g} or {limit}"
+    ]
+
+
+def test_single_samples_are_clipped_only_at_the_limits_of_the_converter():
+    emg = noise(channels=4)
+    emg[::1000, 0] = 300  # 10 of 10000 samples, as many as it takes, but no run of three
+    emg[::1000, 1] = 2047
+    emg[::1000, 2] = -2048
+    emg[1::1000, 3] = 2047
+    emg[1, 3] = 0  # and 9 are too few
+    assert [(f.channel, f.kind) for f in inspect.find_clipped(emg)] == [(1, "clipped"), (2, "clipped")]
+
+
+def test_ten_times_the_noise_at_rest_is_named_with_its_factor(tmp_path):
+    emg = noise()
+    emg[:, 2] *= 10
+    emg[:, 6] *= 3  # may be tension
+    [text], figure = look(tmp_path, emg)
+    factor = re.fullmatch(r"EMG_3 noisy: (\S+) times the median channel's RMS during idle", text)[1]
+    assert float(factor) == pytest.approx(10, rel=0.1)
+    marked = [t.get_text() for t in axes_with(figure, "time (s)").get_yticklabels() if to_hex(t.get_color()) == ORANGE]
+    assert marked == ["EMG_3 noisy"]
+    curves = axes_with(figure, "power (counts²/Hz)").get_lines()
+    assert [to_hex(curve.get_color()) for curve in curves].count(ORANGE) == 1
+    assert [t.get_text() for t in axes_with(figure, "EMG channel").get_xticklabels() if t.get_color() == ORANGE] == [
+        "3"
+    ]
+
+
+def test_strength_in_a_gesture_is_no_noise(tmp_path):
+    emg = noise()
+    emg[5000:] /= 2  # the fist is quieter than rest, but in one channel
+    emg[5000:, 2] *= 50
+    assert look(tmp_path, emg, "--filter=none")[0] == []  # a filter would carry some of it into the rest
+
+
+def test_noise_is_sought_in_the_quietest_label_where_there_is_no_rest(tmp_path):
+    emg = noise()
+    emg[5000:] *= 8
+    emg[:5000, 2] *= 10
+    [text], _ = look(tmp_path, emg, "--filter=none", labels=np.where(rest_then_fist(), 1, 2))
+    assert re.fullmatch(r"EMG_3 noisy: \S+ times the median channel's RMS during flexion", text)
+
+
+def test_a_channel_that_differs_as_others_do_is_not_noisy():
+    rms = np.array([[1, 2, 4, 8, 16, 32, 64]])  # 64 is 8 times the median, and two octaves are the usual distance
+    assert inspect.find_noisy(rms, {0: "idle"}) == []
+    assert inspect.find_noisy(np.array([[8, 8, 8, 8, 8, 8, 64]]), {0: "idle"}) == [
+        (6, "noisy", "8.0 times the median channel's RMS during idle")
+    ]
+
+
+@pytest.mark.parametrize(("hertz", "found"), [(49.99, 0), (50.6, 1), (100.0, 0)])
+def test_a_line_is_named_that_the_filter_leaves_in_the_signal(tmp_path, hertz, found):
+    emg = noise(channels=2)
+    emg[:, 1] += np.rint(100 * np.sin(2 * np.pi * hertz * np.arange(len(emg)) / 1000))
+    texts = [text for text in look(tmp_path, emg)[0] if "line" in text]
+    # 100²/2 counts² of the line, and of the noise 20² · 480/500 in the band and 20² · 25/500 near the five lines
+    said = "EMG_2 noisy: 93% of the power after the filter lies near line frequencies, most near 49.99 Hz"
+    assert texts == [said][:found]
+
+
+def test_simulated_recordings_give_no_false_alarm(raw_folder):
+    for path in sorted(raw_folder.glob("*.hdf5")):
+        report, _ = inspect.inspect_recording(path, Settings(), 8)
+        plt.close("all")
+        table = pd.read_hdf(path)
+        loose = [
+            name for name in table if name.startswith("EMG_") and table[name].eq(0).rolling(250).sum().max() == 250
+        ]
+        assert [(f"EMG_{f.channel + 1}", f.kind) for f in report.findings] == [(name, "flat") for name in loose]
+
+
+# ---- the picture of a recording -------------------------------------------------------------------------------
+
+
+def test_rms_is_that_of_the_sinusoids(tmp_path):
+    time, fist = np.arange(10_000) / 1000, rest_then_fist()
+    tone = np.sin(2 * np.pi * 100 * time)
+    emg = np.stack([40 * tone, np.where(fist, 200, 10) * tone + 1000], axis=1)  # the offset is no signal
+    _, figure = look(tmp_path, emg, "--filter=none")
+    assert maps(figure)[0] == pytest.approx(np.array([[40, 10], [40, 200]]) / np.sqrt(2), rel=1e-3)
+
+
+def test_the_spectrum_is_in_counts_squared_per_hertz(tmp_path):
+    _, figure = look(tmp_path, noise(samples=60_000))
+    curves = {line.get_label(): line for line in axes_with(figure, "power (counts²/Hz)").get_lines()}
+    before, after = (curves[f"{word} the filter"].get_ydata() for word in ("before", "after"))  # from 1 Hz on
+    assert np.mean(before) == pytest.approx(2 * 20**2 / 1000, rel=0.05)  # 20² counts² over 500 Hz
+    assert np.mean(after[99:400]) == pytest.approx(2 * 20**2 / 1000, rel=0.05)
+    assert after[4] < 1e-6 * before[4]  # 5 Hz
+
+
+def test_no_spike_is_lost(tmp_path):
+    emg = noise(channels=3, samples=100_000)
+    emg[77_777, 1] = -1500
+    _, figure = look(tmp_path, emg)
+    line = axes_with(figure, "time (s)").get_lines()[1]
+    assert line.get_ydata().min() == -2  # channel 1 lies at −1, and its lane ends at −2
+    assert line.get_xdata()[line.get_ydata().argmin()] == pytest.approx(5 + 77.777, abs=100 / 1500)
+    assert f"-1500 … {emg[:, 1].max():g}" in {text.get_text() for text in figure.findobj(plt.Text)}
+
+
+def test_an_envelope_holds_the_lowest_and_the_highest_of_every_piece():
+    x = np.array([3, 1, 2, -5, 9, 0, 4])
+    assert panels.envelope(x, np.array([0, 3, 5])).tolist() == [1, 3, -5, 9, 0, 4]
+
+
+def test_labels_are_drawn_where_they_are_and_named(tmp_path):
+    labels = np.repeat([-1, 0, 2, 0], [1000, 3000, 4000, 2000])
+    _, figure = look(tmp_path, noise(), labels=labels)
+    [axes] = [
+        axes
+        for axes in figure.findobj(plt.Axes)
+        if axes.get_yticklabels()[:1] and axes.get_yticklabels()[0].get_text() == "label"
+    ]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        *("unlabelled 1.0 s", "idle 5.0 s", "flexion 4.0 s")
+    ]
+    spans = [[path.get_extents().intervalx.tolist() for path in bars.get_paths()] for bars in axes.collections]
+    assert [np.round(span, 2).tolist() for span in spans] == [[[5, 6]], [[6, 9], [13, 15]], [[9, 13]]]
+
+
+def test_gestures_go_by_number_where_one_has_no_name(tmp_path):
+    labels = np.repeat([0, 1, 5], [4000, 3000, 3000])
+    names = inspect.label_names(labels, Settings())
+    assert names == {0: "gesture 0", 1: "gesture 1", 5: "gesture 5"}
+    renamed = from_command_line(Settings, ["--class-names=0=rest,1=left,5=right"])
+    assert list(inspect.label_names(labels, renamed).values()) == ["rest", "left", "right"]
+
+
+def test_rings_may_be_incomplete(tmp_path):
+    _, figure = look(tmp_path, noise(), ring=3)
+    rings = {t.get_text(): t.get_position()[0] for t in figure.findobj(plt.Text) if t.get_text().startswith("ring")}
+    assert rings == {"ring 1": 1, "ring 2": 4, "ring 3": 6.5}
+
+
+def test_samples_that_are_no_counts_have_another_unit(tmp_path):
+    _, figure = look(tmp_path, noise() / 1000)
+    assert axes_with(figure, "power (a.u.²/Hz)")
+    assert axes_with(figure, "raw signal\n(lines 0.1 a.u. apart)")
+
+
+# ---- the picture of a windows file ----------------------------------------------------------------------------
+
+
+def test_a_windows_file_shows_every_day_and_gesture(tmp_path):
+    labels = np.repeat([0, 2], [4000, 2000])  # 31 and 15 windows of 250 ms every 125 ms
+    tone = np.sin(2 * np.pi * 100 * np.arange(6000) / 1000)[:, None]
+    first = np.rint(np.where(labels[:, None] == 0, [[100, 400]], [[800, 800]]) * tone)  # counts
+    second = np.rint(np.array([[300, 200]]) * tone)
+    path = windows_of(tmp_path, {STEM: first, OTHER_DAY: second}, "--filter", "none", labels=labels)
+    report, figure = inspect.inspect_windows(path, Settings(), 8)
+    counts, per_day, per_gesture = maps(figure)
+    assert counts.tolist() == [[31, 15], [31, 15]]
+    mixed = [np.sqrt((31 * square + 15 * 800**2) / 46) for square in (100**2, 400**2)]
+    assert per_day == pytest.approx(np.array([mixed, [300, 200]]) / np.sqrt(2), rel=2e-3)
+    rest = [np.sqrt((100**2 + 300**2) / 2), np.sqrt((400**2 + 200**2) / 2)]
+    flexion = [np.sqrt((800**2 + 300**2) / 2), np.sqrt((800**2 + 200**2) / 2)]
+    assert per_gesture == pytest.approx(np.array([rest, flexion]) / np.sqrt(2), rel=2e-3)
+    assert report.facts == ["92 windows of 2 recordings, 2 channels, 250 samples every 125 at 1000.00 Hz; no filter"]
+    assert report.amounts == "idle 62, flexion 30"
+    assert axes_with(figure, "RMS per day (counts)")
+
+
+def test_a_bad_electrode_is_named_with_its_day(tmp_path):
+    emg, labels = noise(samples=6000), np.repeat([0, 2], [4000, 2000])
+    loud, still = emg.copy(), emg.copy()
+    loud[:, 2] *= 10
+    still[:500, 4] = 0  # 3 of the 31 + 15 windows lie wholly inside
+    path = windows_of(tmp_path, {STEM: still, OTHER_DAY: loud}, "--filter", "none", labels=labels)
+    noisy, flat = inspect.inspect_windows(path, Settings(), 8)[0].finding_lines()
+    assert re.fullmatch(r"EMG_3 noisy: \S+ times the median channel's RMS during idle on 03 2018-06-14", noisy)
+    assert flat == "EMG_5 flat: in 6.5% of the windows of 03 2018-05-11"
+
+
+def test_simulated_windows_are_counted_and_have_no_noisy_channel(windows_file):
+    report, figure = inspect.inspect_windows(windows_file, Settings(), 8)
+    table = pd.read_parquet(windows_file, columns=["subject", "session", "TRAJ_GT"])
+    expected = table.groupby(["subject", "session", "TRAJ_GT"]).size().unstack()
+    assert maps(figure)[0].tolist() == expected.to_numpy().tolist()
+    assert not [finding for finding in report.findings if finding.kind == "noisy"]
+    curve = axes_with(figure, "power (counts²/Hz)").get_lines()[0]
+    peak = curve.get_xdata()[curve.get_ydata().argmax()]
+    assert 40 < peak < 120  # the simulated muscles peak at 60 to 90 Hz
+
+
+def test_a_large_file_is_drawn_from_a_sample_and_says_so(tmp_path, monkeypatch):
+    labels = np.repeat([0, 2], [4000, 2000])
+    emg = np.rint(np.where(labels == 0, 100, 800) * np.sin(2 * np.pi * 100 * np.arange(6000) / 1000))[:, None]
+    path = windows_of(tmp_path, {STEM: emg, OTHER_DAY: emg}, "--filter", "none", labels=labels)
+    monkeypatch.setattr(inspect, "SAMPLE_WINDOWS", 40)
+    report, figure = inspect.inspect_windows(path, Settings(), 8)
+    said = "RMS, spectrum and findings are of 40 windows, drawn at random"
+    assert report.facts[1] == said
+    assert said in {text.get_text() for text in figure.findobj(plt.Text)}
+    counts, _, per_gesture = maps(figure)
+    assert counts.tolist() == [[31, 15], [31, 15]]  # of all windows
+    assert per_gesture == pytest.approx(np.array([[100], [800]]) / np.sqrt(2), rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        (None, "no windows of sEMG are in this parquet"),
+        ({b"emg": b'{"version": 99}'}, "it holds 1 windows in format version 99"),
+        (b"PAR1 and then nothing", "the file cannot be read"),
+    ],
+)
+def test_a_parquet_that_is_no_windows_file_is_refused_in_a_sentence(tmp_path, metadata, reason):
+    path = tmp_path / "other.parquet"
+    if isinstance(metadata, bytes):
+        path.write_bytes(metadata)
+    else:
+        pq.write_table(pa.table({"emg": [1.0]}).replace_schema_metadata(metadata), path)
+    with pytest.raises(EMGError, match=f"^{re.escape(str(path))}: {reason}"):
+        inspect.inspect_windows(path, Settings(), 8)
+
+
+# ---- the command line -----------------------------------------------------------------------------------------
+
+
+def inspect_main(capsys, *argv) -> tuple[int, list[str], list[str]]:
+    """Exit status, and lines of output and of errors."""
+    status = inspect.main([str(word) for word in argv])
+    said = capsys.readouterr()
+    return status, said.out.splitlines(), said.err.splitlines()
+
+
+def test_a_refused_recording_is_the_finding_and_the_others_are_drawn(tmp_path, capsys, tiny_raw):
+    emg = noise()
+    emg[5, 2] = np.nan
+    write_raw(raw_table(emg, rest_then_fist()), tmp_path / f"{OTHER_DAY}.hdf5")
+    good = tiny_raw / f"{STEM}.zip"
+    status, said, errors = inspect_main(capsys, tmp_path, good, "--out", tmp_path / "out")
+    assert (status, errors) == (3, [])
+    [refused] = [line for line in said if "not drawn" in line]
+    assert "1 samples are NaN or infinite, the first in EMG_3 at row 5" in refused
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [f"{STEM}.png"]
+
+    status, said, errors = inspect_main(capsys, tmp_path, "--out", tmp_path / "none")
+    assert status == 1
+    assert said == [OTHER_DAY, refused]
+    assert errors == ["inspect: nothing could be drawn; the reason stands below the name of each file"]
+
+
+def test_a_dead_electrode_is_drawn_and_named(tmp_path, capsys):
+    """Preprocessing.py refuses it; here it is looked at. `noise` lasts 10 s."""
+    emg = noise()
+    emg[:, 2] = 0
+    path = write_raw(raw_table(emg, rest_then_fist()), tmp_path / f"{STEM}.hdf5")
+    status, said, errors = inspect_main(capsys, path, "--out", tmp_path / "out")
+    assert (status, errors) == (0, [])
+    assert [line for line in said if "EMG_" in line] == [
+        f"  EMG_3 flat: {len(emg) / 1000:.2f} s without a change from 5.00 s"
+    ]
+    assert (tmp_path / "out" / f"{STEM}.png").exists()
+
+
+def test_no_picture_is_replaced_by_another_file_of_the_same_name(capsys, tmp_path, tiny_raw):
+    status, said, _ = inspect_main(capsys, tiny_raw, "--out", tmp_path)  # STEM.hdf5 and STEM.zip
+    assert status == 3
+    assert said.count(f"  {tmp_path / STEM}.png") == 1
+    assert said[-1].startswith(f"  not drawn: {tiny_raw / STEM}.zip: {tmp_path / STEM}.png shows another file")
+
+
+def test_recordings_and_windows_files_may_be_mixed(capsys, tmp_path, tiny_raw, windows_file):
+    flags = ["--out", tmp_path, "--filter", "causal", "--band-hz", "30,200", "--ring", "3"]
+    status, said, errors = inspect_main(capsys, windows_file, tiny_raw / f"{STEM}.hdf5", *flags)
+    assert (status, errors) == (0, [])
+    assert "3 channels in whole counts; filter causal, 30 to 200 Hz" in said[1]
+    assert "8 channels, 250 samples every 125 at 1000.00 Hz; filter putemg, 20 to 700 Hz" in " ".join(said)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{STEM}.png", "windows.png"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "reason"),
+    [
+        ([], "the following arguments are required: FILE"),
+        (["nowhere"], "nowhere: there is no such file"),
+        (["README.md", "--ring", "0"], "argument --ring: '0' is no whole number from 1"),
+        (["README.md", "--filter", "best"], "FILTER = best"),
+        (["README.md", "--band-hz", "90,20"], "BAND_HZ = 90.0,20.0"),
+        (["README.md", "--out", "README.md"], "README.md: the folder cannot be made"),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence(capsys, monkeypatch, argv, reason):
+    monkeypatch.chdir(ROOT)
+    status, said, errors = inspect_main(capsys, *argv)
+    assert (status, said) == (1, [])
+    [error] = errors
+    assert error.startswith(f"inspect: {reason}")
+
+
+@pytest.mark.parametrize("samples", [2, 249])
+def test_a_recording_of_a_moment_is_refused(tmp_path, samples):
+    with pytest.raises(EMGError, match=f"{samples} samples at 1000 Hz are too few"):
+        look(tmp_path, noise(samples=samples))
+    look(tmp_path, noise(samples=250), labels=np.zeros(250))
+
+
+def test_ctrl_c_ends_with_130(capsys, monkeypatch, tmp_path, tiny_raw):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inspect, "read_recording", interrupted)
+    status, _, errors = inspect_main(capsys, tiny_raw, "--out", tmp_path)
+    assert (status, errors) == (130, ["inspect: interrupted; the pictures named so far are complete"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGPIPE")
+def test_a_pipe_that_is_closed_early_leaves_no_traceback(tmp_path, tiny_raw):
+    words = [sys.executable, "-m", "tools.inspect", str(tiny_raw), "--out", str(tmp_path)]
+    done = subprocess.run(f"{shlex.join(words)} | head -n 1", shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{STEM}\n", "")
+
+
+def test_importing_does_nothing_and_hides_nothing():
+    lines = [
+        "import sys, tools.inspect, inspect",
+        "assert inspect.signature and 'torch' not in sys.modules",
+        "from matplotlib import pyplot",
+        "assert not pyplot.get_fignums()",
+    ]
+    done = run("-c", "; ".join(lines))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
