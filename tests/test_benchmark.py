@@ -61,3 +61,14 @@ def test_a_recording_that_cannot_be_read_is_one_sentence(tmp_path):
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"benchmark: {path}: the file cannot be read")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [(["storage", "--runs", "0"], "--runs: 0 is not a number from 1 to 99"), (["speed"], "invalid choice: 'speed'")],
+)
+def test_a_wrong_command_line_is_one_sentence(flags, found):
+    done = run("-m", "tools.benchmark", *flags)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert found in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -274,7 +274,7 @@ def test_a_list_that_breaks_off_is_asked_for_again(server, tmp_path):
         (["--download-url", "somewhere"], "somewhere/records.txt: this is no web address"),
         (["--download-url", "ftp://127.0.0.1"], "this is no web address"),
         (["--format", "mat"], "argument --format: invalid choice: 'mat'"),
-        (["--retries", "many"], "argument --retries: invalid int value: 'many'"),
+        (["--retries", "many"], "argument --retries: invalid number value: 'many'"),
         (["--people", "03"], "unrecognized arguments: --people 03; --help lists the flags"),
     ],
 )

@@ -380,7 +380,7 @@ def test_recordings_and_windows_files_may_be_mixed(capsys, tmp_path, tiny_raw, w
     [
         ([], "the following arguments are required: FILE"),
         (["nowhere"], "nowhere: there is no such file"),
-        (["README.md", "--ring", "0"], "argument --ring: '0' is no whole number from 1"),
+        (["README.md", "--ring", "0"], "argument --ring: 0 is not a number from 1 to 256"),
         (["README.md", "--filter", "best"], "FILTER = best"),
         (["README.md", "--band-hz", "90,20"], "BAND_HZ = 90.0,20.0"),
         (["README.md", "--out", "README.md"], "README.md: the folder cannot be made"),

@@ -33,6 +33,7 @@ import EMG_windows
 from EMG_recording import read_recording
 from ENV import EMGError, PreprocessingSettings, Settings, from_command_line
 from Preprocessing import preprocess as run_preprocessing
+from tools.command_line import Parser, between
 
 ROOT = Path(__file__).parent.parent
 COPIES = 8
@@ -73,8 +74,9 @@ with pa.memory_map(windows) as file:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure what the command line names; returns the exit status."""
-    args, console = parse(argv), Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False)
     try:
+        args = parse(argv)
         with tempfile.TemporaryDirectory() as folder:
             recording = args.recording or simulate(Path(folder), console)
             measured = args.measure(recording, Path(folder), args.runs, console)
@@ -89,15 +91,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(prog="python -m tools.benchmark", description=__doc__.partition("\n")[0])
+    """Read the command line; raises EMGError for what is wrong with it."""
+    parser = Parser(prog="python -m tools.benchmark", description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(required=True, metavar="WHAT")
     for measure in (preprocess, storage):
         command = commands.add_parser(measure.__name__, help=measure.__doc__.partition("\n")[0])
         command.add_argument(
             "recording", nargs="?", type=Path, metavar="RECORDING", help="one raw HDF5 file (simulated)"
         )
-        command.add_argument("--runs", type=int, default=3, metavar="N", help="runs that are counted (%(default)s)")
+        command.add_argument(
+            "--runs", type=between(int, 1, 99), default=3, metavar="N", help="runs that are counted (%(default)s)"
+        )
         command.set_defaults(measure=measure)
     return parser.parse_args(argv)
 

@@ -31,6 +31,7 @@ from urllib3.util import Retry
 
 from EMG_recording import RECORDING_NAME
 from ENV import EMGError, Settings, from_command_line
+from tools.command_line import Parser, between
 
 LICENCE = "putEMG is licensed CC BY-NC 4.0: name its authors, no commercial use."
 FIRST_DELAY, LONGEST_DELAY = 0.5, 60  # s before the next try, twice as long every time; the bound of all waiting
@@ -78,20 +79,15 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line; raises EMGError for what is wrong with it, or with the settings."""
     about = "Fetch the raw gesture recordings of putEMG that are not there yet, and go on where a transfer broke off."
-    parser = _Parser(prog="python -m tools.download", description=about, epilog=f"Defaults are in brackets. {LICENCE}")
+    parser = Parser(prog="python -m tools.download", description=about, epilog=f"Defaults are in brackets. {LICENCE}")
     add, address = parser.add_argument, from_command_line(Settings, []).DOWNLOAD_URL
     add("folder", type=Path, metavar="DIR", help="folder of the recordings; it is made if it is not there")
     add("--ids", nargs="+", metavar="ID", help="people, as two digits: DIR --ids 03 04 (all)")
     add("--format", choices=KINDS, default="hdf5", help="STEM.hdf5, or STEM.zip with a CSV in it (%(default)s)")
     tries = "tries after the first, each after twice the delay (%(default)s)"
-    add("--retries", type=int, default=5, metavar="N", help=tries)
+    add("--retries", type=between(int, 0, 99), default=5, metavar="N", help=tries)
     add("--download-url", default=address, metavar="URL", help="where the data set lies (DOWNLOAD_URL of ENV.py)")
     return parser.parse_args(argv)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise EMGError(f"{message}; --help lists the flags")
 
 
 def download(args: argparse.Namespace, console: Console) -> int:

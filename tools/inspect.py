@@ -24,6 +24,7 @@ from EMG_filter import LINE_FREQUENCIES, apply_filter
 from EMG_recording import UNLABELLED, Recording, find_recordings, named, read_recording
 from EMG_windows import FORMAT_VERSION, METADATA_KEY, class_names, unit_of
 from ENV import EMGError, Settings, from_command_line
+from tools.command_line import Parser, between
 from tools.panels import (
     Finding,
     Report,
@@ -65,20 +66,15 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise EMGError(f"{message}; --help lists the flags")
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line; raises EMGError for what is wrong with it, or with the settings."""
     about = "Draw one picture per recording or windows file, and name its flat, clipped and noisy channels."
-    parser = _Parser(prog="python -m tools.inspect", description=about, epilog="Defaults are in brackets.")
+    parser = Parser(prog="python -m tools.inspect", description=about, epilog="Defaults are in brackets.")
     add = parser.add_argument
     files = "raw recordings (.hdf5, .csv, .zip), folders of them, and windows files (.parquet)"
     add("files", nargs="+", type=Path, metavar="FILE", help=files)
     add("--out", type=Path, default=Path("pictures"), metavar="DIR", help="folder of the pictures (%(default)s)")
-    add("--ring", type=_positive, default=8, metavar="N", help="electrodes of one ring (%(default)s)")
+    add("--ring", type=between(int, 1, 256), default=8, metavar="N", help="electrodes of one ring (%(default)s)")
     for flag in ("--filter", "--band-hz", "--class-names"):
         add(flag, metavar="X", help=f"for recordings ({flag[2:].upper().replace('-', '_')} of ENV.py)")
     args = parser.parse_args(argv)
@@ -86,12 +82,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
     args.settings = from_command_line(Settings, flags)
     return args
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
-    return int(text)
 
 
 def inspect_files(args: argparse.Namespace) -> int:

@@ -29,6 +29,8 @@ from scipy.fft import irfft, next_fast_len, rfftfreq
 from scipy.signal import butter, lfilter, sosfilt
 from tables.exceptions import HDF5ExtError
 
+from tools.command_line import between
+
 Array, Rng = np.ndarray, np.random.Generator
 
 TYPES = ["emg_gestures", "emg_force", "mmg_gestures"]
@@ -320,18 +322,6 @@ def write(table: pd.DataFrame, path: Path) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def between(kind: type, low: float, high: float) -> Callable[[str], float]:
-    """Return an argparse type: a number of `kind` from `low` to `high`."""
-
-    def number(text: str) -> float:
-        value = kind(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not a number from {low} to {high}")
-        return value
-
-    return number
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
