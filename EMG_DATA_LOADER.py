@@ -36,7 +36,7 @@ NEXT_FINER = {  # split → what the validation part is cut by, the first that t
 }
 PARTS = ("train", "validation", "test")
 MIN_TRAINING_WINDOWS = 5  # per class; fewer cannot be told from noise
-STATISTICS_WINDOWS = 20_000  # enough for a standard deviation to three digits, and bounded for any file
+STATISTICS_WINDOWS = 4_000  # enough for a standard deviation to two digits, and bounded for any file
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,11 @@ class WindowSet:
     def targets(self) -> np.ndarray:
         """(n,) class indices."""
         return np.searchsorted(self.classes, self.table["TRAJ_GT"])
+
+    @property
+    def sessions(self) -> np.ndarray:
+        """(n,) number of each window's person and day."""
+        return self.table.groupby(["subject", "session"]).ngroup().to_numpy()
 
     @property
     def identity(self) -> pd.Series:
@@ -359,16 +364,27 @@ def _check_classes(windows: WindowSet, train: np.ndarray) -> None:
 # ---- statistics and batches -----------------------------------------------------------------------------------
 
 
-def channel_statistics(windows: WindowSet, rows: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (C,) of each channel over the windows `rows`, in the file's unit."""
-    chosen = np.sort(np.random.default_rng(seed).permutation(rows)[:STATISTICS_WINDOWS])
-    total, squares, count = 0.0, 0.0, 0
-    for part in np.array_split(chosen, -(-len(chosen) // 1000)):
-        values = windows.emg[part].astype(np.float64) * windows.metadata["scale"]
-        total, squares = total + values.sum((0, 1)), squares + (values**2).sum((0, 1))
-        count += values.shape[0] * values.shape[1]
-    mean = total / count
-    return mean, np.sqrt(np.maximum(squares / count - mean**2, 0))
+def session_rows(windows: WindowSet, split: Split, seed: int) -> list[np.ndarray]:
+    """The rows that each session is measured on: its windows in the training part, or where it has none there, all.
+
+    At most STATISTICS_WINDOWS of each, drawn.
+    """
+    sessions, trained = windows.sessions, np.isin(np.arange(len(windows.table)), split.train)
+    rows = []
+    for session in range(sessions.max() + 1):
+        own = sessions == session
+        rows.append(draw_rows(np.flatnonzero(own & trained if (own & trained).any() else own), seed))
+    return rows
+
+
+def draw_rows(rows: np.ndarray, seed: int, at_most: int = STATISTICS_WINDOWS) -> np.ndarray:
+    """At most so many of the rows, drawn, in their order."""
+    return np.sort(np.random.default_rng(seed).permutation(rows)[:at_most])
+
+
+def read_emg(windows: WindowSet, rows: np.ndarray) -> torch.Tensor:
+    """(len(rows), T, C) float32 in the file's unit."""
+    return torch.from_numpy(windows.emg[rows]).float() * windows.metadata["scale"]
 
 
 def class_weights(targets: np.ndarray, classes: int) -> np.ndarray:
@@ -378,11 +394,10 @@ def class_weights(targets: np.ndarray, classes: int) -> np.ndarray:
 
 def batches(
     windows: WindowSet, rows: np.ndarray, batch_size: int, rng: np.random.Generator | None = None
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """emg (B, T, C) float32 in the file's unit and targets (B,), in the order of `rows` or shuffled by `rng`."""
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """emg (B, T, C) float32 in the file's unit, targets (B,), sessions (B,), in the order of `rows` or shuffled."""
     order = rows if rng is None else rng.permutation(rows)
-    targets, scale = windows.targets, windows.metadata["scale"]
+    targets, sessions = torch.tensor(windows.targets), torch.tensor(windows.sessions)
     for first in range(0, len(order), batch_size):
         chosen = order[first : first + batch_size]
-        emg = torch.from_numpy(windows.emg[chosen]).float() * scale  # (B, T, C)
-        yield emg, torch.from_numpy(targets[chosen])
+        yield read_emg(windows, chosen), targets[chosen], sessions[chosen]

@@ -20,7 +20,7 @@ def draw_history(history: list[dict], best: int, chance: float, note: str, run: 
     axes.plot(epochs, [row["validation_accuracy"] for row in history], "s--", color=BLUE, label="validation, accuracy")
     balanced = [row["validation_balanced_accuracy"] for row in history]
     axes.plot(epochs, balanced, "D-", color=ORANGE, label="validation, balanced accuracy")
-    kept = {"ms": 13, "mfc": "none", "ls": "none", "color": ORANGE, "label": f"model kept: epoch {best + 1}"}
+    kept = {"ms": 13, "mfc": "none", "ls": "none", "color": ORANGE, "label": f"chosen: epoch {best + 1}"}
     axes.plot(epochs[best], balanced[best], "o", **kept)
     axes.axhline(chance, ls=":", color=GREY, label=f"chance, balanced ({chance:.3f})")
     axes.set_ylim(0, 1.03)
@@ -28,7 +28,7 @@ def draw_history(history: list[dict], best: int, chance: float, note: str, run: 
     figure, axes = _curves("cross entropy (nat)")
     axes.plot(epochs, [row["train_loss"] for row in history], "o-", color=GREY, label="training, as optimised")
     axes.plot(epochs, [row["validation_loss"] for row in history], "s--", color=BLUE, label="validation")
-    axes.axvline(epochs[best], ls=":", color=ORANGE, label=f"model kept: epoch {best + 1}")
+    axes.axvline(epochs[best], ls=":", color=ORANGE, label=f"chosen: epoch {best + 1}")
     axes.set_ylim(bottom=0)
     _finish(figure, axes, note, run / "loss.png")
 

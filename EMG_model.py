@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from huggingface_hub import constants, get_session
@@ -30,6 +31,9 @@ BACKBONE_KEPT = (  # of GPT2Config: all that shapes the blocks
 )
 BAND_EDGES_HZ = (20, 40, 60, 90, 140, 250, 500)  # of the fixed bands; those above Nyquist are left out
 POWER_FLOOR = 1e-4  # of a channel's variance: −40 dB, below the noise of any electrode
+SHRINKAGE = 2e-3  # of a covariance towards its mean variance: a window's smallest eigenvalues are noise
+SPREAD_FLOOR = 0.05  # of a log covariance; that of a silent electrode does not vary
+RESIDUAL_WEIGHT = 0.1  # of the backbone beside the linear path, before training
 
 
 logger = logging.getLogger(__name__)
@@ -42,10 +46,13 @@ class ModelError(ValueError):
 class EMGConfig(PreTrainedConfig):
     """Everything that rebuilds the model, and what a user of it needs to know of its data.
 
-    backbone: arguments of GPT2Config; tokens: power, bands or raw; patch, window: samples; filter_taps: samples;
-    sampling_rate: Hz; class_codes: the data set's label of each class; class_names: its name; channels: names;
-    preprocessing: the settings of Preprocessing.py, to be repeated before prediction; unit: of the samples;
-    weights: `pretrained` or `random`, what the backbone started from; data_note: where the training data came from.
+    backbone: arguments of GPT2Config; tokens: kinds, of TOKENISERS, in their order; patch, window, filter_taps:
+    samples; linear_path: whether logits of log covariances are added to the backbone's; ring: electrodes per ring,
+    consecutive channels; rotation: of the rings in training, ± electrodes; noise: on the log covariances in training,
+    in their standard deviations; sampling_rate: Hz; class_codes: the data set's label of each class; class_names: its
+    name; channels: names; preprocessing: the settings of Preprocessing.py, to be repeated before prediction; unit: of
+    the samples; weights: `pretrained` or `random`, what the backbone started from; data_note: where the training data
+    came from.
     """
 
     model_type = "emg-gpt2"
@@ -53,12 +60,16 @@ class EMGConfig(PreTrainedConfig):
     def __init__(
         self,
         backbone: dict | None = None,
-        tokens: str = "power",
-        patch: int = 25,
+        tokens: Sequence[str] = ("covariance", "power"),
+        patch: int = 50,
         window: int = 250,
         filters: int = 16,
         filter_taps: int = 25,
         dropout: float = 0.1,
+        linear_path: bool = True,
+        ring: int = 8,
+        rotation: int = 0,
+        noise: float = 0.0,
         sampling_rate: float = 1000.0,
         class_codes: Sequence[int] = (0, 1),
         class_names: Sequence[str] = ("idle", "fist"),
@@ -70,15 +81,103 @@ class EMGConfig(PreTrainedConfig):
         **kwargs,
     ):
         self.backbone = backbone or {"n_embd": 768, "n_head": 12, "n_layer": 4}
-        self.tokens, self.patch, self.window = tokens, patch, window
+        self.tokens, self.patch, self.window = list(tokens), patch, window
         self.filters, self.filter_taps, self.dropout = filters, filter_taps, dropout
+        self.linear_path, self.ring, self.rotation, self.noise = linear_path, ring, rotation, noise
         self.sampling_rate, self.channels, self.unit = sampling_rate, list(channels), unit
         self.class_codes, self.class_names = list(class_codes), list(class_names)
         self.preprocessing, self.weights, self.data_note = preprocessing or {}, weights, data_note
         super().__init__(**{"id2label": dict(enumerate(self.class_names))} | kwargs)
 
 
+# ---- normalisation and augmentation ---------------------------------------------------------------------------
+
+
+class Reference(NamedTuple):
+    """What the windows of S sessions are measured against, from their own unlabelled windows.
+
+    scale (S, C): standard deviation of each channel, in its unit; centre, spread (S, C(C+1)/2): mean and standard
+    deviation of the log covariances of the scaled windows.
+    """
+
+    scale: torch.Tensor
+    centre: torch.Tensor
+    spread: torch.Tensor
+
+    def of(self, sessions: torch.Tensor) -> "Reference":
+        """One row per window, from the index (B,) of its session."""
+        return Reference(*(tensor[sessions] for tensor in self))
+
+    def to(self, device: torch.device) -> "Reference":
+        return Reference(*(tensor.to(device) for tensor in self))
+
+
+def log_covariance(signal: torch.Tensor) -> torch.Tensor:
+    """signal (B, T, C) → (B, C(C+1)/2): the upper triangle of the matrix logarithm of each window's covariance.
+
+    Power of every channel and synchrony of every pair, on a scale where distances are those between muscle efforts
+    (log-Euclidean metric: Arsigny et al., Magn. Reson. Med. 2006; for EEG: Barachant et al., IEEE TBME 2012).
+    """
+    _, time, channels = signal.shape
+    centred = signal - signal.mean(1, keepdim=True)
+    covariance = centred.mT @ centred / time  # (B, C, C)
+    variance = covariance.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    identity = torch.eye(channels, device=signal.device)
+    values, vectors = torch.linalg.eigh(covariance + (SHRINKAGE * variance + SHRINKAGE * POWER_FLOOR) * identity)
+    logarithm = (vectors * values.clamp(min=SHRINKAGE * POWER_FLOOR).log()[:, None]) @ vectors.mT  # (B, C, C)
+    rows, columns = torch.triu_indices(channels, channels)
+    return logarithm[:, rows, columns]
+
+
+class Augmentation(nn.Module):
+    """In training, every window's electrode rings are turned by a random number of electrodes up to ± `rotation`,
+    and its log covariances get noise."""
+
+    def __init__(self, config: EMGConfig):
+        super().__init__()
+        self.noise, self.turns = config.noise, range(-config.rotation, config.rotation + 1)
+        turned = [turn_rings(len(config.channels), config.ring, turn) for turn in self.turns]
+        for name, orders in zip(("channels", "pairs"), zip(*turned, strict=True), strict=True):
+            self.register_buffer(name, torch.stack(orders), persistent=False)
+
+    def forward(self, signal: torch.Tensor, covariance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """signal (B, T, C), covariance (B, C(C+1)/2), both normalised."""
+        if len(self.turns) > 1:
+            turn = torch.randint(len(self.turns), signal.shape[:1], device=signal.device)
+            signal = signal.gather(2, self.channels[turn][:, None].expand_as(signal))
+            covariance = covariance.gather(1, self.pairs[turn])
+        return signal, covariance + self.noise * torch.randn_like(covariance)
+
+
+def turn_rings(channels: int, ring: int, turn: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Orders of the channels (C,) and of their pairs (C(C+1)/2,) when each ring is turned by `turn` electrodes.
+
+    Channel order[c] takes the place of channel c. Raises ModelError where the channels are no whole number of rings.
+    """
+    if turn == 0:
+        return torch.arange(channels), torch.arange(channels * (channels + 1) // 2)
+    if channels % ring:
+        raise ModelError(f"ROTATION = {abs(turn)} turns rings of RING = {ring} electrodes, not {channels}; set RING")
+    order = torch.arange(channels).reshape(-1, ring).roll(turn, 1).flatten()
+    rows, columns = torch.triu_indices(channels, channels)
+    number = torch.empty(channels, channels, dtype=torch.long)
+    number[rows, columns] = number[columns, rows] = torch.arange(len(rows))
+    return order, number[order[rows], order[columns]]
+
+
 # ---- tokenisers -----------------------------------------------------------------------------------------------
+
+
+class CovarianceToken(nn.Module):
+    """A linear map of the whole window's normalised log covariance: one token."""
+
+    def __init__(self, config: EMGConfig):
+        super().__init__()
+        channels = len(config.channels)
+        self.linear = nn.Linear(channels * (channels + 1) // 2, config.backbone["n_embd"])
+
+    def forward(self, covariance: torch.Tensor) -> torch.Tensor:
+        return self.linear(covariance)[:, None]  # (B, 1, D)
 
 
 class PowerTokens(nn.Module):
@@ -149,15 +248,16 @@ class RawTokens(nn.Module):
         return self.linear(emg.reshape(batch, time // self.patch, self.patch * channels))  # (B, P, D)
 
 
-TOKENISERS = {"power": PowerTokens, "bands": BandTokens, "raw": RawTokens}
+TOKENISERS = {"covariance": CovarianceToken, "power": PowerTokens, "bands": BandTokens, "raw": RawTokens}
 
 
 # ---- model ----------------------------------------------------------------------------------------------------
 
 
 class EMGForSequenceClassification(PreTrainedModel):
-    """Scale → tokeniser → GPT-2 blocks → mean over the patches → linear head.
+    """Normalisation → tokenisers → GPT-2 blocks → mean over the tokens → linear head, beside a linear path.
 
+    The linear path maps the window's log covariance to logits, and the backbone learns what it misses.
     GPT-2's token embedding is never used: it is not part of the model.
     """
 
@@ -167,46 +267,100 @@ class EMGForSequenceClassification(PreTrainedModel):
 
     def __init__(self, config: EMGConfig):
         super().__init__(config)
-        self.register_buffer("mean", torch.zeros(len(config.channels)))
-        self.register_buffer("std", torch.ones(len(config.channels)))
-        self.tokeniser = TOKENISERS[config.tokens](config)
+        channels, width, classes = len(config.channels), config.backbone["n_embd"], len(config.class_codes)
+        pairs = channels * (channels + 1) // 2
+        self.register_buffer("scale", torch.ones(1, channels))
+        self.register_buffer("centre", torch.zeros(1, pairs))
+        self.register_buffer("spread", torch.ones(1, pairs))
+        self.augmentation = Augmentation(config)
+        self.tokenisers = nn.ModuleDict({name: TOKENISERS[name](config) for name in config.tokens})
         self.backbone = GPT2Model(_backbone_config(config))
         self.backbone.wte = None
         self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(config.backbone["n_embd"], len(config.class_codes))
+        self.head = nn.Linear(width, classes)
+        self.linear = nn.Linear(pairs, classes).requires_grad_(False) if config.linear_path else None
+        self.residual_weight = nn.Parameter(torch.tensor(RESIDUAL_WEIGHT if config.linear_path else 1.0))
         self.post_init()
 
     def get_input_embeddings(self) -> None:
         """None: the tokens are patches of signal."""
 
-    def forward(self, emg: torch.Tensor, labels: torch.Tensor | None = None, weight: torch.Tensor | None = None, **_):
+    def forward(
+        self,
+        emg: torch.Tensor,
+        reference: Reference | None = None,
+        labels: torch.Tensor | None = None,
+        weight: torch.Tensor | None = None,
+        **_,
+    ):
         """emg (B, T, C) in the unit of the training data → logits (B, K); with labels (B,) also the loss.
 
-        labels are class indices; weight (K,) weighs the classes in the loss.
+        reference: one row per window, of the session it is from; None: the training part's. labels are class
+        indices; weight (K,) weighs the classes in the loss.
         """
-        emg = emg[:, emg.shape[1] % self.config.patch :]  # a whole number of patches
         with torch.autocast(emg.device.type, enabled=False):  # powers span 60 dB: more than bfloat16 resolves
-            tokens = self.tokeniser((emg - self.mean) / self.std)  # (B, P, D)
+            signal, covariance = self.normalise(emg, reference or self.reference)
+            if self.training:
+                signal, covariance = self.augmentation(signal, covariance)
+            tokens = self.tokenise(signal, covariance)  # (B, P, D)
         hidden = self.backbone(inputs_embeds=tokens, use_cache=False).last_hidden_state  # (B, P, D)
-        logits = self.head(self.dropout(hidden.mean(1))).float()  # (B, K)
+        logits = self.residual_weight * self.head(self.dropout(hidden.mean(1))).float()  # (B, K)
+        if self.linear is not None:
+            logits = logits + self.linear_logits(covariance)
         loss = None if labels is None else F.cross_entropy(logits, labels, weight)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
-    def set_scale(self, mean: torch.Tensor, std: torch.Tensor) -> None:
-        """Mean and standard deviation (C,) of the training part; a silent channel keeps its scale."""
-        self.mean.copy_(mean)
-        self.std.copy_(torch.where(std > 0, std, 1.0))
+    @torch.no_grad()
+    def normalise(self, emg: torch.Tensor, reference: Reference) -> tuple[torch.Tensor, torch.Tensor]:
+        """emg (B, T, C) → signal (B, T, C) and log covariance (B, C(C+1)/2), as measured against the reference."""
+        signal = (emg - emg.mean(1, keepdim=True)) / reference.scale[:, None]
+        return signal, (log_covariance(signal) - reference.centre) / reference.spread
+
+    def tokenise(self, signal: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
+        """(B, P, D): the tokens of each kind, one kind after the other."""
+        whole = signal[:, signal.shape[1] % self.config.patch :]  # a whole number of patches
+        kinds = self.tokenisers.items()
+        return torch.cat([kind(covariance if name == "covariance" else whole) for name, kind in kinds], 1)
+
+    def linear_logits(self, covariance: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(covariance.device.type, enabled=False):
+            return self.linear(covariance)
+
+    @property
+    def reference(self) -> Reference:
+        return Reference(self.scale, self.centre, self.spread)
+
+    def set_reference(self, reference: Reference) -> None:
+        """What windows of no known session are measured against: one row, of the training part."""
+        for name, tensor in reference._asdict().items():
+            getattr(self, name).copy_(tensor)
 
     def train_last(self, blocks: int) -> None:
-        """Train the last `blocks` blocks; below them only layer norms, positions, tokeniser and head train.
+        """Train the last `blocks` blocks; below them only layer norms, positions, tokenisers and head train.
 
-        The recipe of GPT4TS (Zhou et al., NeurIPS 2023).
+        The recipe of GPT4TS (Zhou et al., NeurIPS 2023). The linear path never trains: it is fitted in closed form.
         """
         frozen = self.backbone.h[: max(0, len(self.backbone.h) - blocks)]
         self.requires_grad_(True)
+        if self.linear is not None:
+            self.linear.requires_grad_(False)
         for block in frozen:
             for name, parameter in block.named_parameters():
                 parameter.requires_grad = name.startswith(("ln_1", "ln_2"))
+
+
+@torch.no_grad()
+def measure_reference(emg: torch.Tensor) -> Reference:
+    """The reference of one session from its windows (n, T, C); labels are not used.
+
+    A silent channel keeps its scale.
+    """
+    signal = emg - emg.mean(1, keepdim=True)
+    scale = signal.square().mean((0, 1)).sqrt()
+    scale = torch.where(scale > 0, scale, 1.0)
+    covariance = torch.cat([log_covariance(part / scale) for part in signal.split(1024)])  # (n, C(C+1)/2)
+    spread = covariance.std(0, correction=0).clamp(min=SPREAD_FLOOR)
+    return Reference(scale[None], covariance.mean(0)[None], spread[None])
 
 
 def _backbone_config(config: EMGConfig) -> GPT2Config:
@@ -231,16 +385,16 @@ def build_model(config: EMGConfig, model_name: str, pretrained: str, blocks: int
     if source is None and pretrained == "auto":
         logger.warning(f"{model_name}: no pretrained weights in folder, cache or hub; starting from random weights")
     shape = source.config if source else _architecture(model_name)
-    patches = config.window // config.patch
+    patches = config.window // config.patch * len(set(config.tokens) - {"covariance"}) + ("covariance" in config.tokens)
     if patches > shape.n_positions:
-        raise ModelError(f"{patches} patches a window are more than {model_name}'s {shape.n_positions}; raise PATCH_MS")
+        raise ModelError(f"{patches} tokens a window are more than {model_name}'s {shape.n_positions}; raise PATCH_MS")
     config.weights = "pretrained" if source else "random"
     config.backbone = {key: getattr(shape, key) for key in BACKBONE_KEPT}
     config.backbone |= {"n_layer": min(blocks, shape.n_layer)}
     config.backbone |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
     model = EMGForSequenceClassification(config)
-    if config.tokens == "power":
-        model.tokeniser.spread_filters()
+    if "power" in config.tokens:
+        model.tokenisers["power"].spread_filters()
     if source:
         source.wte = None
         model.backbone.load_state_dict(source.state_dict(), strict=True)

@@ -5,7 +5,9 @@ import json
 import logging
 import pickle
 import platform
+import shutil
 import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import transformers
 from accelerate import Accelerator, PartialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import (
     accuracy_score,
     confusion_matrix,
@@ -25,22 +28,32 @@ from sklearn.metrics import (
 )
 from transformers import get_cosine_schedule_with_warmup
 
-from EMG_DATA_LOADER import Split, WindowSet, batches, channel_statistics, class_weights
-from EMG_model import EMGConfig, EMGForSequenceClassification, build_model
+from EMG_DATA_LOADER import Split, WindowSet, batches, class_weights, draw_rows, read_emg, session_rows
+from EMG_model import (
+    EMGConfig,
+    EMGForSequenceClassification,
+    Reference,
+    build_model,
+    measure_reference,
+)
 from EMG_run import replace_folder
 from ENV import EMGError, Settings
 
 logger = logging.getLogger(__name__)
 
 EVALUATION_BATCH = 256  # windows; no gradients are kept, so it may be larger than BATCH_SIZE
+LINEAR_WINDOWS = 50_000  # of the training part fit the linear path, rotations included: bounded for any file
+LINEAR_WEIGHT = 0.3  # chosen on held-out days of the armband (EXPERIMENTS.md)
 WORTHWHILE = 1.3  # bfloat16 is taken where its products are at least this much faster
 
 
 # ---- model and data -------------------------------------------------------------------------------------------
 
 
-def new_model(windows: WindowSet, split: Split, settings: Settings) -> EMGForSequenceClassification:
-    """A model for these windows: their channels, rate, classes, and the scale of the training part.
+def new_model(
+    windows: WindowSet, split: Split, references: Reference, settings: Settings
+) -> EMGForSequenceClassification:
+    """A model for these windows: their channels, rate, classes, the reference and linear path of the training part.
 
     Where a window is no whole number of patches, the model leaves out its first samples. Raises EMGError where it
     holds fewer than two.
@@ -63,6 +76,10 @@ def new_model(windows: WindowSet, split: Split, settings: Settings) -> EMGForSeq
         filters=settings.FILTERS,
         filter_taps=max(3, round(settings.FILTER_MS * rate / 1000)),
         dropout=settings.DROPOUT,
+        linear_path=settings.LINEAR_PATH,
+        ring=settings.RING,
+        rotation=settings.ROTATION,
+        noise=settings.NOISE,
         sampling_rate=rate,
         class_codes=windows.classes,
         class_names=windows.class_names,
@@ -73,10 +90,46 @@ def new_model(windows: WindowSet, split: Split, settings: Settings) -> EMGForSeq
     )
     torch.manual_seed(settings.SEED)
     model = build_model(config, settings.MODEL_NAME, settings.PRETRAINED, settings.BLOCKS)
-    mean, std = channel_statistics(windows, split.train, settings.SEED)
-    model.set_scale(torch.from_numpy(mean).float(), torch.from_numpy(std).float())
+    model.set_reference(measure_reference(read_emg(windows, draw_rows(split.train, settings.SEED))))
+    if settings.LINEAR_PATH:
+        fit_linear_path(model, windows, split, references, settings.SEED)
     model.train_last(-settings.NUM_LAYERS)
     return model
+
+
+def session_references(windows: WindowSet, split: Split, settings: Settings) -> Reference:
+    """What each session is measured against, a row per session; with SCALE = "training" they are all the same."""
+    if settings.SCALE == "training":
+        one = measure_reference(read_emg(windows, draw_rows(split.train, settings.SEED)))
+        return Reference(*(tensor.expand(windows.sessions.max() + 1, -1) for tensor in one))
+    each = [measure_reference(read_emg(windows, rows)) for rows in session_rows(windows, split, settings.SEED)]
+    return Reference(*map(torch.cat, zip(*each, strict=True)))
+
+
+def fit_linear_path(
+    model: EMGForSequenceClassification, windows: WindowSet, split: Split, references: Reference, seed: int
+) -> None:
+    """Fit the model's linear path to the training part in closed form: LDA on normalised log covariances.
+
+    Classes count the same, the covariance within them is shrunk (Ledoit and Wolf, J. Multivar. Anal. 2004), and every
+    rotation of the rings that training will meet is learnt. LDA's logits are too sure of the windows they were fitted
+    to, so they are taken times LINEAR_WEIGHT.
+    """
+    turns = model.augmentation.pairs  # (turns, C(C+1)/2)
+    rows = draw_rows(split.train, seed, LINEAR_WINDOWS // len(turns))
+    parts = batches(windows, rows, EVALUATION_BATCH)
+    covariance = torch.cat([model.normalise(emg, references.of(sessions))[1] for emg, _, sessions in parts])
+    priors = np.full(len(windows.classes), 1 / len(windows.classes))
+    lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=priors)
+    lda.fit(covariance[:, turns].flatten(0, 1).double().numpy(), windows.targets[rows].repeat(len(turns)))
+    coefficients, intercepts = torch.from_numpy(lda.coef_), torch.from_numpy(lda.intercept_)
+    if len(windows.classes) == 2:  # scikit-learn gives the difference of the two
+        coefficients, intercepts = (
+            torch.cat([-coefficients, coefficients]) / 2,
+            torch.cat([-intercepts, intercepts]) / 2,
+        )
+    model.linear.weight.data.copy_(LINEAR_WEIGHT * coefficients)
+    model.linear.bias.data.copy_(LINEAR_WEIGHT * intercepts)
 
 
 @cache  # one answer per process: the measurement is noisy
@@ -115,7 +168,13 @@ class Trainer:
     """
 
     def __init__(
-        self, model: EMGForSequenceClassification, windows: WindowSet, split: Split, settings: Settings, epochs: int
+        self,
+        model: EMGForSequenceClassification,
+        windows: WindowSet,
+        split: Split,
+        references: Reference,
+        settings: Settings,
+        epochs: int,
     ):
         self.windows, self.split, self.settings, self.epochs = windows, split, settings, epochs
         self.precision, reason = choose_precision(settings.PRECISION)
@@ -125,26 +184,29 @@ class Trainer:
         self.steps = -(-len(split.train) // settings.BATCH_SIZE)  # per epoch
         total = self.steps * epochs
         schedule = get_cosine_schedule_with_warmup(optimizer, round(settings.WARMUP * total), total)
+        self.references = references.to(self.accelerator.device)
         self.model, self.optimizer, self.schedule = self.accelerator.prepare(model, optimizer, schedule)
         self.weight = None
         if settings.BALANCE == "weights":
             weight = class_weights(windows.targets[split.train], len(windows.classes))
             self.weight = torch.from_numpy(weight).float().to(self.accelerator.device)
 
-    def fit(self, console: Console, run: Path | None = None) -> list[dict]:
+    def fit(self, console: Console, run: Path | None = None, stop_after: int | None = None) -> list[dict]:
         """One row of history per epoch, to the last or until PATIENCE epochs brought nothing better.
 
-        With a `run` folder, best_model/, last/ and history.csv are replaced after every epoch, and training goes
-        on from last/ where there is one. Raises EMGError where the loss is no longer finite.
+        Without a validation part the latest epoch counts as the best, and `stop_after` epochs are enough. With a
+        `run` folder, best_model/, last/ and history.csv are replaced after every epoch, and training goes on from
+        last/ where there is one. Raises EMGError where the loss is no longer finite.
         """
         history = self._resume(run) if run else []
         with _progress(console) as bar:
-            for epoch in range(len(history), self.epochs):
+            for epoch in range(len(history), stop_after or self.epochs):
                 if epochs_since_best(history) >= self.settings.PATIENCE:
                     logger.info(f"no better epoch in {self.settings.PATIENCE}: stopping early")
                     break
                 start = time.perf_counter()
-                row = {"epoch": epoch + 1} | self._train_epoch(epoch, bar) | self.validate()
+                row = {"epoch": epoch + 1} | self._train_epoch(epoch, bar)
+                row |= self.validate() if len(self.split.validation) else {}
                 weights = self.accelerator.unwrap_model(self.model).config.weights
                 history.append(row | {"seconds": time.perf_counter() - start, "weights": weights})
                 logger.info(_epoch_line(history[-1], self.epochs))
@@ -158,9 +220,10 @@ class Trainer:
         rng = np.random.default_rng([self.settings.SEED, epoch])
         task = bar.add_task(f"epoch {epoch + 1}/{self.epochs}", total=self.steps, loss=0.0, accuracy=0.0)
         loss_sum, right, seen, rates = 0.0, 0, 0, []
-        for step, (emg, target) in enumerate(batches(self.windows, self.split.train, self.settings.BATCH_SIZE, rng)):
+        for step, batch in enumerate(batches(self.windows, self.split.train, self.settings.BATCH_SIZE, rng)):
             rates.append(self.schedule.get_last_lr()[0])
-            loss, hits = self._train_step(emg, target)
+            loss, hits = self._train_step(*batch)
+            target = batch[1]
             if not np.isfinite(loss):
                 raise EMGError(
                     f"the loss is {loss} in epoch {epoch + 1}, step {step + 1}; lower LR or look at the data"
@@ -170,12 +233,12 @@ class Trainer:
         bar.remove_task(task)
         return {"lr": np.mean(rates), "train_loss": loss_sum / seen, "train_accuracy": right / seen}
 
-    def _train_step(self, emg: torch.Tensor, target: torch.Tensor) -> tuple[float, int]:
-        """emg (B, T, C), target (B,) → loss, and how many windows were classified right."""
+    def _train_step(self, emg: torch.Tensor, target: torch.Tensor, sessions: torch.Tensor) -> tuple[float, int]:
+        """emg (B, T, C), target (B,), sessions (B,) → loss, and how many windows were classified right."""
         device = self.accelerator.device
-        target = target.to(device)
+        emg, target, reference = emg.to(device), target.to(device), self.references.of(sessions.to(device))
         with self.accelerator.autocast():
-            output = self.model(emg=emg.to(device), labels=target, weight=self.weight)
+            output = self.model(emg=emg, reference=reference, labels=target, weight=self.weight)
         self.optimizer.zero_grad()
         self.accelerator.backward(output.loss)
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.CLIP)
@@ -199,9 +262,10 @@ class Trainer:
         device = self.accelerator.device
         model.to(device).eval()
         parts = []
-        for emg, _ in batches(self.windows, rows, EVALUATION_BATCH):
+        for emg, _, sessions in batches(self.windows, rows, EVALUATION_BATCH):
+            reference = self.references.of(sessions.to(device))
             with self.accelerator.autocast():
-                parts.append(model(emg=emg.to(device)).logits.softmax(1).float().cpu().numpy())
+                parts.append(model(emg=emg.to(device), reference=reference).logits.softmax(1).float().cpu().numpy())
         return np.concatenate(parts)
 
     def _save(self, history: list[dict], run: Path) -> None:
@@ -240,8 +304,29 @@ def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
+def refit(windows: WindowSet, split: Split, settings: Settings, epochs: int, console: Console, run: Path) -> Trainer:
+    """Train anew on training and validation part together, for as many epochs as the validation part chose.
+
+    The result takes the place of the run's best_model/; refit/ holds the history and the state to resume from.
+    """
+    everything = np.sort(np.concatenate([split.train, split.validation]))
+    whole = replace(split, train=everything, validation=everything[:0])
+    logger.info(f"training anew on the validation part too: {len(everything)} windows, {epochs} epochs")
+    references = session_references(windows, whole, settings)
+    model = new_model(windows, whole, references, settings)
+    trainer = Trainer(model, windows, whole, references, settings, settings.NUM_EPOCHS)
+    trainer.fit(console, run / "refit", stop_after=epochs)
+    refitted = run / "refit" / "best_model"
+    if refitted.exists():  # it does not where a finished run is resumed
+        replace_folder(run / "best_model", lambda folder: shutil.copytree(refitted, folder, dirs_exist_ok=True))
+        shutil.rmtree(refitted)
+    return trainer
+
+
 def best_epoch(history: list[dict]) -> int:
-    """Index of the first epoch with the highest balanced accuracy on the validation part."""
+    """Index of the first epoch with the highest balanced accuracy on the validation part; the last without one."""
+    if "validation_balanced_accuracy" not in history[-1]:
+        return len(history) - 1
     return int(np.argmax([row["validation_balanced_accuracy"] for row in history]))
 
 
@@ -250,11 +335,13 @@ def epochs_since_best(history: list[dict]) -> int:
 
 
 def _epoch_line(row: dict, epochs: int) -> str:
-    return (
-        f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.3f}, accuracy {row['train_accuracy']:.3f}; "
-        f"validation loss {row['validation_loss']:.3f}, accuracy {row['validation_accuracy']:.3f}, "
-        f"balanced {row['validation_balanced_accuracy']:.3f}; {row['seconds']:.0f} s"
-    )
+    words = [f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.3f}, accuracy {row['train_accuracy']:.3f}"]
+    if "validation_loss" in row:
+        words.append(
+            f"validation loss {row['validation_loss']:.3f}, accuracy {row['validation_accuracy']:.3f}, "
+            f"balanced {row['validation_balanced_accuracy']:.3f}"
+        )
+    return "; ".join([*words, f"{row['seconds']:.0f} s"])
 
 
 def _progress(console: Console) -> Progress:
@@ -266,7 +353,9 @@ def _progress(console: Console) -> Progress:
 # ---- validation loop ------------------------------------------------------------------------------------------
 
 
-def sweep(windows: WindowSet, split: Split, settings: Settings, console: Console, run: Path) -> Settings:
+def sweep(
+    windows: WindowSet, split: Split, references: Reference, settings: Settings, console: Console, run: Path
+) -> Settings:
     """Try every SWEEP_NUM_LAYERS × SWEEP_LR for NUM_EPOCHS_FOR_VALIDATION epochs; returns the best as settings.
 
     The validation part alone decides; sweep.csv holds every trial.
@@ -275,8 +364,8 @@ def sweep(windows: WindowSet, split: Split, settings: Settings, console: Console
     for num_layers, lr in itertools.product(settings.SWEEP_NUM_LAYERS, settings.SWEEP_LR):
         trial = settings.model_copy(update={"NUM_LAYERS": num_layers, "LR": lr})
         logger.info(f"trial {len(trials) + 1}: NUM_LAYERS {num_layers}, LR {lr:g}")
-        model = new_model(windows, split, trial)
-        reached = _try(Trainer(model, windows, split, trial, settings.NUM_EPOCHS_FOR_VALIDATION), console)
+        model = new_model(windows, split, references, trial)
+        reached = _try(Trainer(model, windows, split, references, trial, settings.NUM_EPOCHS_FOR_VALIDATION), console)
         found = {"validation_balanced_accuracy": reached, "weights": model.config.weights}
         trials.append({"NUM_LAYERS": num_layers, "LR": lr} | found)
         pd.DataFrame(trials).to_csv(run / "sweep.csv", index=False)

@@ -128,16 +128,22 @@ class Settings(BaseSettings):
     PRETRAINED: Literal["auto", "require", "never"] = "auto"
     """Language-model weights: taken when they can be had, insisted on, or left out (random weights)."""
 
-    BLOCKS: int = Field(4, ge=1)
-    """Number of the backbone's blocks to keep, from the first; x ≥ 1 (more than it has: all)."""
+    BLOCKS: int = Field(2, ge=0)
+    """Number of the backbone's blocks to keep, from the first; 0: no backbone (more than it has: all); x ≥ 0."""
 
     NUM_LAYERS: int = Field(-9, le=0)
     """−n trains the last n blocks, the others stay frozen but for their layer norms; 0 trains none; x ≤ 0."""
 
-    TOKENS: Literal["power", "bands", "raw"] = "power"
-    """Tokeniser: log power of a learned filter bank, log power of fixed FFT bands, or the raw patch."""
+    SCALE: Literal["session", "training"] = "session"
+    """What a window is measured against: the signal of its person and day (no labels), or the training part's."""
 
-    PATCH_MS: float = Field(25.0, gt=0)
+    LINEAR_PATH: bool = True
+    """Add the logits of a linear classifier on log covariances, fitted in closed form, to the backbone's."""
+
+    TOKENS: Annotated[list[Literal["covariance", "power", "bands", "raw"]], NoDecode] = ["covariance", "power"]
+    """Tokens, kind after kind: log covariance of the window; per patch power of learned or fixed bands, or raw."""
+
+    PATCH_MS: float = Field(50.0, gt=0)
     """Length of a patch, that is of one token (ms); a window holds at least two; x > 0."""
 
     FILTERS: int = Field(16, ge=1, le=256)
@@ -157,6 +163,9 @@ class Settings(BaseSettings):
     PATIENCE: int = Field(4, ge=1)
     """Stop after this many epochs without a better balanced accuracy on the validation part; x ≥ 1."""
 
+    REFIT: bool = True
+    """Then train anew on training and validation part together, for as many epochs as turned out best."""
+
     BATCH_SIZE: int = Field(64, ge=1)
     """Windows per step; x ≥ 1."""
 
@@ -168,6 +177,15 @@ class Settings(BaseSettings):
 
     WARMUP: float = Field(0.1, ge=0, lt=1)
     """Share of the steps over which the learning rate rises; afterwards it falls as a cosine; 0 ≤ x < 1."""
+
+    NOISE: float = Field(0.5, ge=0)
+    """Noise on the log covariances in training, in their standard deviations; x ≥ 0."""
+
+    RING: int = Field(8, ge=1)
+    """Electrodes in a ring, which are consecutive channels; x ≥ 1."""
+
+    ROTATION: int = Field(0, ge=0)
+    """Turn the rings by up to ± this many electrodes in training, where they may be placed anew; x ≥ 0."""
 
     CLIP: float = Field(1.0, gt=0)
     """Largest norm of the gradient; x > 0."""
@@ -203,7 +221,9 @@ class Settings(BaseSettings):
     MODEL_SAVING_DIR: Path | None = None
     """Also put the finished model into this folder; none: it stays in the run's best_model/."""
 
-    @field_validator("BAND_HZ", "LEGAL_VALUES", "TRAIN_ON", "TEST_ON", "SWEEP_NUM_LAYERS", "SWEEP_LR", mode="before")
+    @field_validator(
+        *("BAND_HZ", "LEGAL_VALUES", "TRAIN_ON", "TEST_ON", "TOKENS", "SWEEP_NUM_LAYERS", "SWEEP_LR"), mode="before"
+    )
     @classmethod
     def _split_commas(cls, value):
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -231,6 +251,13 @@ class Settings(BaseSettings):
         if any(not 0 <= label <= 127 for label in labels):
             raise ValueError("labels should lie in 0 … 127")
         return labels
+
+    @field_validator("TOKENS")
+    @classmethod
+    def _are_distinct_kinds(cls, tokens):
+        if not tokens or len(set(tokens)) < len(tokens):
+            raise ValueError("should name at least one kind of tokens, and none twice")
+        return tokens
 
     @field_validator("SWEEP_NUM_LAYERS", "SWEEP_LR")
     @classmethod

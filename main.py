@@ -25,7 +25,7 @@ from EMG_run import (
     write_predictions,
     write_split,
 )
-from EMG_utils import Trainer, best_epoch, compute_metrics, new_model, sweep, versions
+from EMG_utils import Trainer, best_epoch, compute_metrics, new_model, refit, session_references, sweep, versions
 from ENV import EMGError, Settings, from_command_line
 
 logger = logging.getLogger("main")
@@ -83,17 +83,20 @@ def experiment(windows: WindowSet, split: Split, settings: Settings, console: Co
     write_json(run / "env.json", settings.model_dump(mode="json"))
     write_split(windows, split, run)
 
+    references = session_references(windows, split, settings)
     if settings.SWEEP and not settings.RESUME:
-        settings = sweep(windows, split, settings, console, run)
+        settings = sweep(windows, split, references, settings, console, run)
         write_json(run / "env.json", settings.model_dump(mode="json"))
 
-    model = new_model(windows, split, settings)
+    model = new_model(windows, split, references, settings)
     parameters, trainable = model.num_parameters(), model.num_parameters(only_trainable=True)
     logger.info(
         f"{settings.MODEL_NAME}, {model.config.weights} weights: {parameters:,} parameters, {trainable:,} trained"
     )
-    trainer = Trainer(model, windows, split, settings, settings.NUM_EPOCHS)
+    trainer = Trainer(model, windows, split, references, settings, settings.NUM_EPOCHS)
     history = trainer.fit(console, run)
+    if settings.REFIT:
+        trainer = refit(windows, split, settings, best_epoch(history) + 1, console, run)
 
     best = load_model(run / "best_model")
     probabilities = trainer.predict(best, split.test)
@@ -110,6 +113,7 @@ def experiment(windows: WindowSet, split: Split, settings: Settings, console: Co
         "trainable_parameters": trainable,
         "epochs": len(history),
         "best_epoch": best_epoch(history) + 1,
+        "refit": settings.REFIT,
         "seconds": sum(row["seconds"] for row in history),
         "device": str(trainer.accelerator.device),
         "precision": trainer.precision,

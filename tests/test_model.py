@@ -14,12 +14,18 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, GPT
 
 from EMG_model import (
     POWER_FLOOR,
+    SPREAD_FLOOR,
     TOKENISERS,
+    Augmentation,
     EMGConfig,
     EMGForSequenceClassification,
     ModelError,
+    Reference,
     build_model,
     load_model,
+    log_covariance,
+    measure_reference,
+    turn_rings,
 )
 
 CHANNELS, WINDOW, PATCH, RATE = ["a", "b", "c"], 250, 25, 1000.0
@@ -39,12 +45,12 @@ def config(**changes) -> EMGConfig:
     return EMGConfig(**described | {"window": WINDOW, "patch": PATCH, "sampling_rate": RATE} | changes)
 
 
-def model(tokens="power", **changes) -> EMGForSequenceClassification:
+def model(*tokens: str, **changes) -> EMGForSequenceClassification:
     """A ready model from random weights of the shape of `config`, in evaluation mode."""
     torch.manual_seed(0)
-    made = EMGForSequenceClassification(config(tokens=tokens, **changes))
-    if tokens == "power":
-        made.tokeniser.spread_filters()
+    made = EMGForSequenceClassification(config(tokens=tokens or ["power"], **changes))
+    if "power" in made.tokenisers:
+        made.tokenisers["power"].spread_filters()
     return made.eval()
 
 
@@ -64,7 +70,8 @@ def tone(hertz: float, channel: int, amplitude=100.0) -> torch.Tensor:
 def log_power(made: EMGForSequenceClassification, emg: torch.Tensor) -> torch.Tensor:
     """(B, C, features, P): what the tokeniser hands to its norm."""
     seen = []
-    hook = made.tokeniser.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    (tokeniser,) = made.tokenisers.values()
+    hook = tokeniser.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     made(emg=emg)
     hook.remove()
     return seen[0].unflatten(1, (len(CHANNELS), -1))
@@ -73,16 +80,37 @@ def log_power(made: EMGForSequenceClassification, emg: torch.Tensor) -> torch.Te
 # ---- shapes ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tokens", TOKENISERS)
-def test_a_window_of_ten_patches_is_ten_tokens_and_one_row_of_logits(tokens):
-    made = model(tokens)
-    assert made.tokeniser(noise()).shape == (5, 10, 32)
+@pytest.mark.parametrize(
+    ("tokens", "count"),
+    [(["power"], 10), (["bands"], 10), (["raw"], 10), (["covariance"], 1), (["covariance", "power"], 11),
+     (["raw", "power"], 20)],
+)  # fmt: skip
+def test_a_window_is_a_token_per_patch_and_one_of_covariances(tokens, count):
+    made = model(*tokens)
+    assert made.tokenise(*made.normalise(noise(), made.reference)).shape == (5, count, 32)
     output = made(emg=noise(), labels=torch.tensor([0, 1, 2, 3, 0]))
     assert output.logits.shape == (5, 4)
     assert output.logits.isfinite().all()
     expected = torch.nn.functional.cross_entropy(output.logits, torch.tensor([0, 1, 2, 3, 0]))
     assert output.loss.item() == pytest.approx(expected.item())
     assert made(emg=noise()).loss is None
+
+
+def test_the_tokens_stand_in_the_order_of_their_kinds():
+    """The raw patches first, then the covariance: the eleventh token alone follows the covariance."""
+    made, emg = model("raw", "covariance"), noise()
+    signal, covariance = made.normalise(emg, made.reference)
+    changed = made.tokenise(signal, covariance + 1) != made.tokenise(signal, covariance)
+    assert changed.any(2).all(0).tolist() == [False] * 10 + [True]
+
+
+def test_the_first_samples_are_left_out_where_patches_do_not_fit():
+    """250 samples are 8 patches of 30, from sample 10 on; the covariance is of the whole window."""
+    made, emg = model("raw", patch=30), noise(1.0)
+    signal, covariance = made.normalise(emg, made.reference)
+    assert torch.allclose(
+        made.tokenise(signal, covariance)[:, 0], made.tokenisers["raw"](signal[:, 10:40])[:, 0], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("tokens", TOKENISERS)
@@ -123,8 +151,8 @@ def test_a_silent_channel_is_at_the_floor_and_no_other(tokens):
 def test_the_raw_tokens_are_linear_in_the_patch():
     """And so cannot express power: the part of a token that depends on the signal doubles with it."""
     made, emg = model("raw"), noise(1.0)
-    bias = made.tokeniser.linear.bias
-    once, twice = made.tokeniser(emg) - bias, made.tokeniser(2 * emg) - bias
+    bias = made.tokenisers["raw"].linear.bias
+    once, twice = made.tokenisers["raw"](emg) - bias, made.tokenisers["raw"](2 * emg) - bias
     assert torch.allclose(twice, 2 * once, atol=1e-5)
 
 
@@ -133,7 +161,7 @@ def test_a_tone_lights_up_its_band(hertz, band):
     """A patch of 25 samples padded to 50 has bins of 20 Hz, and 20, 40, 60, 90, 140, 250, 500 Hz fall on bins
     1, 2, 3, 4, 7, 12, 25: the bands hold the bins 1, 2, 3, 4-6, 7-11 and 12-24."""
     made = model("bands")
-    assert made.tokeniser.bands() == [[1], [2], [3], [4, 5, 6], [*range(7, 12)], [*range(12, 25)]]
+    assert made.tokenisers["bands"].bands() == [[1], [2], [3], [4, 5, 6], [*range(7, 12)], [*range(12, 25)]]
     powers = log_power(made, tone(hertz, channel=2))[0, 2]  # (bands, P)
     # a tone of few cycles has a spectrum that depends on its phase in the patch, so the mean over patches decides
     assert powers.exp().mean(1).argmax() == band
@@ -153,7 +181,7 @@ def test_the_power_in_a_bin_is_that_of_the_sine():
 def test_a_tone_lights_up_the_filter_around_it(filter_index):
     """Sixteen filters start at (i + 1/2) / 16 of 500 Hz."""
     made = model("power")
-    assert torch.allclose(made.tokeniser.bank.weight.norm(dim=2), torch.tensor(1.0), atol=1e-5)
+    assert torch.allclose(made.tokenisers["power"].bank.weight.norm(dim=2), torch.tensor(1.0), atol=1e-5)
     powers = log_power(made, tone((filter_index + 0.5) / 16 * 500, channel=0))[0, 0]  # (F, P)
     assert (powers[:, 1:-1].argmax(0) == filter_index).all()
 
@@ -163,7 +191,7 @@ def test_a_patch_makes_its_own_token_alone(tokens):
     made, emg = model(tokens), noise()
     altered = emg.clone()
     altered[:, 3 * PATCH : 4 * PATCH] *= 3
-    changed = (made.tokeniser(altered) != made.tokeniser(emg)).any(2).any(0)
+    changed = (made.tokenisers[tokens](altered) != made.tokenisers[tokens](emg)).any(2).any(0)
     assert changed.tolist() == [patch == 3 for patch in range(10)]
 
 
@@ -173,23 +201,141 @@ def test_a_burst_raises_the_power_of_its_patch():
     assert (log_power(model("power"), emg).argmax(3) == 6).all()
 
 
-# ---- scale ----------------------------------------------------------------------------------------------------
+# ---- covariance -----------------------------------------------------------------------------------------------
+
+
+def test_the_log_covariance_of_two_equal_channels_is_that_worked_out_by_hand():
+    """Channels of variance 1 with correlation r have the eigenvalues 1 + r and 1 − r along (1, 1) and (1, −1), so the
+    logarithm holds (log(1 + r) ± log(1 − r)) / 2; r = 0.6 gives −0.223144 and 0.693147. SHRINKAGE adds 0.002.
+    """
+    time = torch.arange(250) / 250
+    first, other = (math.sqrt(2) * f(2 * math.pi * 5 * time) for f in (torch.sin, torch.cos))  # variance 1, apart
+    signal = torch.stack([first, 0.6 * first + 0.8 * other], 1)[None] + torch.tensor([3.0, -4])  # offsets are nothing
+    diagonal, beside = -0.223144, 0.693147
+    assert log_covariance(signal)[0].tolist() == pytest.approx([diagonal, beside, diagonal], abs=5e-3)
+
+
+def test_twice_the_amplitude_adds_log_4_to_the_diagonal_alone():
+    change = log_covariance(noise(200.0)) - log_covariance(noise(100.0))
+    expected = torch.tensor([1.0, 0, 0, 1, 0, 1]) * math.log(4)  # pairs aa, ab, ac, bb, bc, cc
+    assert torch.allclose(change, expected.expand_as(change), atol=1e-4)
+
+
+def test_silence_has_a_finite_log_covariance():
+    assert log_covariance(torch.zeros(2, WINDOW, 3)).isfinite().all()
+
+
+def test_the_linear_path_is_added_to_the_backbone():
+    made, emg = model("power"), noise()
+    both = made(emg=emg).logits
+    with torch.no_grad():
+        made.residual_weight.zero_()
+    covariance = made.normalise(emg, made.reference)[1]
+    assert torch.allclose(made(emg=emg).logits, covariance @ made.linear.weight.T + made.linear.bias, atol=1e-5)
+    assert not torch.allclose(both, made(emg=emg).logits, atol=1e-3)
+
+
+def test_without_the_linear_path_the_logits_are_the_heads():
+    made, emg = model("power", linear_path=False), noise()
+    seen = []
+    made.head.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    assert torch.allclose(made(emg=emg).logits, seen[0])
+    assert made.linear is None
+
+
+def test_without_blocks_there_is_no_attention():
+    made = model(backbone={"n_embd": 32, "n_head": 2, "n_layer": 0})
+    assert made(emg=noise()).logits.isfinite().all()
+    assert not [name for name in made.state_dict() if "attn" in name]
+
+
+# ---- rings ----------------------------------------------------------------------------------------------------
+
+
+def test_a_turned_ring_moves_every_electrode_by_one():
+    """Two rings of three: what electrode 0 measured is now found at 1, and the last of a ring at its first."""
+    order, _ = turn_rings(6, 3, 1)
+    assert order.tolist() == [2, 0, 1, 5, 3, 4]
+
+
+@pytest.mark.parametrize("turn", [-2, -1, 1, 3])
+def test_the_covariance_turns_with_the_channels(turn):
+    signal = torch.randn(4, 100, 6, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 7)
+    channels, pairs = turn_rings(6, 3, turn)
+    turned = log_covariance(signal[:, :, channels])
+    assert torch.allclose(turned, log_covariance(signal)[:, pairs], atol=1e-4)
+    assert turn % 3 == 0 or not torch.allclose(turned, log_covariance(signal), atol=1e-1)
+
+
+def test_every_window_is_turned_by_itself_within_the_range():
+    rings = Augmentation(config(channels=list("abcdef"), ring=6, rotation=1))
+    signal = torch.arange(6.0).expand(200, 10, 6)
+    turned, covariance = rings(signal, torch.arange(21.0).expand(200, 21))
+    kinds = {tuple(window[0].int().tolist()) for window in turned}
+    assert kinds == {(1, 2, 3, 4, 5, 0), (0, 1, 2, 3, 4, 5), (5, 0, 1, 2, 3, 4)}
+    moved = covariance[:, 0].int()  # of the pair of channel 0 with itself; pairs 0, 6 and 20 are those of a, b and f
+    assert set(zip(turned[:, 0, 0].int().tolist(), moved.tolist(), strict=True)) == {(0, 0), (1, 6), (5, 20)}
+
+
+def test_noise_has_the_standard_deviation_that_was_set():
+    signal, covariance = torch.zeros(2000, 10, 3), torch.zeros(2000, 6)
+    same, noisy = Augmentation(config(noise=0.5))(signal, covariance)
+    assert torch.equal(same, signal)
+    assert noisy.std().item() == pytest.approx(0.5, rel=0.05)
+
+
+def test_rings_that_do_not_fit_are_refused():
+    with pytest.raises(ModelError, match="ROTATION = 1 turns rings of RING = 8 electrodes, not 3; set RING"):
+        model(rotation=1)
+
+
+def test_nothing_is_augmented_outside_of_training():
+    made = model("covariance", channels=list("abcdef"), ring=6, rotation=2, noise=1.0)
+    emg = torch.randn(3, WINDOW, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(made(emg=emg).logits, made(emg=emg).logits)
+    made.train()
+    made.dropout.p = 0.0
+    assert not torch.equal(made(emg=emg).logits, made(emg=emg).logits)
+
+
+# ---- reference ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tokens", TOKENISERS)
-def test_the_scale_takes_offset_and_amplitude_out(tokens):
-    plain, scaled, emg = model(tokens), model(tokens), noise(1.0)
-    mean, std = torch.tensor([5.0, -3, 0]), torch.tensor([10.0, 0.5, 2])
-    scaled.set_scale(mean, std)
-    assert torch.allclose(scaled(emg=emg * std + mean).logits, plain(emg=emg).logits, atol=1e-4)
+def test_two_sessions_that_differ_in_scale_and_offset_are_classified_alike(tokens):
+    made, emg = model(tokens, linear_path=False), noise(1.0, windows=20)
+    other = emg * torch.tensor([10.0, 0.5, 2]) + torch.tensor([5.0, -3, 0])
+    logits = [made(emg=one, reference=measure_reference(one)).logits for one in (emg, other)]
+    assert torch.allclose(*logits, atol=1e-2)
+    assert not torch.allclose(made(emg=emg).logits, made(emg=other).logits, atol=1e-1)
 
 
-def test_a_silent_channel_does_not_divide_by_zero():
-    made, emg = model(), noise()
-    made.set_scale(torch.zeros(3), torch.tensor([2.0, 0, 4]))
-    assert made.std.tolist() == [2, 1, 4]
-    emg[:, :, 1] = 0
-    assert made(emg=emg).logits.isfinite().all()
+def test_a_reference_is_that_of_its_windows():
+    """Channel scales of 2, 3 and 4; measured against itself a session has mean 0 and standard deviation 1."""
+    emg = noise(1.0, windows=400) * torch.tensor([2.0, 3, 4])
+    reference = measure_reference(emg)
+    assert reference.scale[0].tolist() == pytest.approx([2, 3, 4], rel=0.02)
+    signal, covariance = model().normalise(emg, reference)
+    assert torch.allclose(signal.square().mean((0, 1)), torch.ones(3), atol=1e-3)
+    assert torch.allclose(covariance.mean(0), torch.zeros(6), atol=1e-4)
+    assert torch.allclose(covariance.std(0, correction=0), torch.ones(6), atol=1e-2)
+
+
+def test_each_window_is_measured_against_its_own_session():
+    first, second = noise(1.0, windows=20), noise(50.0, windows=20)
+    references = Reference(*map(torch.cat, zip(measure_reference(first), measure_reference(second), strict=True)))
+    made, mixed = model(), torch.stack([first[0], second[1]])
+    logits = made(emg=mixed, reference=references.of(torch.tensor([0, 1]))).logits
+    assert torch.allclose(logits[0], made(emg=first[:1], reference=measure_reference(first)).logits[0], atol=1e-4)
+    assert torch.allclose(logits[1], made(emg=second[1:2], reference=measure_reference(second)).logits[0], atol=1e-4)
+
+
+def test_a_silent_channel_divides_by_nothing():
+    emg = noise() * torch.tensor([1.0, 0, 1])
+    reference = measure_reference(emg)
+    assert reference.scale[0, 1] == 1
+    assert reference.spread.min() == pytest.approx(SPREAD_FLOOR)
+    assert model("covariance", "power")(emg=emg, reference=reference).logits.isfinite().all()
 
 
 # ---- parameters -----------------------------------------------------------------------------------------------
@@ -198,13 +344,14 @@ def test_a_silent_channel_does_not_divide_by_zero():
 def test_gpt2_with_four_blocks_has_this_many_parameters():
     """Per block of width D: norms 4 D; attention D·3D + 3D and D·D + D; MLP D·4D + 4D and 4D·D + D; together
     12 D² + 13 D. Then the last norm 2 D, the positions 1024 D, and of our own 16 filters of 25 taps, the norm of
-    3 · 16 powers, their linear map to D and the head of 4 classes. No token embedding.
+    3 · 16 powers, their linear map to D, that of the 6 log covariances, the head and the linear path of 4 classes and
+    the weight between them. No token embedding.
     """
-    made = build_model(config(), "gpt2", "never", blocks=4)
-    width, powers = 768, 3 * 16
+    made = build_model(config(tokens=["covariance", "power"]), "gpt2", "never", blocks=4)
+    width, powers, pairs = 768, 3 * 16, 6
     backbone = 4 * (12 * width**2 + 13 * width) + 2 * width + 1024 * width
-    own = 16 * 25 + 2 * powers + powers * width + width + width * 4 + 4
-    assert made.num_parameters() == backbone + own == 29_180_660
+    own = 16 * 25 + 2 * powers + powers * width + width + pairs * width + width + width * 4 + 4 + pairs * 4 + 4 + 1
+    assert made.num_parameters() == backbone + own == 29_186_065
     assert made.config.weights == "random"
     assert not [name for name in [*made.state_dict(), *dict(made.named_parameters())] if "wte" in name]
 
@@ -218,9 +365,10 @@ def test_the_last_blocks_train_and_below_them_the_norms_alone(blocks, frozen):
     made = model(backbone={"n_embd": 32, "n_head": 2, "n_layer": 3})
     every = set(dict(made.named_parameters()))
     made.train_last(blocks)
-    assert every - trained(made) == {f"backbone.h.{block}.{name}" for block in frozen for name in MATRICES}
+    fixed = {f"backbone.h.{block}.{name}" for block in frozen for name in MATRICES}
+    assert every - trained(made) == fixed | {"linear.weight", "linear.bias"}
     made.train_last(3)
-    assert trained(made) == every
+    assert every - trained(made) == {"linear.weight", "linear.bias"}
 
 
 # ---- saved models ---------------------------------------------------------------------------------------------
@@ -230,7 +378,7 @@ def test_the_last_blocks_train_and_below_them_the_norms_alone(blocks, frozen):
 def saved(request, tmp_path) -> tuple[EMGForSequenceClassification, Path]:
     """A model that took a few training steps' worth of changes in every buffer and parameter, and its folder."""
     made = model(request.param)
-    made.set_scale(torch.tensor([1.0, 2, 3]), torch.tensor([4.0, 5, 6]))
+    made.set_reference(measure_reference(noise(3.0)))
     with torch.no_grad():
         for tensor in made.state_dict().values():
             if tensor.is_floating_point():
@@ -245,8 +393,8 @@ def test_a_saved_model_rebuilds_itself(saved):
     assert not again.training
     assert torch.equal(again(emg=noise()).logits, made(emg=noise()).logits)
     assert all(torch.equal(tensor, made.state_dict()[name]) for name, tensor in again.state_dict().items())
-    assert torch.equal(again.mean, made.mean)
-    assert torch.equal(again.std, made.std)
+    assert torch.equal(again.scale, made.scale)
+    assert torch.equal(again.centre, made.centre)
     described = again.config
     assert described.class_codes == [0, 1, 6, 9]
     assert described.class_names == ["idle", "fist", "pinch index", "pinch small"]
@@ -279,7 +427,7 @@ def missing_tensor(folder):
 
 def missing_scale(folder):
     tensors = load_file(folder / "model.safetensors")
-    del tensors["std"]
+    del tensors["spread"]
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
@@ -299,7 +447,7 @@ def broken_config(folder):
 
 def unknown_tokens(folder):
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokens": "wavelets"}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokens": ["wavelets"]}))
 
 
 @pytest.mark.parametrize(
@@ -442,7 +590,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 def test_more_patches_than_positions_are_refused(tiny_gpt2, tmp_path):
     shape = json.loads((tiny_gpt2 / "config.json").read_text()) | {"n_positions": 9}
     (tmp_path / "config.json").write_text(json.dumps(shape))
-    with pytest.raises(ModelError, match=r"10 patches .* 9; raise PATCH_MS"):
+    with pytest.raises(ModelError, match=r"11 tokens .* 9; raise PATCH_MS"):
         build_model(config(), str(tmp_path), "never", 2)
 
 
