@@ -24,7 +24,7 @@ def open_run(settings: Settings) -> Path:
     if settings.RESUME:
         recover_folder(settings.RESUME / "last")
         recover_folder(settings.RESUME / "best_model")
-        if not (settings.RESUME / "last" / "history.json").is_file():
+        if not settings.SWEEP and not (settings.RESUME / "last" / "history.json").is_file():
             raise EMGError(f"RESUME = {settings.RESUME}: no finished epoch is there to go on from; start a new run")
         return settings.RESUME
     if settings.RUN_DIR:

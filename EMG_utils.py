@@ -1,11 +1,11 @@
-"""Training, validation loop (sweep) and metrics."""
+"""Training and metrics."""
 
-import itertools
 import json
 import logging
 import pickle
 import platform
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -131,11 +131,14 @@ class Trainer:
             weight = class_weights(windows.targets[split.train], len(windows.classes))
             self.weight = torch.from_numpy(weight).float().to(self.accelerator.device)
 
-    def fit(self, console: Console, run: Path | None = None) -> list[dict]:
+    def fit(
+        self, console: Console, run: Path | None = None, after_epoch: Callable[[dict], None] | None = None
+    ) -> list[dict]:
         """One row of history per epoch, to the last or until PATIENCE epochs brought nothing better.
 
         With a `run` folder, best_model/, last/ and history.csv are replaced after every epoch, and training goes
-        on from last/ where there is one. Raises EMGError where the loss is no longer finite.
+        on from last/ where there is one. `after_epoch` is given every row, and ends the training where it raises.
+        Raises EMGError where the loss is no longer finite.
         """
         history = self._resume(run) if run else []
         with _progress(console) as bar:
@@ -150,6 +153,8 @@ class Trainer:
                 logger.info(_epoch_line(history[-1], self.epochs))
                 if run:
                     self._save(history, run)
+                if after_epoch:
+                    after_epoch(history[-1])
         return history
 
     def _train_epoch(self, epoch: int, bar: Progress) -> dict:
@@ -261,37 +266,6 @@ def _progress(console: Console) -> Progress:
     live = "loss {task.fields[loss]:.3f}  accuracy {task.fields[accuracy]:.3f}"
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(live)]
     return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
-
-
-# ---- validation loop ------------------------------------------------------------------------------------------
-
-
-def sweep(windows: WindowSet, split: Split, settings: Settings, console: Console, run: Path) -> Settings:
-    """Try every SWEEP_NUM_LAYERS × SWEEP_LR for NUM_EPOCHS_FOR_VALIDATION epochs; returns the best as settings.
-
-    The validation part alone decides; sweep.csv holds every trial.
-    """
-    trials = []
-    for num_layers, lr in itertools.product(settings.SWEEP_NUM_LAYERS, settings.SWEEP_LR):
-        trial = settings.model_copy(update={"NUM_LAYERS": num_layers, "LR": lr})
-        logger.info(f"trial {len(trials) + 1}: NUM_LAYERS {num_layers}, LR {lr:g}")
-        model = new_model(windows, split, trial)
-        reached = _try(Trainer(model, windows, split, trial, settings.NUM_EPOCHS_FOR_VALIDATION), console)
-        found = {"validation_balanced_accuracy": reached, "weights": model.config.weights}
-        trials.append({"NUM_LAYERS": num_layers, "LR": lr} | found)
-        pd.DataFrame(trials).to_csv(run / "sweep.csv", index=False)
-    best = max(trials, key=lambda one: one["validation_balanced_accuracy"])
-    logger.info(f"best trial: NUM_LAYERS {best['NUM_LAYERS']}, LR {best['LR']:g}")
-    return settings.model_copy(update={"NUM_LAYERS": best["NUM_LAYERS"], "LR": best["LR"]})
-
-
-def _try(trainer: Trainer, console: Console) -> float:
-    """Best balanced accuracy on the validation part; 0 for a trial whose loss is no longer finite."""
-    try:
-        return max(row["validation_balanced_accuracy"] for row in trainer.fit(console))
-    except EMGError as error:
-        logger.warning(f"the trial failed: {error}")
-        return 0.0
 
 
 # ---- metrics --------------------------------------------------------------------------------------------------

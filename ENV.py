@@ -181,7 +181,16 @@ class Settings(BaseSettings):
     # ---- validation loop ----------------------------------------------------------------------------------
 
     SWEEP: bool = False
-    """First try every SWEEP_NUM_LAYERS × SWEEP_LR on the validation part, then train with the best."""
+    """First try settings on the validation part, as SWEEP_SPACE says, then train with the best."""
+
+    SWEEP_SPACE: Literal["grid", "wide"] = "grid"
+    """`grid`: every SWEEP_NUM_LAYERS × SWEEP_LR; `wide`: SWEEP_TRIALS trials over the table WIDE of EMG_sweep.py."""
+
+    SWEEP_TRIALS: int = Field(40, ge=1)
+    """Trials of the wide search, those of all processes together; x ≥ 1."""
+
+    SWEEP_STUDY: Path | None = None
+    """File of the trials, which processes and machines may share; none: sweep.journal in the run's folder."""
 
     SWEEP_NUM_LAYERS: Annotated[list[int], NoDecode] = [-1, -3, -9]
     """Values of NUM_LAYERS to try, each ≤ 0."""
@@ -198,7 +207,7 @@ class Settings(BaseSettings):
     """Folder of the results, new or empty; none: runs/DATE-TIME."""
 
     RESUME: Path | None = None
-    """Go on with an interrupted run from its last finished epoch: the run's folder."""
+    """Go on with an interrupted run from its last finished epoch or trial: the run's folder."""
 
     MODEL_SAVING_DIR: Path | None = None
     """Also put the finished model into this folder; none: it stays in the run's best_model/."""

@@ -15,6 +15,7 @@ MODULES = [
     "EMG_DATA_LOADER",
     "EMG_model",
     "EMG_utils",
+    "EMG_sweep",
     "EMG_run",
     "EMG_figures",
 ]
@@ -65,6 +66,9 @@ OTHER_VALUES = {
     "PRECISION": "fp32",
     "SEED": "9",
     "SWEEP": ("true", True),
+    "SWEEP_SPACE": "wide",
+    "SWEEP_TRIALS": "7",
+    "SWEEP_STUDY": "/shared/study.journal",
     "SWEEP_NUM_LAYERS": ("-2,0", [-2, 0]),
     "SWEEP_LR": ("0.1,1e-5", [0.1, 1e-5]),
     "NUM_EPOCHS_FOR_VALIDATION": "1",
