@@ -47,7 +47,7 @@ WIDE: dict[str, BaseDistribution] = {  # what SWEEP_SPACE = wide tries; any sett
     "FILTERS": CategoricalDistribution([8, 16, 32]),
 }
 UNPRUNED = 5  # trials that run to the end before any is compared with their median
-FEWEST = 8  # finished trials; importances from fewer are chance
+FEWEST = 8  # complete trials, and more than settings; importances from fewer are chance
 FREE = {  # settings that processes of one study need not share: names of places, or nothing to do with a trial
     *("DATA_LOCATION", "MEMORY_GB", "CLASS_NAMES", "DATA_NOTE", "WORKERS", "CLUSTER", "DOWNLOAD_URL", "NUM_EPOCHS"),
     *("SWEEP", "SWEEP_SPACE", "SWEEP_NUM_LAYERS", "SWEEP_LR", "SWEEP_TRIALS", "SWEEP_STUDY"),
@@ -76,7 +76,7 @@ def sweep(windows: WindowSet, split: Split, settings: Settings, console: Console
     table, best = write_table(study, run), study.best()
     note = f"{settings.MODEL_NAME}, {best.user_attrs['weights']} weights. {split.description}. "
     note += f"Data: {settings.DATA_LOCATION.name}. {windows.metadata['note']}".strip()
-    draw_sweep(table, *study.importances(), note, run)
+    draw_sweep(table, *study.importances(), study.logarithmic(), note, run)
     logger.info(f"best trial: {best.number + 1}, {listed(best.params)}; balanced accuracy {best.value:.3f}")
     return settings.model_copy(update=best.params)
 
@@ -178,12 +178,20 @@ class SharedStudy:
             self._claim(identity, first)
 
     def _open(self, pruner: optuna.pruners.BasePruner) -> optuna.Study:
+        lock = FileLock(self.locks / "journal")
+        refused = EMGError(
+            f"{self.path}: this is no study of a sweep, or a damaged one; name a new file in SWEEP_STUDY"
+        )
+        with lock:
+            content = self.path.read_bytes() if self.path.exists() else b""
+        if content and not (content.startswith(b'{"op_code"') and content.endswith(b"\n")):
+            raise refused
         try:
-            journal = JournalFileBackend(str(self.path), lock_obj=FileLock(self.locks / "journal"))
-            found = {"study_name": "sweep", "direction": "maximize", "pruner": pruner, "load_if_exists": True}
-            return optuna.create_study(storage=JournalStorage(journal), **found)
+            storage = JournalStorage(JournalFileBackend(str(self.path), lock_obj=lock))
+            named = {"study_name": "sweep", "storage": storage, "pruner": pruner}
+            return optuna.load_study(**named) if content else optuna.create_study(**named, direction="maximize")
         except (ValueError, KeyError, TypeError):
-            raise EMGError(f"{self.path}: this is no study of a sweep; name a new file in SWEEP_STUDY") from None
+            raise refused from None
 
     def _claim(self, identity: dict, first: list[dict]) -> None:
         """Write into a new study what it belongs to, and its first points; refuse one that belongs to other things."""
@@ -270,13 +278,17 @@ class SharedStudy:
 
         fANOVA (Hutter et al., 2014) over the trials that ran to the end.
         """
-        complete = self._numbers(TrialState.COMPLETE)
-        if len(complete) < FEWEST:
-            return {}, f"{len(complete)} trials ran to the end, too few to say which settings matter"
+        complete, needed = len(self._numbers(TrialState.COMPLETE)), max(FEWEST, len(self.space) + 1)
+        if complete < needed:
+            return {}, f"{complete} trials are complete; which settings matter shows from {needed} on"
         try:
             return get_param_importances(self.study, evaluator=FanovaImportanceEvaluator(seed=self.seed)), ""
         except RuntimeError:  # no variance
-            return {}, "the trials do not differ enough to say which settings matter"
+            return {}, "all trials have the same value, so no setting matters"
+
+    def logarithmic(self) -> list[str]:
+        """Settings that are drawn on a logarithmic scale."""
+        return [name for name, distribution in self.space.items() if getattr(distribution, "log", False)]
 
 
 # ---- what is shown --------------------------------------------------------------------------------------------

@@ -1,8 +1,7 @@
-"""main.py from the command line: what a run leaves behind, resuming, the sweep, and what goes wrong in one sentence."""
+"""main.py from the command line: what a run leaves behind, resuming, and what goes wrong in one sentence."""
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -302,76 +301,6 @@ def test_ctrl_c_before_the_first_epoch_says_what_works(small_flags, tmp_path):
     again = start(*command)
     stop(again, split, signal.SIGKILL)
     assert again.returncode == -signal.SIGKILL
-
-
-# ---- sweep ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def swept(small_file, tiny_gpt2, tmp_path_factory) -> tuple[Path, Path, str]:
-    """A sweep of 2 × 2 trials on random windows, and a folder for the model that held a file already."""
-    base = tmp_path_factory.mktemp("swept")
-    (base / "models").mkdir()
-    (base / "models" / "notes.txt").write_text("mine")
-    grid = {"SWEEP_NUM_LAYERS": "0,-1", "SWEEP_LR": "3e-4,3e-3", "NUM_EPOCHS_FOR_VALIDATION": 1}
-    small = SMALL | {"SPLIT": "random", "NUM_EPOCHS": 1, "WINDOW_MS": 200, "FILTER": "causal"}
-    where = {"DATA_LOCATION": small_file, "MODEL_NAME": tiny_gpt2, "RUN_DIR": base / "run"}
-    settings = where | small | grid | {"MODEL_SAVING_DIR": base / "models"}
-    done = run("main.py", "--sweep", *flags(**settings), **ONE_THREAD)
-    assert done.returncode == 0, done.stderr
-    return base / "run", base / "models", done.stdout
-
-
-def test_the_sweep_tries_the_whole_grid_and_trains_with_the_best(swept):
-    folder, saved, _ = swept[0], read(swept[0], "env.json"), swept[2]
-    trials = pd.read_csv(folder / "sweep.csv")
-    grid = trials[["NUM_LAYERS", "LR"]].itertuples(index=False, name=None)
-    assert list(grid) == [(0, 3e-4), (0, 3e-3), (-1, 3e-4), (-1, 3e-3)]
-    best = trials.loc[trials["validation_balanced_accuracy"].idxmax()]
-    assert (saved["NUM_LAYERS"], saved["LR"]) == (best["NUM_LAYERS"], best["LR"])
-    assert best["LR"] == 3e-3  # ten times faster; the other learns next to nothing in an epoch
-    # The last training has the trial's seed, data and single epoch.
-    assert history(folder)["validation_balanced_accuracy"].tolist() == [best["validation_balanced_accuracy"]]
-
-
-def test_frozen_blocks_keep_the_language_models_weights(swept, tiny_gpt2):
-    """With −1 the first two of three blocks are frozen but for their norms, with 0 the third as well."""
-    source, model = load_file(tiny_gpt2 / "model.safetensors"), load_file(swept[0] / "best_model" / "model.safetensors")
-    frozen = 3 + read(swept[0], "env.json")["NUM_LAYERS"]
-    assert frozen in (2, 3)
-    backbone = {name.removeprefix("backbone."): t for name, t in model.items() if name.startswith("backbone.")}
-    unchanged = {name for name, tensor in backbone.items() if torch.equal(tensor, source[name])}
-    assert unchanged == {
-        name for name in backbone if re.match(r"h\.\d\.(attn|mlp)\.", name) and int(name.split(".")[1]) < frozen
-    }
-
-
-def test_the_parameters_that_are_trained_are_counted(swept):
-    metrics, width = read(swept[0], "metrics.json"), 32
-    frozen = 3 + read(swept[0], "env.json")["NUM_LAYERS"]
-    assert metrics["parameters"] - metrics["trainable_parameters"] == frozen * (12 * width**2 + 9 * width)
-
-
-def test_random_windows_are_announced_wherever_the_result_appears(swept):
-    assert "leaky" in read(swept[0], "metrics.json")["split_description"]
-    assert "leaky" in (swept[0] / "log.txt").read_text()
-    assert "leaky" in swept[2]
-
-
-def test_settings_that_the_file_was_not_made_with_are_noted(swept):
-    log = (swept[0] / "log.txt").read_text()
-    assert re.search("WINDOW_MS is 250.0 in the file, not 200.0; run Preprocessing.py", log)
-    assert re.search("FILTER is putemg in the file, not causal", log)
-    assert "STRIDE_MS" not in log
-
-
-def test_the_model_is_also_put_where_it_was_wanted(swept):
-    ours, theirs = (load_model(folder).state_dict() for folder in (swept[1], swept[0] / "best_model"))
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
-
-
-def test_other_files_beside_the_saved_model_are_kept(swept):
-    assert (swept[1] / "notes.txt").is_file()
 
 
 # ---- what goes wrong ------------------------------------------------------------------------------------------
