@@ -30,6 +30,7 @@ from rich.console import Console
 from EMG_DATA_LOADER import Split, WindowSet
 from EMG_figures import draw_sweep
 from EMG_model import ModelError
+from EMG_run import make_folder
 from EMG_utils import Trainer, new_model
 from ENV import EMGError, Settings
 
@@ -146,7 +147,7 @@ def identity(windows: WindowSet, settings: Settings, run: Path) -> dict:
     return fixed | {
         "data": checksum(json.dumps(windows.metadata, sort_keys=True)),
         "split": checksum((run / "split.csv").read_text(encoding="utf-8")),
-        "space": {name: distribution_to_json(distribution) for name, distribution in distributions.items()},
+        "search space": {name: distribution_to_json(distribution) for name, distribution in distributions.items()},
     }
 
 
@@ -160,8 +161,8 @@ def checksum(text: str) -> str:
 class SharedStudy:
     """An optuna study in a journal file, from which several processes take trials in turn.
 
-    A process holds a file lock for as long as it runs a trial, and the system frees it when the process dies: so a
-    killed trial is known at once, on whichever machine, and tried again.
+    A process holds a file lock for as long as it runs a trial, and the system frees it when the process dies: so an
+    interrupted trial is known at once, on whichever machine, and tried again.
     """
 
     def __init__(self, settings: Settings, identity: dict, run: Path):
@@ -170,7 +171,7 @@ class SharedStudy:
         first = first_points(settings)
         self.total = len(first) if settings.SWEEP_SPACE == "grid" else settings.SWEEP_TRIALS
         self.locks = self.path.with_name(f".{self.path.name}.locks")
-        self.locks.mkdir(parents=True, exist_ok=True)
+        make_folder(self.locks)
         self.alone = FileLock(self.locks / "next")  # held while a trial is chosen
         pruner = NopPruner() if settings.SWEEP_SPACE == "grid" else MedianPruner(UNPRUNED)
         with self.alone:
@@ -201,7 +202,8 @@ class SharedStudy:
                 self.study.enqueue_trial(point, skip_if_exists=True)
             self.study.set_user_attr("identity", identity)
         elif found != identity:
-            differing = sorted(name for name in found | identity if found.get(name) != identity.get(name))
+            differing = sorted(name for name in found.keys() & identity.keys() if found[name] != identity[name])
+            differing = differing or sorted(found.keys() ^ identity.keys())  # another version of the program
             raise EMGError(
                 f"{self.path}: the study was started with another {', '.join(differing)}; name a new SWEEP_STUDY"
             )
@@ -225,18 +227,20 @@ class SharedStudy:
     def _next(self) -> tuple[optuna.Trial, FileLock] | None:
         """The next trial and the lock on it: a waiting one, else a new one while the study lacks trials."""
         with self.alone:
-            self._fail_killed()
-            self._queue_killed()
-            counted = [trial for trial in self.study.get_trials(deepcopy=False) if state(trial) != "killed"]
+            self._fail_interrupted()
+            self._queue_interrupted()
+            counted = [trial for trial in self.study.get_trials(deepcopy=False) if state(trial) != "interrupted"]
             if len(counted) >= self.total and not self._numbers(TrialState.WAITING):
                 return None
-            self.study.sampler = TPESampler(seed=self.seed + len(counted))  # whichever process asks, after any kill
+            self.study.sampler = TPESampler(
+                seed=self.seed + len(counted)
+            )  # whichever process asks, after any interruption
             trial = self.study.ask(self.space)
             lock = self._lock(trial.number)
             lock.acquire()
             return trial, lock
 
-    def _fail_killed(self) -> None:
+    def _fail_interrupted(self) -> None:
         for number in self._numbers(TrialState.RUNNING):
             lock = self._lock(number)
             with suppress(Timeout):  # a living process holds it
@@ -244,12 +248,12 @@ class SharedStudy:
                 self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
                 self._free(lock)
 
-    def _queue_killed(self) -> None:
+    def _queue_interrupted(self) -> None:
         trials = self.study.get_trials(deepcopy=False)
         queued = {trial.user_attrs.get("repeats") for trial in trials}
         for trial in trials:
-            if state(trial) == "killed" and trial.number not in queued:
-                logger.info(f"trial {trial.number + 1} was killed before it ended; it is tried again")
+            if state(trial) == "interrupted" and trial.number not in queued:
+                logger.info(f"trial {trial.number + 1} was interrupted; it is tried again")
                 point = trial.system_attrs.get("fixed_params", {}) | trial.params
                 self.study.enqueue_trial(point, user_attrs={"repeats": trial.number})
 
@@ -295,9 +299,9 @@ class SharedStudy:
 
 
 def state(trial: FrozenTrial) -> str:
-    """In words: a trial that failed by itself has an error, a killed one has none."""
+    """In words: a trial that failed by itself has an error, an interrupted one has none."""
     if trial.state == TrialState.FAIL:
-        return "failed" if "error" in trial.user_attrs else "killed"
+        return "failed" if "error" in trial.user_attrs else "interrupted"
     return trial.state.name.lower()
 
 
