@@ -64,26 +64,20 @@ def sweep(windows: WindowSet, split: Split, settings: Settings, console: Console
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = SharedStudy(settings, identity(windows, settings, run), run)
-    try:
-        for trial in study.trials():
-            write_table(study, run)
-            try_settings(trial, study.study, windows, split, settings, console)
-            write_table(study, run)
-    except UpdateFinishedTrialError:
-        raise EMGError(
-            f"{study.path}: another process took this one for dead, because its file locks are not seen there; "
-            "put the study into a folder that shares locks"
-        ) from None
+    for trial in study.trials():
+        write_table(study, run)
+        try_settings(trial, study, windows, split, settings, console)
+        write_table(study, run)
     table, best = write_table(study, run), study.best()
-    note = f"{settings.MODEL_NAME}, {best.user_attrs['weights']} weights. {split.description}. "
-    note += f"Data: {settings.DATA_LOCATION.name}. {windows.metadata['note']}".strip()
+    origin = f"{settings.DATA_LOCATION.name}. {windows.metadata['note']}".strip()
+    note = f"{settings.MODEL_NAME}, {best.user_attrs['weights']} weights. {split.description}. Data: {origin}"
     draw_sweep(table, *study.importances(), study.logarithmic(), note, run)
     logger.info(f"best trial: {best.number + 1}, {listed(best.params)}; balanced accuracy {best.value:.3f}")
     return settings.model_copy(update=best.params)
 
 
 def try_settings(
-    trial: optuna.Trial, study: optuna.Study, windows: WindowSet, split: Split, settings: Settings, console: Console
+    trial: optuna.Trial, study: "SharedStudy", windows: WindowSet, split: Split, settings: Settings, console: Console
 ) -> None:
     """One trial: its value is the best balanced accuracy on the validation part; errors end the trial alone."""
     logger.info(f"trial {trial.number + 1}: {listed(trial.params)}")
@@ -93,10 +87,12 @@ def try_settings(
         logger.info(f"trial {trial.number + 1} is stopped: it lies below the median of the trials before")
         study.tell(trial, state=TrialState.PRUNED)
     except (EMGError, ModelError, torch.OutOfMemoryError) as error:
-        reason = str(error).partition("\n")[0]
-        logger.warning(f"trial {trial.number + 1} failed: {reason}")
-        trial.set_user_attr("error", reason)
-        study.tell(trial, state=TrialState.FAIL)
+        study.fail(trial, str(error).partition("\n")[0])
+    except UpdateFinishedTrialError:
+        raise EMGError(
+            f"{study.path}: another process took this one for dead, because its file locks are not seen there; "
+            "put the study into a folder that shares locks"
+        ) from None
 
 
 def train(trial: optuna.Trial, windows: WindowSet, split: Split, settings: Settings, console: Console) -> float:
@@ -177,6 +173,12 @@ class SharedStudy:
         with self.alone:
             self.study = self._open(pruner)
             self._claim(identity, first)
+        self.tell = self.study.tell
+
+    def fail(self, trial: optuna.Trial, reason: str) -> None:
+        logger.warning(f"trial {trial.number + 1} failed: {reason}")
+        trial.set_user_attr("error", reason)
+        self.tell(trial, state=TrialState.FAIL)
 
     def _open(self, pruner: optuna.pruners.BasePruner) -> optuna.Study:
         lock = FileLock(self.locks / "journal")
