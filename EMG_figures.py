@@ -4,12 +4,14 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pandas as pd
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 BLUE, ORANGE, GREY = "#1f5fa8", "#c8560a", "#6b6b6b"  # apart for colour-blind eyes, dark enough for print
 FEW_CLASSES = 12  # more get smaller cells and print
+FEW_VALUES = 6  # of a setting; more are drawn on a scale
 
 
 def draw_history(history: list[dict], best: int, chance: float, note: str, run: Path) -> None:
@@ -53,6 +55,51 @@ def draw_confusion_matrix(metrics: dict, title: str, note: str, run: Path) -> No
     axes.set_title(title, fontsize=10)
     figure.colorbar(image, ax=axes, label="share of the true gesture's windows", shrink=0.8)
     _save(figure, note, run / "confusion_matrix.png")
+
+
+def draw_sweep(
+    table: pd.DataFrame, importances: dict[str, float], why_not: str, logarithmic: list[str], note: str, run: Path
+) -> None:
+    """sweep.png from the trials of sweep.csv: their values, and which settings matter, or `why_not`."""
+    rows, size = (2, (9, 7.5)) if importances else (1, (7, 4.5))
+    figure, panels = plt.subplots(rows, rows, figsize=size, layout="constrained", squeeze=False)
+    _draw_trials(panels[0, 0], table, table["trial"])
+    panels[0, 0].set(xlabel="trial", title=why_not)
+    panels[0, 0].title.set(fontsize=9, color=GREY)
+    panels[0, 0].xaxis.get_major_locator().set_params(integer=True)
+    if importances:
+        panels[0, 1].barh(list(importances), importances.values(), color=BLUE)
+        panels[0, 1].invert_yaxis()
+        panels[0, 1].set(xlabel="share of the variance of complete trials (fANOVA)", xlim=(0, 1))
+        for axes, name in zip(panels[1], importances, strict=False):
+            _draw_over(axes, table, name, name in logarithmic)
+    _finish(figure, panels[0, 0], note, run / "sweep.png")
+
+
+def _draw_over(axes, table: pd.DataFrame, name: str, logarithmic: bool) -> None:
+    """The trials over one setting: few values stand side by side, many on their own scale."""
+    x, ticks = table[name], sorted(table[name].dropna().unique())
+    if len(ticks) <= FEW_VALUES:
+        names = [f"{tick:g}" if isinstance(tick, float) else str(tick) for tick in ticks]
+        axes.set_xticks(range(len(ticks)), [name.replace("-", "−") for name in names])
+        axes.set_xlim(-0.5, len(ticks) - 0.5)
+        x = x.map(ticks.index, na_action="ignore")
+    elif logarithmic:
+        axes.set_xscale("log")
+    axes.set_xlabel(name)
+    _draw_trials(axes, table, x)
+
+
+def _draw_trials(axes, table: pd.DataFrame, x: pd.Series) -> None:
+    value, states = table["validation_balanced_accuracy"], table["state"]
+    for state, marker, color in (("complete", "o", BLUE), ("pruned", "v", GREY), ("failed", "x", GREY)):
+        chosen = states == state
+        if chosen.any():
+            axes.plot(x[chosen], value[chosen], marker, color=color, ms=5, label=f"{state}: {chosen.sum()}")
+    best = value.where(states == "complete").idxmax()
+    axes.plot(x[best], value[best], "o", ms=11, mfc="none", color=ORANGE, label="best")
+    axes.set_ylabel("validation, balanced accuracy")
+    axes.grid(alpha=0.3)
 
 
 def _curves(label: str):

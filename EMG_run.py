@@ -20,19 +20,19 @@ from ENV import EMGError, Settings
 def open_run(settings: Settings) -> Path:
     """The run's folder, new or empty; the resumed run's with RESUME. Raises EMGError."""
     if settings.MODEL_SAVING_DIR:
-        _make_folder(settings.MODEL_SAVING_DIR)  # found out now, not when the training is over
+        make_folder(settings.MODEL_SAVING_DIR)  # found out now, not when the training is over
     if settings.RESUME:
         recover_folder(settings.RESUME / "last")
         recover_folder(settings.RESUME / "best_model")
-        if not (settings.RESUME / "last" / "history.json").is_file():
+        if not settings.SWEEP and not (settings.RESUME / "last" / "history.json").is_file():
             raise EMGError(f"RESUME = {settings.RESUME}: no finished epoch is there to go on from; start a new run")
         return settings.RESUME
     if settings.RUN_DIR:
-        _make_folder(settings.RUN_DIR)
+        make_folder(settings.RUN_DIR)
         if any(settings.RUN_DIR.iterdir()):
             raise EMGError(f"RUN_DIR = {settings.RUN_DIR}: there are results already; name a new folder, or use RESUME")
         return settings.RUN_DIR
-    _make_folder(Path("runs"))
+    make_folder(Path("runs"))
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     for number in itertools.count(1):
         folder = Path("runs") / (stamp if number == 1 else f"{stamp}_{number}")
@@ -41,7 +41,8 @@ def open_run(settings: Settings) -> Path:
             return folder
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Raises EMGError where the folder cannot be made or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -50,7 +51,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def discard_if_empty(run: Path) -> bool:
-    """Remove a run that has neither a finished epoch nor a trial to show; returns whether it did."""
+    """Remove a run that has neither a finished epoch nor a trial that was begun; returns whether it did."""
     worthless = not (run / "last").exists() and not (run / "sweep.csv").exists()
     if worthless:
         shutil.rmtree(run, ignore_errors=True)

@@ -1,12 +1,12 @@
-"""Training, validation loop (sweep) and metrics."""
+"""Training and metrics."""
 
-import itertools
 import json
 import logging
 import pickle
 import platform
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -191,12 +191,19 @@ class Trainer:
             weight = class_weights(windows.targets[split.train], len(windows.classes))
             self.weight = torch.from_numpy(weight).float().to(self.accelerator.device)
 
-    def fit(self, console: Console, run: Path | None = None, stop_after: int | None = None) -> list[dict]:
-        """One row of history per epoch, to the last or until PATIENCE epochs brought nothing better.
+    def fit(
+        self,
+        console: Console,
+        run: Path | None = None,
+        stop_after: int | None = None,
+        after_epoch: Callable[[dict], None] | None = None,
+    ) -> list[dict]:
+        """One row of history per epoch, to the last or until PATIENCE epochs brought no lower loss.
 
         Without a validation part the latest epoch counts as the best, and `stop_after` epochs are enough. With a
         `run` folder, best_model/, last/ and history.csv are replaced after every epoch, and training goes on from
-        last/ where there is one. Raises EMGError where the loss is no longer finite.
+        last/ where there is one. `after_epoch` is given every row, and ends the training where it raises. Raises
+        EMGError where the loss is no longer finite.
         """
         history = self._resume(run) if run else []
         with _progress(console) as bar:
@@ -212,6 +219,8 @@ class Trainer:
                 logger.info(_epoch_line(history[-1], self.epochs))
                 if run:
                     self._save(history, run)
+                if after_epoch:
+                    after_epoch(history[-1])
         return history
 
     def _train_epoch(self, epoch: int, bar: Progress) -> dict:
@@ -251,7 +260,7 @@ class Trainer:
         target = self.windows.targets[self.split.validation]
         predicted = probabilities.argmax(1)
         return {
-            "validation_loss": float(-np.log(probabilities[np.arange(len(target)), target] + 1e-12).mean()),
+            "validation_loss": balanced_loss(target, probabilities),
             "validation_accuracy": accuracy_score(target, predicted),
             "validation_balanced_accuracy": balanced_accuracy(target, predicted),
         }
@@ -324,10 +333,13 @@ def refit(windows: WindowSet, split: Split, settings: Settings, epochs: int, con
 
 
 def best_epoch(history: list[dict]) -> int:
-    """Index of the first epoch with the highest balanced accuracy on the validation part; the last without one."""
-    if "validation_balanced_accuracy" not in history[-1]:
+    """Index of the epoch with the lowest loss on the validation part; without one, of the last.
+
+    The loss tells epochs apart where the accuracy of a small validation part is the same, or jumps.
+    """
+    if "validation_loss" not in history[-1]:
         return len(history) - 1
-    return int(np.argmax([row["validation_balanced_accuracy"] for row in history]))
+    return int(np.argmin([row["validation_loss"] for row in history]))
 
 
 def epochs_since_best(history: list[dict]) -> int:
@@ -348,39 +360,6 @@ def _progress(console: Console) -> Progress:
     live = "loss {task.fields[loss]:.3f}  accuracy {task.fields[accuracy]:.3f}"
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(live)]
     return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
-
-
-# ---- validation loop ------------------------------------------------------------------------------------------
-
-
-def sweep(
-    windows: WindowSet, split: Split, references: Reference, settings: Settings, console: Console, run: Path
-) -> Settings:
-    """Try every SWEEP_NUM_LAYERS × SWEEP_LR for NUM_EPOCHS_FOR_VALIDATION epochs; returns the best as settings.
-
-    The validation part alone decides; sweep.csv holds every trial.
-    """
-    trials = []
-    for num_layers, lr in itertools.product(settings.SWEEP_NUM_LAYERS, settings.SWEEP_LR):
-        trial = settings.model_copy(update={"NUM_LAYERS": num_layers, "LR": lr})
-        logger.info(f"trial {len(trials) + 1}: NUM_LAYERS {num_layers}, LR {lr:g}")
-        model = new_model(windows, split, references, trial)
-        reached = _try(Trainer(model, windows, split, references, trial, settings.NUM_EPOCHS_FOR_VALIDATION), console)
-        found = {"validation_balanced_accuracy": reached, "weights": model.config.weights}
-        trials.append({"NUM_LAYERS": num_layers, "LR": lr} | found)
-        pd.DataFrame(trials).to_csv(run / "sweep.csv", index=False)
-    best = max(trials, key=lambda one: one["validation_balanced_accuracy"])
-    logger.info(f"best trial: NUM_LAYERS {best['NUM_LAYERS']}, LR {best['LR']:g}")
-    return settings.model_copy(update={"NUM_LAYERS": best["NUM_LAYERS"], "LR": best["LR"]})
-
-
-def _try(trainer: Trainer, console: Console) -> float:
-    """Best balanced accuracy on the validation part; 0 for a trial whose loss is no longer finite."""
-    try:
-        return max(row["validation_balanced_accuracy"] for row in trainer.fit(console))
-    except EMGError as error:
-        logger.warning(f"the trial failed: {error}")
-        return 0.0
 
 
 # ---- metrics --------------------------------------------------------------------------------------------------
@@ -409,6 +388,12 @@ def compute_metrics(windows: WindowSet, rows: np.ndarray, probabilities: np.ndar
         "confusion_matrix": confusion_matrix(target, predicted, labels=indices).tolist(),
         "classes": {str(code): name for code, name in zip(windows.classes, windows.class_names, strict=True)},
     }
+
+
+def balanced_loss(target: np.ndarray, probabilities: np.ndarray) -> float:
+    """Cross entropy (nat), mean over the classes that are present in `target`, from (n, K) probabilities."""
+    loss = -np.log(probabilities[np.arange(len(target)), target] + 1e-12)
+    return float(np.mean([loss[target == index].mean() for index in np.unique(target)]))
 
 
 def balanced_accuracy(target: np.ndarray, predicted: np.ndarray) -> float:

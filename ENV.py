@@ -161,7 +161,7 @@ class Settings(BaseSettings):
     """Passes over the training part at the most; x ≥ 1."""
 
     PATIENCE: int = Field(4, ge=1)
-    """Stop after this many epochs without a better balanced accuracy on the validation part; x ≥ 1."""
+    """Stop after this many epochs without a lower loss on the validation part; x ≥ 1."""
 
     REFIT: bool = True
     """Then train anew on training and validation part together, for as many epochs as turned out best."""
@@ -199,9 +199,18 @@ class Settings(BaseSettings):
     # ---- validation loop ----------------------------------------------------------------------------------
 
     SWEEP: bool = False
-    """First try every SWEEP_NUM_LAYERS × SWEEP_LR on the validation part, then train with the best."""
+    """First try settings on the validation part, as SWEEP_SPACE says, then train with the best."""
 
-    SWEEP_NUM_LAYERS: Annotated[list[int], NoDecode] = [-1, -3, -9]
+    SWEEP_SPACE: Literal["grid", "wide"] = "grid"
+    """`grid`: every SWEEP_NUM_LAYERS × SWEEP_LR; `wide`: SWEEP_TRIALS trials over the table WIDE of EMG_sweep.py."""
+
+    SWEEP_TRIALS: int = Field(40, ge=1)
+    """Trials of the wide search, those of all processes together; x ≥ 1."""
+
+    SWEEP_STUDY: Path | None = None
+    """File of the trials, which processes and machines may share; none: sweep.journal in the run's folder."""
+
+    SWEEP_NUM_LAYERS: Annotated[list[int], NoDecode] = [0, -1, -9]
     """Values of NUM_LAYERS to try, each ≤ 0."""
 
     SWEEP_LR: Annotated[list[float], NoDecode] = [1e-4, 3e-4, 1e-3]
@@ -216,7 +225,7 @@ class Settings(BaseSettings):
     """Folder of the results, new or empty; none: runs/DATE-TIME."""
 
     RESUME: Path | None = None
-    """Go on with an interrupted run from its last finished epoch: the run's folder."""
+    """Go on with an interrupted run from its last finished epoch or trial: the run's folder."""
 
     MODEL_SAVING_DIR: Path | None = None
     """Also put the finished model into this folder; none: it stays in the run's best_model/."""

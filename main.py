@@ -25,7 +25,8 @@ from EMG_run import (
     write_predictions,
     write_split,
 )
-from EMG_utils import Trainer, best_epoch, compute_metrics, new_model, refit, session_references, sweep, versions
+from EMG_sweep import sweep
+from EMG_utils import Trainer, best_epoch, compute_metrics, new_model, refit, session_references, versions
 from ENV import EMGError, Settings, from_command_line
 
 logger = logging.getLogger("main")
@@ -72,9 +73,7 @@ def after_interrupt(run: Path | None) -> str:
     close_log()
     if run is None or discard_if_empty(run):
         return "nothing was finished; run the same command again"
-    if (run / "last").exists():
-        return f"go on with --resume {run}"
-    return f"the trials so far are in {run / 'sweep.csv'}; name another RUN_DIR for the next run"
+    return f"go on with --resume {run}"
 
 
 def experiment(windows: WindowSet, split: Split, settings: Settings, console: Console, run: Path) -> None:
@@ -84,7 +83,7 @@ def experiment(windows: WindowSet, split: Split, settings: Settings, console: Co
     write_split(windows, split, run)
 
     references = session_references(windows, split, settings)
-    if settings.SWEEP and not settings.RESUME:
+    if settings.SWEEP and not (run / "last").exists():
         settings = sweep(windows, split, references, settings, console, run)
         write_json(run / "env.json", settings.model_dump(mode="json"))
 
@@ -177,9 +176,10 @@ def start_log(console: Console, run: Path) -> None:
     logging.basicConfig(
         level=logging.WARNING, format="%(message)s", handlers=[ConsoleHandler(console), kept], force=True
     )
-    for name in ("main", "EMG_utils", "EMG_model"):
+    for name in ("main", "EMG_sweep", "EMG_utils", "EMG_model"):
         logging.getLogger(name).setLevel(logging.INFO)
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # it would list every block that BLOCKS leaves out
 
 
 def close_log() -> None:

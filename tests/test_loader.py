@@ -16,9 +16,10 @@ from EMG_DATA_LOADER import (
     Split,
     WindowSet,
     batches,
-    channel_statistics,
     class_weights,
+    draw_rows,
     load_windows,
+    session_rows,
     split_windows,
 )
 from ENV import EMGError, Settings
@@ -95,7 +96,7 @@ def test_reads_what_pandas_reads(windows, windows_file):
     pd.testing.assert_frame_equal(windows.table, frame.drop(columns="emg"))
     stored = np.stack(frame["emg"]).reshape(len(frame), 250, 8)
     assert np.array_equal(windows.emg, stored)
-    emg, target = next(batches(windows, np.arange(len(frame)), len(frame)))
+    emg, target, _ = next(batches(windows, np.arange(len(frame)), len(frame)))
     assert np.array_equal(emg.numpy(), stored * np.float32(0.25))
     codes = [0, 1, 2, 3, 6, 7, 8, 9]
     assert windows.classes == codes
@@ -441,17 +442,25 @@ def test_a_single_class_cannot_be_learned():
 # ---- statistics and batches -----------------------------------------------------------------------------------
 
 
-def test_statistics_are_those_of_the_training_part(windows):
+def test_a_session_is_measured_on_its_training_windows_or_else_on_all_of_its_own(windows):
+    """Two people, two days: by trajectory every day has training windows, by session the last days have none."""
+    sessions = windows.sessions
+    assert windows.table.groupby(sessions)[["subject", "session"]].nunique().to_numpy().tolist() == [[1, 1]] * 4
     split = split_windows(windows, Settings())
-    values = windows.emg[split.train].astype(np.float64).reshape(-1, 8) * 0.25
-    mean, std = channel_statistics(windows, split.train, seed=0)
-    assert mean == pytest.approx(values.mean(0), abs=1e-9)
-    assert std == pytest.approx(values.std(0), rel=1e-9)
-    altered = windows.emg.copy()
-    altered[split.test] = 32_000
-    altered[split.validation] = -32_000
-    again = channel_statistics(WindowSet(altered, windows.table, windows.metadata), split.train, seed=0)
-    assert np.array_equal(again, (mean, std))
+    for session, rows in enumerate(session_rows(windows, split, seed=0)):
+        assert rows.tolist() == split.train[sessions[split.train] == session].tolist()
+    split = split_windows(windows, Settings(SPLIT="session"))
+    first, last, *_ = session_rows(windows, split, seed=0)
+    assert first.tolist() == split.train[sessions[split.train] == 0].tolist()
+    assert last.tolist() == np.flatnonzero(sessions == 1).tolist()
+
+
+def test_at_most_so_many_rows_are_drawn():
+    assert draw_rows(np.arange(5, 10), seed=0).tolist() == [5, 6, 7, 8, 9]
+    drawn = draw_rows(np.arange(100), seed=0, at_most=10)
+    assert len(set(drawn)) == 10
+    assert drawn.tolist() == sorted(drawn)
+    assert drawn.tolist() != draw_rows(np.arange(100), seed=1, at_most=10).tolist()
 
 
 def test_every_training_window_comes_once_an_epoch():
@@ -459,17 +468,18 @@ def test_every_training_window_comes_once_an_epoch():
     windows = made_up(recordings=3)
     rows = np.arange(1, 72, 2)
     shuffled = list(batches(windows, rows, 8, np.random.default_rng(3)))
-    assert [len(target) for _, target in shuffled] == [8, 8, 8, 8, 4]
-    emg, target = torch.cat([e for e, _ in shuffled]), torch.cat([t for _, t in shuffled])
+    assert [len(target) for _, target, _ in shuffled] == [8, 8, 8, 8, 4]
+    emg, target, sessions = map(torch.cat, zip(*shuffled, strict=True))
     assert (emg.shape, emg.dtype, target.dtype) == ((36, 4, 2), torch.float32, torch.int64)
     stored = {tuple((windows.emg[row] * 0.25).reshape(-1)): row for row in rows}
     order = [stored[tuple(one.reshape(-1).tolist())] for one in emg]
     assert sorted(order) == rows.tolist()
     assert order != rows.tolist()
     assert target.tolist() == windows.table["TRAJ_GT"].iloc[order].tolist()
-    again = torch.cat([e for e, _ in batches(windows, rows, 8, np.random.default_rng(3))])
-    other = torch.cat([e for e, _ in batches(windows, rows, 8, np.random.default_rng(4))])
+    assert sessions.tolist() == windows.sessions[order].tolist()
+    again = torch.cat([e for e, *_ in batches(windows, rows, 8, np.random.default_rng(3))])
+    other = torch.cat([e for e, *_ in batches(windows, rows, 8, np.random.default_rng(4))])
     assert torch.equal(emg, again)
     assert not torch.equal(emg, other)
-    in_order = torch.cat([e for e, _ in batches(windows, rows, 8)])
+    in_order = torch.cat([e for e, *_ in batches(windows, rows, 8)])
     assert np.array_equal(in_order.numpy(), windows.emg[rows] * np.float32(0.25))

@@ -1,8 +1,7 @@
-"""main.py from the command line: what a run leaves behind, resuming, the sweep, and what goes wrong in one sentence."""
+"""main.py from the command line: what a run leaves behind, resuming, and what goes wrong in one sentence."""
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -19,20 +18,21 @@ import torch
 from conftest import ROOT, run
 from safetensors.torch import load_file
 
-from EMG_DATA_LOADER import WindowSet, batches, load_windows
-from EMG_model import load_model
+from EMG_DATA_LOADER import WindowSet, load_windows, read_emg
+from EMG_model import load_model, measure_reference
 from EMG_run import open_run, resumed_settings
 from ENV import EMGError, Settings
 
 CODES = [0, 1, 2, 3, 6, 7, 8, 9]
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # so small a model waits for its threads more than it computes
 FIGURES = ["accuracy.png", "loss.png", "confusion_matrix.png"]
-SMALL = {"LR": 3e-3, "BATCH_SIZE": 64, "PRECISION": "fp32", "TOKENS": "bands", "NUM_EPOCHS": 4}
+SMALL = {"LR": 3e-3, "BATCH_SIZE": 64, "PRECISION": "fp32", "TOKENS": "bands", "NUM_EPOCHS": 4, "REFIT": False}
 
 
 def flags(**settings) -> list[str]:
-    """NUM_EPOCHS=4 → --num-epochs=4"""
-    return [f"--{name.lower().replace('_', '-')}={value}" for name, value in settings.items()]
+    """NUM_EPOCHS=4, REFIT=False → --num-epochs=4 --no-refit"""
+    named = {name.lower().replace("_", "-"): value for name, value in settings.items()}
+    return [f"--no-{name}" if value is False else f"--{name}={value}" for name, value in named.items()]
 
 
 def start(*arguments: str) -> subprocess.Popen:
@@ -77,7 +77,7 @@ def one_sentence(text: str) -> str:
 
 @pytest.fixture(scope="session")
 def finished(windows_file, tiny_gpt2, tmp_path_factory) -> Path:
-    """A run on two people with the default split, tokens and balance."""
+    """A run on two people with the default split, tokens, balance and refit."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
     settings = {"LR": 2e-3, "BATCH_SIZE": 64, "PRECISION": "fp32", "FILTERS": 6, "NUM_EPOCHS": 3}
     settings |= {"DATA_LOCATION": windows_file, "MODEL_NAME": tiny_gpt2, "RUN_DIR": folder}
@@ -104,7 +104,7 @@ def predictions(finished) -> pd.DataFrame:
 
 def test_the_run_folder_is_complete(finished):
     names = {"env.json", "split.csv", "history.csv", "metrics.json", "predictions.parquet", "log.txt"}
-    assert {path.name for path in finished.iterdir()} == names | set(FIGURES) | {"best_model", "last"}
+    assert {path.name for path in finished.iterdir()} == names | set(FIGURES) | {"best_model", "last", "refit"}
     assert (finished / "best_model" / "model.safetensors").is_file()
     assert len(read(finished / "last", "history.json")) == 3
 
@@ -127,15 +127,18 @@ def test_the_settings_of_the_run_are_written_down(finished, windows_file, tiny_g
 
 
 def test_metrics_hold_what_the_readme_promises(finished, tiny_gpt2):
-    """Parameters: tiny_gpt2's without its 11 · 32 token embedding; 6 filters of 25 taps, the norm of 8 · 6 powers,
-    their map to 32 and the head of 8 classes. NUM_LAYERS = −9 trains all three blocks."""
+    """Parameters: tiny_gpt2's first two blocks without its 11 · 32 token embedding and its third block of
+    12 · 32² + 13 · 32; 6 filters of 25 taps, the norm of 8 · 6 powers, their map to 32 and that of the 36 log
+    covariances, the head of 8 classes and the weight before it. All that trains, and not the linear path 36 → 8."""
     metrics = read(finished, "metrics.json")
     promised = {"accuracy", "balanced_accuracy", "macro_f1", "per_class", "per_subject", "confusion_matrix", "classes"}
     promised |= {"n_train", "n_val", "n_test", "split", "weights", "parameters", "trainable_parameters", "epochs"}
     assert promised | {"seconds", "device", "versions"} <= set(metrics)
     backbone = sum(t.numel() for t in load_file(tiny_gpt2 / "model.safetensors").values()) - 11 * 32
-    own = 6 * 25 + 2 * 48 + 48 * 32 + 32 + 32 * 8 + 8
-    assert metrics["parameters"] == metrics["trainable_parameters"] == backbone + own
+    backbone -= 12 * 32**2 + 13 * 32
+    own = 6 * 25 + 2 * 48 + 48 * 32 + 32 + 36 * 32 + 32 + 32 * 8 + 8 + 1
+    assert metrics["trainable_parameters"] == backbone + own
+    assert metrics["parameters"] == backbone + own + 36 * 8 + 8
     assert (metrics["split"], metrics["weights"], metrics["epochs"]) == ("trajectory", "pretrained", 3)
     assert metrics["classes"] == dict(zip(map(str, CODES), metrics["per_class"], strict=True))
     assert metrics["classes"]["6"] == "pinch index"
@@ -178,44 +181,70 @@ def test_split_and_predictions_tell_the_same_windows(finished, split, prediction
     assert not set(test["recording"]) & set(split.loc[split["part"] != "test", "recording"])
 
 
+@torch.inference_mode()
+def predict_again(
+    folder: Path, part: str, measured_on: list[str], windows: WindowSet, split: pd.DataFrame
+) -> np.ndarray:
+    """(n, 8) probabilities of the saved model; every session is measured on its windows of the parts `measured_on`."""
+    model = load_model(folder / "best_model")
+    rows, measured = np.flatnonzero(split["part"] == part), split["part"].isin(measured_on).to_numpy()
+    found = np.zeros((len(windows.table), 8))
+    for session in range(windows.sessions.max() + 1):
+        reference = measure_reference(read_emg(windows, np.flatnonzero(measured & (windows.sessions == session))))
+        own = rows[windows.sessions[rows] == session]
+        found[own] = model(emg=read_emg(windows, own), reference=reference).logits.softmax(1)
+    return found[rows]
+
+
 def test_the_probabilities_are_those_of_the_saved_model(finished, split, predictions, windows):
-    """The saved model alone, on the samples of the file, gives the same probabilities again."""
+    """The saved model, on the samples of the file, gives the same probabilities again."""
     columns = [f"p_{code}" for code in CODES]
-    rows = np.flatnonzero(split["part"] == "test")
-    model = load_model(finished / "best_model")
-    with torch.inference_mode():
-        again = torch.cat([model(emg=emg).logits.softmax(1) for emg, _ in batches(windows, rows, 500)]).numpy()
-    assert np.allclose(predictions[columns], again, atol=1e-5)
+    again = predict_again(finished, "test", ["train", "validation"], windows, split)
+    assert np.allclose(predictions[columns], again, atol=1e-4)
     assert np.allclose(predictions[columns].sum(axis=1), 1, atol=1e-5)
     assert (np.array(CODES)[again.argmax(1)] == predictions["predicted"]).mean() > 0.999
 
 
 def test_the_saved_model_knows_its_data(finished, split, windows):
+    """The scale is that of 4000 windows of the training part, which by then holds the validation part."""
     model, metadata = load_model(finished / "best_model"), windows.metadata
-    train = windows.emg[split["part"] == "train"].astype(np.float64).reshape(-1, 8) * 0.25
-    assert np.allclose(model.mean, train.mean(0), atol=1e-4)
-    assert np.allclose(model.std, train.std(0), rtol=1e-5)
+    train = windows.emg[split["part"] != "test"].astype(np.float64).reshape(-1, 8) * 0.25
+    assert np.allclose(model.scale, train.std(0), rtol=0.05)
     described = model.config
     assert described.class_codes == CODES
     assert described.class_names == list(metadata["class_names"].values())
     assert described.sampling_rate == metadata["sampling_rate"]
-    assert (described.window, described.patch, described.unit) == (250, 25, "count")
+    assert (described.window, described.patch, described.unit) == (250, 50, "count")
     assert described.channels == metadata["channels"]
     assert described.preprocessing == metadata["settings"]
     assert described.weights == "pretrained"
 
 
-def test_the_epoch_that_is_best_on_the_validation_part_is_kept(finished, split, windows):
-    rows = history(finished)
-    best = rows["validation_balanced_accuracy"].argmax()
-    assert read(finished, "metrics.json")["best_epoch"] == best + 1
+def test_the_model_is_trained_anew_for_as_many_epochs_as_turned_out_best(finished):
+    rows, metrics = history(finished), read(finished, "metrics.json")
     assert rows["epoch"].tolist() == [1, 2, 3]
-    validation, model = np.flatnonzero(split["part"] == "validation"), load_model(finished / "best_model")
-    with torch.inference_mode():
-        called = torch.cat([model(emg=emg).logits.argmax(1) for emg, _ in batches(windows, validation, 500)]).numpy()
-    true = windows.targets[validation]
-    recalls = [(called[true == label] == label).mean() for label in range(8)]
-    assert np.mean(recalls) == pytest.approx(rows["validation_balanced_accuracy"][best], abs=1e-3)
+    assert metrics["best_epoch"] == rows["validation_loss"].argmin() + 1
+    assert metrics["refit"]
+    again = history(finished / "refit")
+    assert again["epoch"].tolist() == list(range(1, metrics["best_epoch"] + 1))
+    assert "validation_loss" not in again
+    trained = metrics["n_train"] + metrics["n_val"]
+    assert f"training anew on the validation part too: {trained} windows" in (finished / "log.txt").read_text()
+
+
+def test_without_refit_the_epoch_that_is_best_on_the_validation_part_is_kept(undisturbed):
+    """The loss is the mean over the classes of the mean −log p of their windows."""
+    windows = load_windows(Settings(**read(undisturbed, "env.json")))
+    split, rows = pd.read_csv(undisturbed / "split.csv"), history(undisturbed)
+    best = rows["validation_loss"].argmin()
+    assert read(undisturbed, "metrics.json")["best_epoch"] == best + 1
+    found = predict_again(undisturbed, "validation", ["train"], windows, split)
+    true = windows.targets[split["part"] == "validation"]
+    losses = -np.log(found[np.arange(len(true)), true])
+    loss = np.mean([losses[true == label].mean() for label in range(8)])
+    assert loss == pytest.approx(rows["validation_loss"][best], rel=1e-3)
+    recall = np.mean([(found.argmax(1) == true)[true == label].mean() for label in range(8)])
+    assert recall == pytest.approx(rows["validation_balanced_accuracy"][best], abs=1e-3)
 
 
 def test_simulated_gestures_are_learned(finished):
@@ -284,6 +313,21 @@ def test_a_resumed_run_ends_like_one_that_was_left_alone(undisturbed, killed):
     assert {path.name for path in folder.iterdir()} == {path.name for path in undisturbed.iterdir()}
 
 
+def test_a_run_that_was_killed_while_it_trained_anew_ends_like_one_that_was_left_alone(finished, tmp_path):
+    """After its first epoch of the second training, if it has more than one."""
+    folder = tmp_path / "run"
+    saved = Settings(**read(finished, "env.json") | {"RUN_DIR": folder})
+    names = ("LR", "BATCH_SIZE", "PRECISION", "FILTERS", "NUM_EPOCHS", "DATA_LOCATION", "MODEL_NAME", "RUN_DIR")
+    process = start(*flags(**{name: getattr(saved, name) for name in names}))
+    stop(process, folder / "refit" / "last" / "history.json", signal.SIGKILL)
+    (folder / "metrics.json").unlink(missing_ok=True)
+    done = run("main.py", "--resume", folder, **ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (load_file(one / "best_model" / "model.safetensors") for one in (folder, finished))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert {path.name for path in (folder / "refit").iterdir()} == {"history.csv", "last"}
+
+
 def test_ctrl_c_after_an_epoch_says_how_to_go_on(small_flags, tmp_path):
     process = start(*small_flags, *flags(RUN_DIR=tmp_path / "run", NUM_EPOCHS=500, PATIENCE=500))
     _, errors = stop(process, tmp_path / "run" / "last" / "history.json", signal.SIGINT)
@@ -302,76 +346,6 @@ def test_ctrl_c_before_the_first_epoch_says_what_works(small_flags, tmp_path):
     again = start(*command)
     stop(again, split, signal.SIGKILL)
     assert again.returncode == -signal.SIGKILL
-
-
-# ---- sweep ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def swept(small_file, tiny_gpt2, tmp_path_factory) -> tuple[Path, Path, str]:
-    """A sweep of 2 × 2 trials on random windows, and a folder for the model that held a file already."""
-    base = tmp_path_factory.mktemp("swept")
-    (base / "models").mkdir()
-    (base / "models" / "notes.txt").write_text("mine")
-    grid = {"SWEEP_NUM_LAYERS": "0,-1", "SWEEP_LR": "3e-4,3e-3", "NUM_EPOCHS_FOR_VALIDATION": 1}
-    small = SMALL | {"SPLIT": "random", "NUM_EPOCHS": 1, "WINDOW_MS": 200, "FILTER": "causal"}
-    where = {"DATA_LOCATION": small_file, "MODEL_NAME": tiny_gpt2, "RUN_DIR": base / "run"}
-    settings = where | small | grid | {"MODEL_SAVING_DIR": base / "models"}
-    done = run("main.py", "--sweep", *flags(**settings), **ONE_THREAD)
-    assert done.returncode == 0, done.stderr
-    return base / "run", base / "models", done.stdout
-
-
-def test_the_sweep_tries_the_whole_grid_and_trains_with_the_best(swept):
-    folder, saved, _ = swept[0], read(swept[0], "env.json"), swept[2]
-    trials = pd.read_csv(folder / "sweep.csv")
-    grid = trials[["NUM_LAYERS", "LR"]].itertuples(index=False, name=None)
-    assert list(grid) == [(0, 3e-4), (0, 3e-3), (-1, 3e-4), (-1, 3e-3)]
-    best = trials.loc[trials["validation_balanced_accuracy"].idxmax()]
-    assert (saved["NUM_LAYERS"], saved["LR"]) == (best["NUM_LAYERS"], best["LR"])
-    assert best["LR"] == 3e-3  # ten times faster; the other learns next to nothing in an epoch
-    # The last training has the trial's seed, data and single epoch.
-    assert history(folder)["validation_balanced_accuracy"].tolist() == [best["validation_balanced_accuracy"]]
-
-
-def test_frozen_blocks_keep_the_language_models_weights(swept, tiny_gpt2):
-    """With −1 the first two of three blocks are frozen but for their norms, with 0 the third as well."""
-    source, model = load_file(tiny_gpt2 / "model.safetensors"), load_file(swept[0] / "best_model" / "model.safetensors")
-    frozen = 3 + read(swept[0], "env.json")["NUM_LAYERS"]
-    assert frozen in (2, 3)
-    backbone = {name.removeprefix("backbone."): t for name, t in model.items() if name.startswith("backbone.")}
-    unchanged = {name for name, tensor in backbone.items() if torch.equal(tensor, source[name])}
-    assert unchanged == {
-        name for name in backbone if re.match(r"h\.\d\.(attn|mlp)\.", name) and int(name.split(".")[1]) < frozen
-    }
-
-
-def test_the_parameters_that_are_trained_are_counted(swept):
-    metrics, width = read(swept[0], "metrics.json"), 32
-    frozen = 3 + read(swept[0], "env.json")["NUM_LAYERS"]
-    assert metrics["parameters"] - metrics["trainable_parameters"] == frozen * (12 * width**2 + 9 * width)
-
-
-def test_random_windows_are_announced_wherever_the_result_appears(swept):
-    assert "leaky" in read(swept[0], "metrics.json")["split_description"]
-    assert "leaky" in (swept[0] / "log.txt").read_text()
-    assert "leaky" in swept[2]
-
-
-def test_settings_that_the_file_was_not_made_with_are_noted(swept):
-    log = (swept[0] / "log.txt").read_text()
-    assert re.search("WINDOW_MS is 250.0 in the file, not 200.0; run Preprocessing.py", log)
-    assert re.search("FILTER is putemg in the file, not causal", log)
-    assert "STRIDE_MS" not in log
-
-
-def test_the_model_is_also_put_where_it_was_wanted(swept):
-    ours, theirs = (load_model(folder).state_dict() for folder in (swept[1], swept[0] / "best_model"))
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
-
-
-def test_other_files_beside_the_saved_model_are_kept(swept):
-    assert (swept[1] / "notes.txt").is_file()
 
 
 # ---- what goes wrong ------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from EMG_DATA_LOADER import WindowSet
-from EMG_utils import best_epoch, compute_metrics, epochs_since_best
+from EMG_utils import balanced_loss, best_epoch, compute_metrics, epochs_since_best
 
 CODES = [0, 1, 6]
 CALLED = [  # (subject, true class, predicted class)
@@ -77,8 +77,18 @@ def test_a_class_that_nobody_has_or_is_given():
 
 
 def test_the_first_of_equally_good_epochs_is_kept():
-    history = [{"validation_balanced_accuracy": reached} for reached in (0.2, 0.5, 0.4, 0.5, 0.3)]
+    history = [{"validation_loss": reached} for reached in (0.8, 0.5, 0.6, 0.5, 0.7)]
     assert best_epoch(history) == 1
     assert epochs_since_best(history) == 3
     assert epochs_since_best(history[:2]) == 0
     assert epochs_since_best([]) == 0
+
+
+def test_without_a_validation_part_the_last_epoch_counts_as_the_best():
+    assert best_epoch([{"train_loss": 0.1}, {"train_loss": 0.2}]) == 1
+
+
+def test_every_class_has_the_same_part_in_the_loss():
+    """Three windows of class 0 with p = 1/2 and one of class 2 with p = 1/4: (log 2 + log 4) / 2."""
+    probabilities = np.array([[0.5, 0.25, 0.25]] * 3 + [[0.5, 0.25, 0.25]])
+    assert balanced_loss(np.array([0, 0, 0, 2]), probabilities) == pytest.approx(1.5 * np.log(2))

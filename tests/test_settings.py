@@ -15,6 +15,7 @@ MODULES = [
     "EMG_DATA_LOADER",
     "EMG_model",
     "EMG_utils",
+    "EMG_sweep",
     "EMG_run",
     "EMG_figures",
 ]
@@ -48,9 +49,11 @@ OTHER_VALUES = {
     "TEST_ON": ("03/[a-c]*", ["03/[a-c]*"]),
     "MODEL_NAME": "distilgpt2",
     "PRETRAINED": "never",
-    "BLOCKS": "2",
+    "BLOCKS": "3",
     "NUM_LAYERS": "-3",
-    "TOKENS": "raw",
+    "SCALE": "training",
+    "LINEAR_PATH": ("false", False),
+    "TOKENS": ("raw,power", ["raw", "power"]),
     "PATCH_MS": "10",
     "FILTERS": "8",
     "FILTER_MS": "10",
@@ -61,10 +64,17 @@ OTHER_VALUES = {
     "LR": "0.01",
     "WEIGHT_DECAY": "0",
     "WARMUP": "0",
+    "REFIT": ("false", False),
+    "NOISE": "0",
+    "RING": "4",
+    "ROTATION": "2",
     "CLIP": "2",
     "PRECISION": "fp32",
     "SEED": "9",
     "SWEEP": ("true", True),
+    "SWEEP_SPACE": "wide",
+    "SWEEP_TRIALS": "7",
+    "SWEEP_STUDY": "/shared/study.journal",
     "SWEEP_NUM_LAYERS": ("-2,0", [-2, 0]),
     "SWEEP_LR": ("0.1,1e-5", [0.1, 1e-5]),
     "NUM_EPOCHS_FOR_VALIDATION": "1",
@@ -83,7 +93,9 @@ WRONG = {  # flags → the setting and its value, the legal range
     "--test-share 1": ("TEST_SHARE = 1", "0 < x < 1"),
     "--filters 257": ("FILTERS = 257", "1 … 256"),
     "--num-layers 1": ("NUM_LAYERS = 1", "x ≤ 0"),
-    "--tokens fourier": ("TOKENS = fourier", "'power', 'bands' or 'raw'"),
+    "--tokens power,fourier": ("TOKENS = fourier", "'power', 'bands' or 'raw'"),
+    "--tokens power,power": ("TOKENS = power,power", "none twice"),
+    "--rotation=-1": ("ROTATION = -1", "x ≥ 0"),
     "--balance maybe": ("BALANCE = maybe", "'weights', 'undersample' or 'none'"),
     "--band-hz 700,20": ("BAND_HZ = 700.0,20.0", "0 < low < high"),
     "--band-hz 0,450": ("BAND_HZ = 0.0,450.0", "0 < low < high"),
@@ -120,7 +132,8 @@ def test_every_setting_says_what_it_is(settings_class):
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_setting_is_a_flag_and_a_variable(name, monkeypatch):
     written, read = written_and_read(name)
-    flags = ["--sweep"] if name == "SWEEP" else [f"{flag(name)}={written}"]
+    switches = {"true": flag(name), "false": flag(name).replace("--", "--no-", 1)}
+    flags = [switches.get(written, f"{flag(name)}={written}")]
     assert getattr(Settings(), name) != read, "the test needs a value that is not the default"
     assert str(getattr(from_command_line(Settings, flags), name)) == str(read)
     monkeypatch.setenv(f"EMG_{name}", written)
@@ -135,7 +148,7 @@ def test_a_flag_beats_a_variable_and_a_variable_the_default(monkeypatch):
 
 
 def test_a_list_of_negative_numbers_needs_no_trick():
-    """The default, −1,−3,−9, written the way every other list is written."""
+    """Like the default, 0,−1,−9, but written the way every other list is written."""
     given = from_command_line(Settings, ["--sweep-num-layers", "-1,-3"])
     assert given.SWEEP_NUM_LAYERS == [-1, -3]
 
