@@ -180,7 +180,7 @@ def split_windows(windows: WindowSet, settings: Settings) -> Split:
     train, validation, level = _cut_validation(table, rest, settings, rng)
     if settings.SPLIT == "random":
         train, validation = _without_overlap(windows, train, validation, test)
-    train = _thin(table, train, settings.SAMPLING_RATIO, rng)
+    train = thin(table, train, settings.SAMPLING_RATIO, rng)
     if settings.BALANCE == "undersample":
         train = _undersample(table, train, rng)
     _check_classes(windows, train)
@@ -327,7 +327,7 @@ def _without_overlap(windows: WindowSet, train, validation, test) -> tuple[np.nd
     return train[keep[train]], validation[keep[validation]]
 
 
-def _thin(table: pd.DataFrame, rows: np.ndarray, ratio: float, rng) -> np.ndarray:
+def thin(table: pd.DataFrame, rows: np.ndarray, ratio: float, rng) -> np.ndarray:
     """A share `ratio` of the windows of each recording and gesture, at least one."""
     if ratio == 1:
         return rows
