@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 import tools.baselines
 from EMG_DATA_LOADER import Split, WindowSet, load_windows, split_windows
 from ENV import EMGError, Settings
-from tools.baselines import CLASSIFIERS, SCALINGS, evaluate_baselines, scaled_features
+from tools.baselines import CLASSIFIERS, SCALINGS, channel_deviation, evaluate_baselines, scaled_features
 from tools.features import FEATURE_SETS, compute_features
 
 ALL = {(name, kind, scaling) for name in FEATURE_SETS for kind in CLASSIFIERS for scaling in SCALINGS}
@@ -175,15 +175,15 @@ def one_sentence(arguments: list, words: str, capsys) -> None:
 # ---- windows that are told apart by hand ----------------------------------------------------------------------
 
 
-def made_windows(unit: str = "count", gain: float = 1.0, dead: bool = False) -> tuple[WindowSet, Split]:
+def made_windows(unit: str = "count", gain: float = 1.0, still: float | None = None) -> tuple[WindowSet, Split]:
     """Two gestures on two days of 40 windows (T = 30, C = 3): on day 2 every channel is `gain` times as strong."""
     rng, strength = np.random.default_rng(1), np.array([[5.0, 50, 20], [50.0, 5, 20]])  # counts, by gesture
     table = pd.DataFrame({"TRAJ_GT": np.tile([0, 1], 40), "session": np.repeat(["a", "b"], 40)})
     table = table.assign(subject="01", recording=table["session"], repetition=0, start=np.arange(80.0))
     emg = rng.normal(size=(80, 30, 3)) * strength[table["TRAJ_GT"], None]
     emg[40:] *= gain
-    if dead:
-        emg[..., 2] = 0
+    if still is not None:
+        emg[..., 2] = still
     described = {"scale": 1.0, "unit": unit, "class_names": {"0": "rest", "1": "fist"}, "note": ""}
     windows = WindowSet(emg, table, described)
     return windows, Split(np.arange(40), np.arange(0), np.arange(40, 80), "named", "day a, then b")
@@ -203,11 +203,14 @@ def test_the_session_scale_takes_out_the_gain_of_a_day():
 
 
 @pytest.mark.parametrize("unit", ["count", "as recorded"])
-def test_a_dead_channel_gives_neither_nan_nor_warnings(unit):
+@pytest.mark.parametrize("still", [0, 0.1])
+def test_a_channel_that_lies_still_gives_neither_nan_nor_warnings(unit, still):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = evaluate_baselines(*made_windows(unit, dead=True))
+        found = evaluate_baselines(*made_windows(unit, still=still))
     assert all(one["balanced_accuracy"] == 1 for one in found)
+    windows, split = made_windows(unit, still=still)
+    assert channel_deviation(windows, split.train)[2] == 1
 
 
 def test_no_signal_at_all_is_said_in_words():
@@ -223,9 +226,9 @@ def test_thresholds_are_counts_where_the_unit_is_count_and_relative_elsewhere():
     part, day = windows.emg[:40].std((0, 1)), windows.emg[40:].std((0, 1))
     rows = np.arange(80)
     for found, emg in (
-        (scaled_features(windows, split, "training", 0), windows.emg),
-        (scaled_features(other, split, "training", 0), 10 * windows.emg / part),
-        (scaled_features(windows, split, "session", 0), 10 * windows.emg / np.repeat([part, day], 40, axis=0)[:, None]),
+        (scaled_features(windows, split, "training"), windows.emg),
+        (scaled_features(other, split, "training"), 10 * windows.emg / part),
+        (scaled_features(windows, split, "session"), 10 * windows.emg / np.repeat([part, day], 40, axis=0)[:, None]),
     ):
         expected = compute_features(emg, rows)
         for name in ("ZC", "SSC", "WAMP"):
@@ -265,8 +268,8 @@ def test_the_validation_part_is_not_used(small_file):
     settings = Settings(DATA_LOCATION=small_file)
     windows = load_windows(settings)
     split = split_windows(windows, settings)
-    before = scaled_features(windows, split, "training", 0)
+    before = scaled_features(windows, split, "training")
     windows.emg[split.validation] = 12345
-    after = scaled_features(windows, split, "training", 0)
+    after = scaled_features(windows, split, "training")
     np.testing.assert_array_equal(before["RMS"], after["RMS"])
     assert len(before["RMS"]) == len(split.train) + len(split.test)

@@ -49,7 +49,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from EMG_DATA_LOADER import Split, WindowSet, channel_statistics, load_windows, split_windows, thin
+from EMG_DATA_LOADER import Split, WindowSet, load_windows, split_windows, thin
 from EMG_figures import draw_baselines
 from EMG_run import is_split_of, resumed_settings, write_json
 from EMG_utils import compute_metrics, versions
@@ -82,6 +82,7 @@ CLASSIFIERS = {
 SLOW, FEW_WINDOWS = ("kNN", "SVM"), 20_000  # their time grows with the square of the training windows
 SCALINGS = {"training": "training part", "session": "session"}
 TYPICAL_COUNTS = 10  # standard deviation of a putEMG channel, about
+STILL = 1e-9  # of a channel's level: what rounding leaves of a standard deviation of 0
 KEPT = ("accuracy", "balanced_accuracy", "macro_f1", "per_class", "per_subject")
 
 
@@ -199,7 +200,7 @@ def evaluate_baselines(windows: WindowSet, split: Split, seed: int = 0) -> list[
     """
     results, few = [], draw_windows(windows, split.train, seed)
     for scaling, words in SCALINGS.items():
-        features = scaled_features(windows, split, scaling, seed)
+        features = scaled_features(windows, split, scaling)
         for name, members in FEATURE_SETS.items():
             table = np.concatenate([features[member] for member in members], axis=1)
             if not np.ptp(table[: len(split.train)], axis=0).any():
@@ -220,24 +221,34 @@ def draw_windows(windows: WindowSet, train: np.ndarray, seed: int) -> np.ndarray
     return thin(windows.table.iloc[train], everything, FEW_WINDOWS / len(train), np.random.default_rng(seed))
 
 
-def scaled_features(windows: WindowSet, split: Split, scaling: str, seed: int) -> dict[str, np.ndarray]:
+def scaled_features(windows: WindowSet, split: Split, scaling: str) -> dict[str, np.ndarray]:
     """(n_train + n_test, C) of every feature: the training windows, then the test windows."""
     rows, scale = np.concatenate([split.train, split.test]), windows.metadata["scale"]
     if scaling == "training" and windows.metadata["unit"] == "count":
         return compute_features(windows.emg, rows, scale)
     if scaling == "training":
-        deviation = channel_statistics(windows, split.train, seed)[1]  # (C,)
+        deviation = channel_deviation(windows, split.train)
     else:
-        deviation = session_deviations(windows, seed)[rows]
-    return compute_features(windows.emg, rows, scale / np.where(deviation > 0, deviation, 1), 1 / TYPICAL_COUNTS)
+        deviation = session_deviations(windows)[rows]
+    return compute_features(windows.emg, rows, scale / deviation, 1 / TYPICAL_COUNTS)
 
 
-def session_deviations(windows: WindowSet, seed: int) -> np.ndarray:
+def session_deviations(windows: WindowSet) -> np.ndarray:
     """(n, C) standard deviation of each window's channels over all windows of its person and day."""
     deviations = np.empty((len(windows.table), windows.emg.shape[2]))
     for rows in windows.table.groupby(["subject", "session"]).indices.values():
-        deviations[rows] = channel_statistics(windows, rows, seed)[1]
+        deviations[rows] = channel_deviation(windows, rows)
     return deviations
+
+
+def channel_deviation(windows: WindowSet, rows: np.ndarray) -> np.ndarray:
+    """(C,) standard deviation of each channel over the windows `rows`, in the file's unit; 1 where it lies still."""
+    means, variances = np.zeros((2, len(rows), windows.emg.shape[2]))
+    for piece in np.array_split(np.arange(len(rows)), -(-len(rows) // 1000)):
+        emg = windows.emg[rows[piece]] * np.float64(windows.metadata["scale"])
+        means[piece], variances[piece] = emg.mean(1), emg.var(1)
+    deviation = np.sqrt(variances.mean(0) + means.var(0))
+    return np.where(deviation > STILL * np.abs(means).max(0), deviation, 1)
 
 
 def score(windows: WindowSet, split: Split, table: np.ndarray, kind: str, few: np.ndarray) -> dict:
