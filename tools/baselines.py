@@ -226,10 +226,8 @@ def scaled_features(windows: WindowSet, split: Split, scaling: str) -> dict[str,
     rows, scale = np.concatenate([split.train, split.test]), windows.metadata["scale"]
     if scaling == "training" and windows.metadata["unit"] == "count":
         return compute_features(windows.emg, rows, scale)
-    if scaling == "training":
-        deviation = channel_deviation(windows, split.train)
-    else:
-        deviation = session_deviations(windows)[rows]
+    of_day = scaling == "session"
+    deviation = session_deviations(windows)[rows] if of_day else channel_deviation(windows, split.train)
     return compute_features(windows.emg, rows, scale / deviation, 1 / TYPICAL_COUNTS)
 
 
