@@ -6,7 +6,7 @@ Groups are split, never windows: no two parts share a raw sample, not even throu
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -163,6 +163,11 @@ class Split:
     name: str  # SPLIT, or `named` where TRAIN_ON or TEST_ON name the parts
     description: str
 
+    def with_validation(self) -> "Split":
+        """The training part joined by the validation part, which is then empty."""
+        together = np.sort(np.concatenate([self.train, self.validation]))
+        return replace(self, train=together, validation=together[:0])
+
     def part_of(self, count: int) -> np.ndarray:
         """(count,) the part of each window: train, validation, test, or nothing for a window left out."""
         part = np.full(count, "", dtype=object)
@@ -185,7 +190,7 @@ def split_windows(windows: WindowSet, settings: Settings) -> Split:
     train, validation, level = _cut_validation(table, rest, settings, rng)
     if settings.SPLIT == "random":
         train, validation = _without_overlap(windows, train, validation, test)
-    train = _thin(table, train, settings.SAMPLING_RATIO, rng)
+    train = thin(table, train, settings.SAMPLING_RATIO, rng)
     if settings.BALANCE == "undersample":
         train = _undersample(table, train, rng)
     _check_classes(windows, train)
@@ -332,7 +337,7 @@ def _without_overlap(windows: WindowSet, train, validation, test) -> tuple[np.nd
     return train[keep[train]], validation[keep[validation]]
 
 
-def _thin(table: pd.DataFrame, rows: np.ndarray, ratio: float, rng) -> np.ndarray:
+def thin(table: pd.DataFrame, rows: np.ndarray, ratio: float, rng) -> np.ndarray:
     """A share `ratio` of the windows of each recording and gesture, at least one."""
     if ratio == 1:
         return rows

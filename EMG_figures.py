@@ -102,6 +102,27 @@ def _draw_trials(axes, table: pd.DataFrame, x: pd.Series) -> None:
     axes.grid(alpha=0.3)
 
 
+def draw_baselines(
+    groups: list[str], bars: dict[str, list[float]], run: tuple[str, float], chance: float, note: str, path: Path
+) -> None:
+    """Horizontal bars of balanced accuracy: the run's (name, value) on top, then each group with one bar per key."""
+    figure, axes = plt.subplots(figsize=(7.5, 1.8 + 0.36 * len(groups)), layout="constrained")
+    rows, size = np.arange(len(groups)), 0.8 / len(bars)
+    drawn = [axes.barh(-1, run[1], 0.9, color="black", label=run[0])]
+    for index, ((name, values), colour) in enumerate(zip(bars.items(), (BLUE, ORANGE), strict=True)):
+        hatch = {"hatch": "////", "edgecolor": "white", "linewidth": 0} if index else {}
+        drawn.append(axes.barh(rows + size * (index - 0.5), values, size, color=colour, label=name, **hatch))
+    for one in drawn:
+        axes.bar_label(one, fmt="%.3f", fontsize=7, padding=3, bbox={"facecolor": "white", "lw": 0, "pad": 0.4})
+    axes.axvline(run[1], color="black", lw=0.8)
+    axes.axvline(chance, ls=":", color=GREY, label=f"chance ({chance:.3f})")
+    axes.set_yticks([-1, *rows], ["this run", *groups], fontsize=8)
+    axes.set(xlim=(0, 1.08), ylim=(len(groups) - 0.4, -1.7), xlabel="balanced accuracy, test part")
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    _finish(figure, axes, note, path)
+
+
 def _curves(label: str):
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     axes.set_xlabel("epoch")

@@ -94,16 +94,16 @@ def save_model(model: EMGForSequenceClassification, folder: Path) -> None:
         raise EMGError(f"{folder}: the model cannot be written ({error.strerror}); name another folder") from None
 
 
-def resumed_settings(settings: Settings) -> Settings:
-    """The settings that the run RESUME was started with; raises EMGError where there is none to go on with."""
-    others = sorted(settings.model_fields_set - {"RESUME"})
+def resumed_settings(settings: Settings, name: str = "RESUME") -> Settings:
+    """The settings that the run was started with which `name` names; raises EMGError where there is none."""
+    run, others = getattr(settings, name), sorted(settings.model_fields_set - {name})
     if others:
-        raise EMGError(f"RESUME goes on with the run's own settings; leave out {', '.join(others)}")
+        raise EMGError(f"{name} goes on with the run's own settings; leave out {', '.join(others)}")
     try:
-        saved = json.loads((settings.RESUME / "env.json").read_text(encoding="utf-8"))
-        return Settings(**saved | {"RESUME": settings.RESUME})
+        saved = json.loads((run / "env.json").read_text(encoding="utf-8"))
+        return type(settings)(**saved | {name: run})
     except (OSError, ValueError):
-        raise EMGError(f"RESUME = {settings.RESUME}: there is no run; name a folder under runs") from None
+        raise EMGError(f"{name} = {run}: there is no run; name a folder under runs") from None
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -112,11 +112,19 @@ def write_json(path: Path, content: dict) -> None:
 
 def write_split(windows: WindowSet, split: Split, run: Path) -> None:
     """split.csv: every window's identity and part. Raises EMGError where a resumed run had another split."""
-    text = windows.table.assign(part=split.part_of(len(windows.table))).to_csv(index=False)
     path = run / "split.csv"
-    if path.exists() and path.read_text(encoding="utf-8") != text:
+    if path.exists() and not is_split_of(run, windows, split):
         raise EMGError(f"{path}: the run was started on other data or another split; start a new run")
-    path.write_text(text, encoding="utf-8", newline="\n")
+    path.write_text(_split_text(windows, split), encoding="utf-8", newline="\n")
+
+
+def is_split_of(run: Path, windows: WindowSet, split: Split) -> bool:
+    """Whether the run's split.csv holds these windows in these parts."""
+    return (run / "split.csv").read_text(encoding="utf-8") == _split_text(windows, split)
+
+
+def _split_text(windows: WindowSet, split: Split) -> str:
+    return windows.table.assign(part=split.part_of(len(windows.table))).to_csv(index=False, lineterminator="\n")
 
 
 def write_predictions(

@@ -7,7 +7,6 @@ import platform
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -318,9 +317,8 @@ def refit(windows: WindowSet, split: Split, settings: Settings, epochs: int, con
 
     The result takes the place of the run's best_model/; refit/ holds the history and the state to resume from.
     """
-    everything = np.sort(np.concatenate([split.train, split.validation]))
-    whole = replace(split, train=everything, validation=everything[:0])
-    logger.info(f"training anew on the validation part too: {len(everything)} windows, {epochs} epochs")
+    whole = split.with_validation()
+    logger.info(f"training anew on the validation part too: {len(whole.train)} windows, {epochs} epochs")
     references = session_references(windows, whole, settings)
     model = new_model(windows, whole, references, settings)
     trainer = Trainer(model, windows, whole, references, settings, settings.NUM_EPOCHS)
