@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import ROOT, run
 from filelock import FileLock
 
@@ -26,6 +27,15 @@ from tools.protocols import folds_of, reported_figures
 LONG, SHORT = "emg_gestures-{}-repeats_long-{}-11-05-00-595", "emg_gestures-{}-repeats_short-{}-11-15-26-340"
 DAYS = ("2018-05-11", "2018-06-14")  # of person 03
 TINY = ["--precision", "fp32", "--tokens", "bands", "--lr", "3e-3", "--num-epochs"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """So small a model waits for its threads more than it computes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def flags(data: Path, backbone: Path, out: Path, *more: str, epochs: int = 1) -> list[str]:
@@ -394,7 +404,7 @@ def test_baselines_stand_beside_ours_fold_by_fold(tmp_path):
         scores = [{"03": dict.fromkeys(METRICS, value) | {"windows": windows}} for value in (ours, theirs)]
         (folder / "metrics.json").write_text(json.dumps({"per_subject": scores[0]}))
         method = {"features": "RMS", "classifier": "LDA", "scaling": "session", "per_subject": scores[1]}
-        (folder / "baselines.json").write_text(json.dumps([method]))
+        (folder / "baselines.json").write_text(json.dumps({"baselines": [method]}))
     first, second = compare(read_fold_figures(runs))
     assert (first["features"], first["accuracy"]["mean"]) == ("ours", pytest.approx(0.7))
     assert [second[name] for name in ("features", "classifier", "scaling")] == ["RMS", "LDA", "session"]

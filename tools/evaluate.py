@@ -277,7 +277,7 @@ def train(run: Run, windows: WindowSet, split: Split, console: Console) -> None:
 
 
 def add_baselines(run: Run, windows: WindowSet, split: Split, console: Console) -> None:
-    """baselines.json of the run's fold; copied from another seed where that has the same split."""
+    """baselines.json of the run, readable as that of tools.baselines; a copy where another seed has the same split."""
     from tools.baselines import evaluate_baselines
 
     path, new = run.folder / "baselines.json", run.folder / ".baselines.json"
@@ -289,7 +289,7 @@ def add_baselines(run: Run, windows: WindowSet, split: Split, console: Console) 
             break
     else:
         console.print(f"{run.folder.name}: baselines", markup=False)
-        write_json(new, evaluate_baselines(windows, split))
+        write_json(new, {"baselines": evaluate_baselines(windows, split)})
     os.replace(new, path)
 
 

@@ -91,7 +91,7 @@ def read_fold_figures(runs: dict[tuple[str, int], Path]) -> pd.DataFrame:
         if path.is_file():
             ours = {"features": "ours", "classifier": "", "scaling": ""}
             ours["per_subject"] = _read(folder / "metrics.json")["per_subject"]
-            for one in [ours, *_read(path)]:
+            for one in [ours, *_read(path)["baselines"]]:
                 method = {name: one[name] for name in METHOD} | {"seed": seed}
                 rows += [method | {"subject": subject} | found for subject, found in one["per_subject"].items()]
     return pd.DataFrame(rows)
