@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -413,14 +414,16 @@ def test_baselines_stand_beside_ours_fold_by_fold(tmp_path):
 
 
 @pytest.mark.skipif(not (ROOT / "tools" / "baselines.py").is_file(), reason="tools/baselines.py is not here")
-def test_baselines_are_run_once_per_split_and_shown(evaluated, small_file, tiny_gpt2, capsys):
-    out, arguments = evaluated[0], flags(small_file, tiny_gpt2, evaluated[0], "--seeds", "0,1", epochs=2)
+def test_baselines_are_run_once_per_split_and_shown(evaluated, small_file, tiny_gpt2, tmp_path, capsys):
+    out = shutil.copytree(evaluated[0], tmp_path / "out")
+    arguments = flags(small_file, tiny_gpt2, out, "--seeds", "0,1", epochs=2)
     models = snapshot(out / "runs")
     assert main([*arguments, "--baselines"]) == 0
+    first = snapshot(out / "runs")
     assert main([*arguments, "--baselines"]) == 0
     said, found = capsys.readouterr(), read(out)
-    assert said.err.count("baselines") == 2  # of the first seed of each fold, in the first of the two evaluations
-    assert {path: snapshot(out / "runs")[path] for path in models} == models
+    assert snapshot(out / "runs") == first
+    assert {path: first[path] for path in models} == models
     for fold in ("fold0", "fold1"):
         files = [out / "runs" / f"{fold}-seed{seed}" / "baselines.json" for seed in (0, 1)]
         assert files[0].read_bytes() == files[1].read_bytes()

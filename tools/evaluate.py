@@ -115,9 +115,12 @@ def evaluate(given: EvaluationSettings, console: Console) -> int:
     console.print(described["title"], *left_out, sep="\n", markup=False)
     with claimed(out):
         check_claim(out, given, settings, windows)
-        finished, failed = carry_out(runs, windows, given.BASELINES, console)
+        failed = carry_out(runs, windows, console)
+        finished = {(run.fold.name, run.seed): run.folder for run in runs if run.folder.name not in failed}
         if not finished:
             raise EMGError(f"no run was finished, the first one because: {next(iter(failed.values()))}")
+        if given.BASELINES:
+            failed |= add_baselines([run for run in runs if run.folder in finished.values()], windows, console)
         found = summarise(finished, described | {"failed": failed})
         write_results(found, out)
     print_results(found, Console(highlight=False))
@@ -213,34 +216,36 @@ def fingerprint(windows: WindowSet) -> str:
 # ---- the runs ---------------------------------------------------------------------------------------------------
 
 
-def carry_out(
-    runs: list[Run], windows: WindowSet, baselines: bool, console: Console
-) -> tuple[dict[tuple[str, int], Path], dict[str, str]]:
-    """The folders of the finished runs by fold and seed, and why the others failed.
+def carry_out(runs: list[Run], windows: WindowSet, console: Console) -> dict[str, str]:
+    """Finish every run, and return why some failed.
 
     The runs take turns in this process, by the functions that main.py itself consists of: the windows, up to many GB,
     are read once, and Ctrl-C reaches the run that is under way. Nothing of a run outlives it but its log handlers,
     which the next one replaces: its model is freed here, and a run after others gives what it gives alone.
     """
-    finished, failed, spent = {}, {}, []
+    failed, spent = {}, []
     for number, run in enumerate(runs):
-        name, began = run.folder.name, time.monotonic()
         left = f", about {timedelta(seconds=round(np.mean(spent) * (len(runs) - number)))} to go" if spent else ""
-        console.print(f"run {number + 1} of {len(runs)}{left}: {name}", markup=False, soft_wrap=True)
+        console.print(f"run {number + 1} of {len(runs)}{left}: {run.folder.name}", markup=False, soft_wrap=True)
+        began = time.monotonic()
         try:
-            part = windows_of(windows, run.fold.subject)
-            split = split_windows(part, run.settings)
-            if not is_finished(run, part, split):
-                train(run, part, split, console)
+            if finish(run, windows, console):
                 spent.append(time.monotonic() - began)
-            finished[run.fold.name, run.seed] = run.folder
-            if baselines:
-                add_baselines(run, part, split, console)
         except EMGError as error:
-            failed[name] = str(error)
-            console.print(f"{name} failed: {error}", markup=False, soft_wrap=True)
+            failed[run.folder.name] = str(error)
+            console.print(f"{run.folder.name} failed: {error}", markup=False, soft_wrap=True)
         gc.collect()  # the optimiser and its model refer to each other
-    return finished, failed
+    return failed
+
+
+def finish(run: Run, windows: WindowSet, console: Console) -> bool:
+    """Train and test, unless the run is finished; returns whether there was anything to do. Raises EMGError."""
+    part = windows_of(windows, run.fold.subject)
+    split = split_windows(part, run.settings)
+    if is_finished(run, part, split):
+        return False
+    train(run, part, split, console)
+    return True
 
 
 def windows_of(windows: WindowSet, subject: str | None) -> WindowSet:
@@ -276,8 +281,24 @@ def train(run: Run, windows: WindowSet, split: Split, console: Console) -> None:
         close_log()
 
 
-def add_baselines(run: Run, windows: WindowSet, split: Split, console: Console) -> None:
-    """baselines.json of the run, readable as that of tools.baselines; a copy where another seed has the same split."""
+# ---- baselines --------------------------------------------------------------------------------------------------
+
+
+def add_baselines(runs: list[Run], windows: WindowSet, console: Console) -> dict[str, str]:
+    """baselines.json in every run's folder, in the form of tools.baselines; returns why some failed."""
+    failed = {}
+    for number, run in enumerate(runs):
+        console.print(f"baselines {number + 1} of {len(runs)}: {run.folder.name}", markup=False, soft_wrap=True)
+        try:
+            find_baselines(run, windows)
+        except EMGError as error:
+            failed[f"baselines of {run.folder.name}"] = str(error)
+            console.print(f"baselines of {run.folder.name} failed: {error}", markup=False, soft_wrap=True)
+    return failed
+
+
+def find_baselines(run: Run, windows: WindowSet) -> None:
+    """Keep what is there; else copy from a seed of the fold that has the same split; else fit. Raises EMGError."""
     from tools.baselines import evaluate_baselines
 
     path, new = run.folder / "baselines.json", run.folder / ".baselines.json"
@@ -288,8 +309,8 @@ def add_baselines(run: Run, windows: WindowSet, split: Split, console: Console) 
             shutil.copy(other, new)
             break
     else:
-        console.print(f"{run.folder.name}: baselines", markup=False)
-        write_json(new, {"baselines": evaluate_baselines(windows, split)})
+        part = windows_of(windows, run.fold.subject)
+        write_json(new, {"baselines": evaluate_baselines(part, split_windows(part, run.settings))})
     os.replace(new, path)
 
 

@@ -23,6 +23,7 @@ from EMG_utils import summary
 METRICS = {"balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "macro_f1": "macro F1"}
 FEWEST_PEOPLE = 3  # for an interval: the resamples of two people are three different means
 RESAMPLES = 9999
+MANY_PEOPLE = 12  # whose names stand upright in the picture
 METHOD = ["features", "classifier", "scaling"]
 
 
@@ -172,33 +173,33 @@ def _without_nan(found):
 
 def draw_people(found: dict, path: Path) -> None:
     """Each person's balanced accuracy, every seed of it, and accuracy; mean and interval over people; chance."""
-    people = pd.DataFrame.from_dict(found["per_subject"], orient="index")
-    seeds = pd.DataFrame(found["per_subject_and_seed"])
-    places = {subject: x for x, subject in enumerate(people.index)}
-    figure, axes = plt.subplots(figsize=(max(7, 0.26 * len(places) + 2.5), 4.8), layout="constrained")
-    dots = {"ls": "none", "zorder": 3}
-    axes.plot(people.index.map(places), people["accuracy"], "s", mfc="none", color=BLUE, label="accuracy", **dots)
-    axes.plot(
-        seeds["subject"].map(places),
-        seeds["balanced_accuracy"],
-        "_",
-        color=ORANGE,
-        alpha=0.6,
-        label="each seed",
-        **dots,
-    )
-    values = people["balanced_accuracy"]
-    axes.plot(people.index.map(places), values, "D", color=ORANGE, label="balanced accuracy", **dots)
-    _draw_mean(axes, found["overall"]["balanced_accuracy"], len(places))
-    axes.axhline(found["chance"], ls=":", color=GREY, label=f"chance, balanced ({found['chance']:.3f})")
-    axes.set_xticks([*places.values(), len(places) + 0.5], [*places, "mean"], rotation=90 if len(places) > 12 else 0)
-    axes.set(xlim=(-0.7, len(places) + 1.2), ylim=(0, 1.03), xlabel="person")
+    places = {subject: x for x, subject in enumerate(found["per_subject"])}
+    count, chance = len(places), found["chance"]
+    figure, axes = plt.subplots(figsize=(max(7, 0.26 * count + 2.5), 4.8), layout="constrained")
+    _draw_points(axes, found, places)
+    _draw_mean(axes, found["overall"]["balanced_accuracy"], count)
+    axes.axhline(chance, ls=":", color=GREY, label=f"chance, balanced ({chance:.3f})")
+    theirs = [row for row in found["baselines"] if row["features"] != "ours"]
+    if theirs:
+        name, mean = f"{theirs[0]['classifier']} on {theirs[0]['features']}", theirs[0]["balanced_accuracy"]["mean"]
+        axes.axhline(mean, ls="--", color=BLUE, label=f"best baseline, balanced, mean ({name}, {mean:.3f})")
+    axes.set_xticks([*places.values(), count + 0.5], [*places, "mean"], rotation=90 if count > MANY_PEOPLE else 0)
+    axes.set(xlim=(-0.7, count + 1.2), ylim=(0, 1.03), xlabel="person")
     axes.grid(axis="y", alpha=0.3)
     axes.set_title(found["title"], fontsize=10, wrap=True)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8, frameon=False)
     figure.supxlabel(found["origin"], fontsize=7, color=GREY, wrap=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _draw_points(axes, found: dict, places: dict[str, int]) -> None:
+    people, seeds = pd.DataFrame.from_dict(found["per_subject"], orient="index"), found["per_subject_and_seed"]
+    x = people.index.map(places)
+    axes.plot(x, people["accuracy"], "s", mfc="none", color=BLUE, label="accuracy")
+    axes.plot(x, people["balanced_accuracy"], "D", color=ORANGE, label="balanced accuracy")
+    single = [(places[one["subject"]], one["balanced_accuracy"]) for one in seeds]
+    axes.plot(*zip(*single, strict=True), "_", ms=11, color=ORANGE, alpha=0.7, label="balanced accuracy, each seed")
 
 
 def _draw_mean(axes, overall: dict, count: int) -> None:
@@ -206,10 +207,10 @@ def _draw_mean(axes, overall: dict, count: int) -> None:
     mean, low, high = overall["mean"], overall["low"], overall["high"]
     axes.axvline(count - 0.1, color=GREY, lw=0.8)
     if low is None:
-        axes.plot(count + 0.5, mean, "o", color="black", label="mean (too few people for an interval)")
+        axes.plot(count + 0.5, mean, "o", color="black", label="balanced, mean (too few people for an interval)")
     else:
-        errors = [[mean - low], [high - mean]]
-        axes.errorbar(count + 0.5, mean, errors, fmt="o", color="black", capsize=4, label="mean, 95 % interval")
+        errors, label = [[mean - low], [high - mean]], "balanced, mean and 95 % interval"
+        axes.errorbar(count + 0.5, mean, errors, fmt="o", color="black", capsize=4, label=label)
 
 
 # ---- the tables -----------------------------------------------------------------------------------------------
@@ -228,7 +229,7 @@ def print_results(found: dict, console: Console) -> None:
     notes = {
         f"Reported by others for protocol {found['protocol']}, on putEMG": found["literature"],
         "Left out": found["left_out"],
-        "FAILED, and not in the figures": [f"{name}: {why}" for name, why in found["failed"].items()],
+        "FAILED, and missing above": [f"{name}: {why}" for name, why in found["failed"].items()],
     }
     for title, lines in notes.items():
         if lines:
@@ -257,7 +258,8 @@ def _subject_table(found: dict) -> Table:
 
 def _baseline_table(rows: list[dict]) -> Table:
     """Balanced accuracy with both scalings; the rest with the better of the two."""
-    title = "Beside the baselines: mean over folds, then mean ± deviation over people"
+    title = "Beside the baselines: mean over folds, then mean ± deviation over people;\n"
+    title += "accuracy, macro F1 and our lead with the better of the two scales"
     names = ("balanced,\ntraining scale", "balanced,\nsession scale", "accuracy", "macro F1", "ours ahead\nby")
     table, methods = _table(title, "method", *names), {}
     for row in rows:  # the best one first
