@@ -242,17 +242,37 @@ def _held_out(
     return held
 
 
-def _held_count(count: int, share: float) -> int:
+def count_folds(table: pd.DataFrame, settings: Settings) -> tuple[int, int]:
+    """How many folds every unit of SPLIT gives (FOLD may be 0 up to that), and how many the largest unit gives.
+
+    A split that FOLD does not cut, into days or into named parts, is one fold.
+    """
+    if settings.TRAIN_ON or settings.TEST_ON or settings.SPLIT == "session":
+        return 1, 1
+    counts = [len(table)]
+    if settings.SPLIT != "random":
+        groups, inside = LEVELS[settings.SPLIT]
+        units = table.groupby(inside) if inside else [("the file", table)]
+        counts = [len(unit[groups].drop_duplicates()) for _, unit in units]
+    folds = [_folds(count, settings.TEST_SHARE) for count in counts if count > 1] or [1]
+    return min(folds), max(folds)
+
+
+def held_count(count: int, share: float) -> int:
+    """How many of `count` groups are held out: the share `share`, rounded, at least one and never all."""
     return min(max(1, round(share * count)), count - 1)
 
 
 def _last(count: int, where: str, share: float) -> np.ndarray:
-    return np.arange(count)[-_held_count(count, share) :]
+    return np.arange(count)[-held_count(count, share) :]
+
+
+def _folds(count: int, share: float) -> int:
+    return -(-count // held_count(count, share))
 
 
 def _fold(count: int, where: str, share: float, fold: int) -> np.ndarray:
-    size = _held_count(count, share)
-    folds = -(-count // size)
+    size, folds = held_count(count, share), _folds(count, share)
     if fold >= folds:
         raise EMGError(f"FOLD = {fold}: {where} gives {folds} folds, numbered from 0; lower FOLD")
     return np.arange(count)[fold * size : (fold + 1) * size]
@@ -260,7 +280,7 @@ def _fold(count: int, where: str, share: float, fold: int) -> np.ndarray:
 
 def _spread(count: int, where: str, share: float) -> np.ndarray:
     """Evenly spread, so that the validation part is like the training part."""
-    size = _held_count(count, share)
+    size = held_count(count, share)
     return ((np.arange(size) + 0.5) * count / size).astype(int)
 
 

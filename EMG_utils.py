@@ -374,13 +374,13 @@ def compute_metrics(windows: WindowSet, rows: np.ndarray, probabilities: np.ndar
     scores = precision_recall_fscore_support(target, predicted, labels=indices, zero_division=0)
     subjects = windows.table["subject"].to_numpy()[rows]
     return {
-        **_summary(target, predicted),
+        **summary(target, predicted),
         "per_class": {
             name: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
             for name, p, r, f, n in zip(windows.class_names, *scores, strict=True)
         },
         "per_subject": {
-            subject: _summary(target[subjects == subject], predicted[subjects == subject])
+            subject: summary(target[subjects == subject], predicted[subjects == subject])
             for subject in sorted(set(subjects))
         },
         "confusion_matrix": confusion_matrix(target, predicted, labels=indices).tolist(),
@@ -399,7 +399,8 @@ def balanced_accuracy(target: np.ndarray, predicted: np.ndarray) -> float:
     return float(recall_score(target, predicted, labels=np.unique(target), average="macro", zero_division=0))
 
 
-def _summary(target: np.ndarray, predicted: np.ndarray) -> dict:
+def summary(target: np.ndarray, predicted: np.ndarray) -> dict:
+    """Accuracy, balanced accuracy and macro F1 of (n,) true and predicted classes or labels, and their number."""
     return {
         "accuracy": float(accuracy_score(target, predicted)),
         "balanced_accuracy": balanced_accuracy(target, predicted),

@@ -338,7 +338,8 @@ def _explain(settings_class: type[Settings], detail: dict) -> str:
     name = str(detail["loc"][0])
     legal = (settings_class.model_fields[name].description or "").replace("`", "")
     value = ",".join(map(str, detail["input"])) if isinstance(detail["input"], list) else detail["input"]
-    return f"{name} = {value}: {message[0].lower()}{message[1:]} (ENV.py, {flag(name)} or EMG_{name}: {legal})"
+    where = f"ENV.py, {flag(name)} or EMG_{name}" if name in Settings.model_fields else flag(name)
+    return f"{name} = {value}: {message[0].lower()}{message[1:]} ({where}: {legal})"
 
 
 def _explain_flags(settings_class: type[Settings], message: str) -> str:

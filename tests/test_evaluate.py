@@ -1,0 +1,431 @@
+"""tools.evaluate: every fold with every seed, the figures over people, what is kept after a kill, the protocols."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import ROOT, run
+from filelock import FileLock
+
+from EMG_DATA_LOADER import WindowSet, load_windows
+from ENV import EMGError, Settings
+from tools.evaluate import main
+from tools.people import METRICS, compare, interval, over_people, read_fold_figures
+from tools.protocols import folds_of, reported_figures
+
+LONG, SHORT = "emg_gestures-{}-repeats_long-{}-11-05-00-595", "emg_gestures-{}-repeats_short-{}-11-15-26-340"
+DAYS = ("2018-05-11", "2018-06-14")  # of person 03
+TINY = ["--precision", "fp32", "--tokens", "bands", "--lr", "3e-3", "--num-epochs"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """So small a model waits for its threads more than it computes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def flags(data: Path, backbone: Path, out: Path, *more: str, epochs: int = 1) -> list[str]:
+    paths = ["--data-location", data, "--model-name", backbone, "--out", out]
+    return [*map(str, paths), *TINY, str(epochs), *more]
+
+
+def filtered(source: Path, target: Path, keep) -> Path:
+    """The windows for which `keep`, a function of the table, is true."""
+    table = pq.read_table(source)
+    pq.write_table(table.filter(pa.array(keep(table.drop_columns(["emg"]).to_pandas()))), target)
+    return target
+
+
+def parts_of(run_folder: Path) -> dict[str, set[str]]:
+    """The recordings of the parts as split.csv lists them."""
+    table = pd.read_csv(run_folder / "split.csv", keep_default_na=False)
+    return {part: set(rows["recording"]) for part, rows in table.groupby("part")}
+
+
+def snapshot(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def read(folder: Path) -> dict:
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+# ---- all folds and seeds --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def evaluated(small_file, tiny_gpt2, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """Both trajectory folds with two seeds, two epochs each."""
+    out = tmp_path_factory.mktemp("evaluated")
+    done = run("-m", "tools.evaluate", *flags(small_file, tiny_gpt2, out, "--seeds", "0,1", epochs=2))
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_every_fold_and_seed_is_a_run_of_main(evaluated, small_file, tiny_gpt2, tmp_path):
+    out, _ = evaluated
+    assert sorted(os.listdir(out / "runs")) == ["fold0-seed0", "fold0-seed1", "fold1-seed0", "fold1-seed1"]
+    for fold, stem in enumerate((LONG, SHORT)):
+        assert parts_of(out / "runs" / f"fold{fold}-seed0")["test"] == {stem.format("03", day) for day in DAYS}
+    alone = ["--data-location", small_file, "--model-name", tiny_gpt2, "--run-dir", tmp_path / "run", *TINY, "2"]
+    assert run("main.py", *alone, "--fold", "1", "--seed", "1").returncode == 0
+    for name in ("predictions.parquet", "split.csv"):
+        assert (out / "runs" / "fold1-seed1" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+
+
+def test_figures_are_those_of_pooled_predictions(evaluated):
+    """Recomputed with nothing but counts: recall and precision of every label, from both folds of a seed together."""
+    out, found = evaluated[0], read(evaluated[0])
+    seeds = []
+    for seed in (0, 1):
+        folds = [pd.read_parquet(out / "runs" / f"fold{fold}-seed{seed}" / "predictions.parquet") for fold in (0, 1)]
+        pooled = pd.concat(folds)
+        right, labels = pooled["predicted"] == pooled["TRAJ_GT"], sorted(set(pooled["TRAJ_GT"]))
+        recalls = [right[pooled["TRAJ_GT"] == label].mean() for label in labels]
+        hits = [2 * (right & (pooled["TRAJ_GT"] == label)).sum() for label in labels]
+        named = [(pooled["TRAJ_GT"] == label).sum() + (pooled["predicted"] == label).sum() for label in labels]
+        seeds.append([np.mean(recalls), right.mean(), np.mean(np.array(hits) / np.array(named))])
+    assert len(pooled) == found["per_subject"]["03"]["windows"] == 1447
+    for metric, values in zip(METRICS, np.transpose(seeds), strict=True):
+        person, overall = found["per_subject"]["03"], found["overall"][metric]
+        assert person[metric] == overall["mean"] == pytest.approx(values.mean())
+        assert person[f"{metric}_std_over_seeds"] == overall["std_over_seeds"] == pytest.approx(values.std(ddof=1))
+        assert overall["std"] is overall["low"] is overall["high"] is None
+    assert np.trace(found["confusion_matrix"]) == pytest.approx(found["overall"]["accuracy"]["mean"] * 2 * 1447)
+
+
+def test_results_are_printed_and_written(evaluated):
+    out, done = evaluated
+    found = read(out)
+    mean = f"{found['overall']['balanced_accuracy']['mean']:.3f}"
+    assert "1 person, 2 folds, 2 seeds; chance (balanced) 0.125" in done.stdout
+    assert done.stdout.count(mean) == 2  # over people, and that of person 03
+    assert "no interval over fewer than three people" in done.stdout
+    assert "Reported by others" not in done.stdout
+    assert "run 4 of 4" in done.stderr
+    people = pd.read_csv(out / "per_subject.csv", dtype={"subject": str}).set_index("subject")
+    assert people.loc["03", "macro_f1"] == pytest.approx(found["overall"]["macro_f1"]["mean"])
+    assert not found["leaky"]
+    for name in ("evaluation.png", "confusion_matrix.png"):
+        image = matplotlib.image.imread(out / name)[:, :, :3]
+        assert 0.005 < (image.min(2) < 0.9).mean() < 0.9
+    assert {path.name for path in out.iterdir()} == {
+        *("runs", "evaluation.json", "evaluation.png", "per_subject.csv"),
+        *("confusion_matrix.png", "settings.json", ".lock"),
+    }
+
+
+# ---- going on -------------------------------------------------------------------------------------------------
+
+
+def stop(arguments: list[str], path: Path, number: int) -> tuple[int, str]:
+    """Send tools.evaluate the signal `number` as soon as `path` is there; returns its status and stderr."""
+    command = [sys.executable, "-m", "tools.evaluate", *arguments]
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, env=variables, **streams)
+    patience = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < patience
+        time.sleep(0.005)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    return process.returncode, said
+
+
+def test_the_same_command_goes_on_and_leaves_what_is_finished(evaluated, small_file, tiny_gpt2, tmp_path):
+    arguments = flags(small_file, tiny_gpt2, tmp_path, "--seeds", "0,1", epochs=2)
+    runs = tmp_path / "runs"
+    status, said = stop(arguments, runs / "fold0-seed1" / "last" / "history.json", signal.SIGINT)
+    assert status == 130
+    assert said.endswith("evaluate: interrupted; the same command goes on where it was\n")
+    first = snapshot(runs / "fold0-seed0")
+    status, _ = stop(arguments, runs / "fold1-seed0" / "last" / "history.json", signal.SIGKILL)
+    assert status == -signal.SIGKILL
+    second = snapshot(runs / "fold0-seed1")
+
+    done = run("-m", "tools.evaluate", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert (snapshot(runs / "fold0-seed0"), snapshot(runs / "fold0-seed1")) == (first, second)
+    for name in ("fold0-seed1", "fold1-seed0"):
+        assert "going on after epoch" in (runs / name / "log.txt").read_text()
+    undisturbed = evaluated[0]
+    for name in ("evaluation.json", "per_subject.csv"):
+        assert (tmp_path / name).read_text() == (undisturbed / name).read_text()
+    for folder in (undisturbed / "runs").iterdir():
+        assert (runs / folder.name / "predictions.parquet").read_bytes() == (
+            folder / "predictions.parquet"
+        ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("more", "found"),
+    [
+        (["--lr", "1e-3"], "its runs were made with LR = 0.003, not 0.001; name another --out"),
+        (["--protocol", "B"], "PROTOCOL = none, not B"),
+        (["--fold", "1"], "tools.evaluate sets FOLD itself; leave out --fold"),
+        (["--protocol", "D", "--balance", "none"], "protocol D sets BALANCE itself; leave out --balance"),
+        (["--protocol", "A", "--train-on", "03/*"], "protocol A sets TRAIN_ON itself; leave out --train-on"),
+        (["--protocol", "E"], "PROTOCOL = E: input should be 'none', 'A', 'B', 'C' or 'D' (--protocol: A: within"),
+        (["--seeds", "1"], "SEEDS = 0,1,1: should be one seed or more, each given once (--seeds: "),
+        (["--sed", "1"], "there is no such flag; did you mean --seed?"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(evaluated, small_file, tiny_gpt2, more, found, capsys):
+    before = snapshot(evaluated[0])
+    assert main(flags(small_file, tiny_gpt2, evaluated[0], "--seeds", "0,1", *more, epochs=2)) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert found in said.err.splitlines()[-1]
+    assert "Traceback" not in said.err
+    assert snapshot(evaluated[0]) == before
+
+
+def test_other_windows_under_the_same_name_are_refused(evaluated, windows_file, tiny_gpt2, capsys):
+    assert main(flags(windows_file, tiny_gpt2, evaluated[0], epochs=2)) == 1
+    assert "contents of DATA_LOCATION = " in capsys.readouterr().err
+
+
+def test_one_at_a_time_works_in_a_folder(small_file, tiny_gpt2, tmp_path, capsys):
+    with FileLock(tmp_path / ".lock"):
+        assert main(flags(small_file, tiny_gpt2, tmp_path)) == 1
+    assert capsys.readouterr().err.endswith("works there; wait for it, or name another --out\n")
+    assert os.listdir(tmp_path) == [".lock"]
+
+
+def test_a_fold_that_fails_is_named_and_the_others_go_on(small_file, tiny_gpt2, tmp_path, capsys):
+    """Fold 0 holds the long trajectories out, and label 9 is in no other."""
+    data = filtered(
+        small_file,
+        tmp_path / "data.parquet",
+        lambda table: (table["TRAJ_GT"] != 9) | (table["trajectory"] == "repeats_long"),
+    )
+    arguments = flags(data, tiny_gpt2, tmp_path / "out", "--seeds", "0")
+    assert main(arguments) == 3
+    said, found = capsys.readouterr(), read(tmp_path / "out")
+    assert list(found["failed"]) == ["fold0-seed0"]
+    assert found["failed"]["fold0-seed0"].startswith("class 9 (pinch small) has 0 windows in the training part")
+    assert "fold0-seed0: class 9" in said.out
+    assert "fold0-seed0 failed: class 9" in said.err
+    assert found["per_subject"]["03"]["windows"] == len(
+        pd.read_parquet(tmp_path / "out" / "runs" / "fold1-seed0" / "predictions.parquet")
+    )
+
+
+def test_nothing_is_written_where_every_run_fails(small_file, tiny_gpt2, tmp_path, capsys):
+    assert main(flags(small_file, tiny_gpt2, tmp_path, "--patch-ms", "200")) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("evaluate: no run was finished, the first one because:")
+    assert not (tmp_path / "evaluation.json").exists()
+
+
+# ---- protocols ------------------------------------------------------------------------------------------------
+
+
+def test_protocol_a_holds_out_each_recording_of_each_day(small_file, tiny_gpt2, tmp_path):
+    """Without the first day's short trajectory, that day has a single recording and is left out."""
+    gone = SHORT.format("03", DAYS[0])
+    data = filtered(small_file, tmp_path / "data.parquet", lambda table: table["recording"] != gone)
+    assert main(flags(data, tiny_gpt2, tmp_path / "out", "--protocol", "A", "--seeds", "0")) == 0
+    long, short = LONG.format("03", DAYS[1]), SHORT.format("03", DAYS[1])
+    assert sorted(os.listdir(tmp_path / "out" / "runs")) == [f"{long}-seed0", f"{short}-seed0"]
+    for test, train in ((long, short), (short, long)):
+        parts = parts_of(tmp_path / "out" / "runs" / f"{test}-seed0")
+        assert (parts["train"], parts["validation"], parts["test"]) == ({train}, {train}, {test})
+        assert parts[""] == {LONG.format("03", DAYS[0])}
+    assert read(tmp_path / "out")["left_out"] == [f"03/{DAYS[0]} has a single recording"]
+    assert "Sensors 2019, 19, 3548" in read(tmp_path / "out")["source"]
+
+
+def test_protocol_b_trains_on_the_first_day_and_tests_on_the_later(windows_file, tiny_gpt2, tmp_path, capsys):
+    """Person 04 keeps the first day alone."""
+    data = filtered(
+        windows_file,
+        tmp_path / "data.parquet",
+        lambda table: (
+            ((table["TRAJ_GT"] != 0) | (table.index % 4 == 0))
+            & ((table["subject"] == "03") | (table["session"] == table["session"][table["subject"] == "04"].min()))
+        ),
+    )
+    assert main(flags(data, tiny_gpt2, tmp_path / "out", "--protocol", "B", "--seeds", "5")) == 0
+    table = load_windows(Settings(DATA_LOCATION=data)).table
+    days = [set(table.loc[(table["subject"] == "03") & (table["session"] == day), "recording"]) for day in DAYS]
+    assert os.listdir(tmp_path / "out" / "runs") == ["03-seed5"]
+    parts = parts_of(tmp_path / "out" / "runs" / "03-seed5")
+    assert parts["train"] | parts["validation"] == days[0]
+    assert not parts["train"] & parts["validation"]
+    assert parts["test"] == days[1]
+    assert set(parts) == {"train", "validation", "test"}  # person 04 is not even listed
+    assert "Left out:\n  04 has a single day" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="session")
+def four_people(windows_file, tmp_path_factory) -> Path:
+    """Each of the four days becomes a person of its own."""
+    table = pq.read_table(windows_file)
+    frame = table.drop_columns(["emg"]).to_pandas()
+    people = {day: f"{number:02d}" for number, day in enumerate(sorted(frame["session"].unique()), 11)}
+    subject = pa.array(frame["session"].map(people))
+    table = table.set_column(table.schema.get_field_index("subject"), "subject", subject)
+    path = tmp_path_factory.mktemp("four") / "four.parquet"
+    pq.write_table(table.filter(pa.array((frame["TRAJ_GT"] != 0) | (frame.index % 4 == 0))), path)
+    return path
+
+
+def test_protocol_c_tests_on_unseen_people(four_people, tiny_gpt2, tmp_path, capsys):
+    assert main(flags(four_people, tiny_gpt2, tmp_path, "--protocol", "C", "--seeds", "0")) == 0
+    found = read(tmp_path)
+    assert list(found["per_subject"]) == ["11", "12", "13", "14"]
+    for fold, subject in enumerate(found["per_subject"]):
+        predictions = pd.read_parquet(tmp_path / "runs" / f"fold{fold}-seed0" / "predictions.parquet")
+        assert set(predictions["subject"]) == {subject}
+        split = pd.read_csv(tmp_path / "runs" / f"fold{fold}-seed0" / "split.csv", dtype={"subject": str})
+        assert set(split.loc[split["part"] == "train", "subject"]) == set(found["per_subject"]) - {subject}
+    means = [one["balanced_accuracy"] for one in found["per_subject"].values()]
+    overall = found["overall"]["balanced_accuracy"]
+    assert (overall["mean"], overall["std"]) == pytest.approx((np.mean(means), np.std(means, ddof=1)))
+    assert min(means) <= overall["low"] < overall["mean"] < overall["high"] <= max(means)
+    assert f"{overall['low']:.3f} to {overall['high']:.3f}" in capsys.readouterr().out
+
+
+def test_protocol_d_is_balanced_and_says_that_it_leaks(small_file, tiny_gpt2, tmp_path, capsys):
+    """A share of 0.4 held out gives three folds."""
+    assert main(flags(small_file, tiny_gpt2, tmp_path, "--protocol", "D", "--seeds", "0", "--test-share", "0.4")) == 0
+    said, found = capsys.readouterr(), read(tmp_path)
+    assert found["folds"] == ["fold0", "fold1", "fold2"]
+    assert found["leaky"]
+    assert found["per_subject"]["03"]["windows"] == 1447  # every window once
+    split = pd.read_csv(tmp_path / "runs" / "fold0-seed0" / "split.csv")
+    assert split.loc[split["part"] == "train", "TRAJ_GT"].value_counts().nunique() == 1
+    for text in (said.out, said.err, (tmp_path / "per_subject.csv").read_text()):
+        assert "LEAKY" in text
+
+
+def table_of(*people: str) -> pd.DataFrame:
+    """One window of each person on each of two days, in a recording of its own."""
+    rows = [{"subject": one, "session": day, "recording": f"{one}-{day}"} for one in people for day in DAYS]
+    return pd.DataFrame(rows)
+
+
+def test_protocol_c_takes_the_tabpfn_studys_people_where_they_and_others_are_there():
+    [fold], _ = folds_of(table_of("03", "08", "24", "34", "39"), Settings(), "C")
+    assert fold.changes == {"SPLIT": "subject", "TEST_ON": ["08/*", "24/*", "34/*", "39/*"]}
+    for people in (("08", "24", "34", "39"), ("03", "04", "08", "24", "34")):
+        folds, _ = folds_of(table_of(*people), Settings(TEST_SHARE=0.1), "C")
+        assert [one.changes["FOLD"] for one in folds] == list(range(len(people)))
+
+
+def test_folds_that_only_some_units_give_are_named():
+    """With a share of 0.3, three recordings of a day give three folds and two give two."""
+    table = table_of("03", "04").assign(session="2018-05-11")
+    folds, left_out = folds_of(table, Settings(), "none")
+    assert ([fold.name for fold in folds], left_out) == (["fold0", "fold1"], [])
+    third = pd.DataFrame([{"subject": "03", "session": "2018-05-11", "recording": "third"}])
+    folds, left_out = folds_of(pd.concat([table, third]), Settings(), "none")
+    assert [fold.name for fold in folds] == ["fold0", "fold1"]
+    assert left_out == ["folds 2 to 2: some units of the split give 2 folds and others 3"]
+
+
+@pytest.mark.parametrize(("split", "folds"), [("session", 1), ("subject", 2), ("trajectory", 1)])
+def test_number_of_folds(split, folds):
+    """Where no unit can be cut there is one fold, whose run says what is wrong."""
+    assert len(folds_of(table_of("03", "04"), Settings(SPLIT=split), "none")[0]) == folds
+
+
+@pytest.mark.parametrize("protocol", ["A", "B"])
+def test_a_protocol_that_nobody_has_the_recordings_for(protocol):
+    table = table_of("03").iloc[:1]
+    with pytest.raises(EMGError, match=f"protocol {protocol} needs a .* or more, and the file has none"):
+        folds_of(table, Settings(), protocol)
+
+
+def putemg_windows(note: str = "", recording: str = "emg_gestures-03-sequential-2018-05-11-11-10-50-475") -> WindowSet:
+    """What tells putEMG's windows: 24 channels of whole counts at 5124.08 Hz."""
+    metadata = {"channels": ["EMG"] * 24, "unit": "count", "note": note, "sources": [{"sampling_rate": 5124.09}]}
+    return WindowSet(np.empty((1, 1, 24)), pd.DataFrame({"recording": [recording]}), metadata)
+
+
+def test_the_literature_is_quoted_for_its_own_protocol_on_putemg_alone(small_file):
+    for protocol, figure in {"A": "90 %", "B": "0.18", "C": "84.69 %", "D": "71.28 %"}.items():
+        assert figure in " ".join(reported_figures(putemg_windows(), protocol))
+        assert "71.28" not in " ".join(reported_figures(putemg_windows(), "C"))
+    simulated = [putemg_windows(note="SIMULATED: nobody"), putemg_windows(recording=LONG.format("03", DAYS[0]))]
+    for windows in (*simulated, load_windows(Settings(DATA_LOCATION=small_file))):
+        assert reported_figures(windows, "A") == ()
+    assert reported_figures(putemg_windows(), "none") == ()
+
+
+# ---- figures over people --------------------------------------------------------------------------------------
+
+
+def test_interval_of_a_hand_made_example():
+    """(0, 0, 0, 4): a resample's mean is how often 4 is drawn in four times, binomial with p = 1/4.
+
+    P(0) = 0.316 > 2.5 %, and P(≤ 2) = 0.949 < 97.5 % < P(≤ 3) = 0.996, so the interval is 0 to 3.
+    """
+    assert interval(np.array([0.0, 0.0, 0.0, 4.0])) == (0, 3)
+    assert interval(np.array([0.5, 0.5, 0.5])) == (0.5, 0.5)
+    assert interval(np.array([0.1, 0.9])) is None
+
+
+def test_a_person_is_the_unit():
+    """Person 03 has a hundred times the windows of 04 and counts as much; seed means 0.6 and 0.8."""
+    rows = [("03", 0, 0.5, 1000), ("03", 1, 0.7, 1000), ("04", 0, 0.7, 10), ("04", 1, 0.9, 10)]
+    figures = pd.DataFrame(rows, columns=["subject", "seed", "accuracy", "windows"]).set_index(["subject", "seed"])
+    figures = figures.assign(balanced_accuracy=0.5, macro_f1=0.5)
+    found = over_people(figures)["accuracy"]
+    assert found["mean"] == pytest.approx(0.7)  # of 0.6 and 0.8
+    assert found["std"] == pytest.approx(0.2 / np.sqrt(2))
+    assert found["std_over_seeds"] == pytest.approx(0.2 / np.sqrt(2))
+    assert found["low"] is None
+
+
+def test_baselines_stand_beside_ours_fold_by_fold(tmp_path):
+    """Two folds of 30 and 10 windows: ours (3·0.8 + 0.4)/4 = 0.7, the baseline (3·0.4 + 0.8)/4 = 0.5."""
+    runs = {}
+    for fold, windows, ours, theirs in (("fold0", 30, 0.8, 0.4), ("fold1", 10, 0.4, 0.8)):
+        folder = runs[fold, 0] = tmp_path / fold
+        folder.mkdir()
+        scores = [{"03": dict.fromkeys(METRICS, value) | {"windows": windows}} for value in (ours, theirs)]
+        (folder / "metrics.json").write_text(json.dumps({"per_subject": scores[0]}))
+        method = {"features": "RMS", "classifier": "LDA", "scaling": "session", "per_subject": scores[1]}
+        (folder / "baselines.json").write_text(json.dumps({"baselines": [method]}))
+    first, second = compare(read_fold_figures(runs))
+    assert (first["features"], first["accuracy"]["mean"]) == ("ours", pytest.approx(0.7))
+    assert [second[name] for name in ("features", "classifier", "scaling")] == ["RMS", "LDA", "session"]
+    assert second["balanced_accuracy"]["mean"] == pytest.approx(0.5)
+    assert second["ahead"] == pytest.approx(0.2)
+
+
+@pytest.mark.skipif(not (ROOT / "tools" / "baselines.py").is_file(), reason="tools/baselines.py is not here")
+def test_baselines_are_run_once_per_split_and_shown(evaluated, small_file, tiny_gpt2, tmp_path, capsys):
+    out = shutil.copytree(evaluated[0], tmp_path / "out")
+    arguments = flags(small_file, tiny_gpt2, out, "--seeds", "0,1", epochs=2)
+    models = snapshot(out / "runs")
+    assert main([*arguments, "--baselines"]) == 0
+    first = snapshot(out / "runs")
+    assert main([*arguments, "--baselines"]) == 0
+    said, found = capsys.readouterr(), read(out)
+    assert snapshot(out / "runs") == first
+    assert {path: first[path] for path in models} == models
+    for fold in ("fold0", "fold1"):
+        files = [out / "runs" / f"{fold}-seed{seed}" / "baselines.json" for seed in (0, 1)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    assert {row["scaling"] for row in found["baselines"]} == {"", "training", "session"}
+    assert "LDA on" in said.out
