@@ -413,7 +413,6 @@ def test_baselines_stand_beside_ours_fold_by_fold(tmp_path):
     assert second["ahead"] == pytest.approx(0.2)
 
 
-@pytest.mark.skipif(not (ROOT / "tools" / "baselines.py").is_file(), reason="tools/baselines.py is not here")
 def test_baselines_are_run_once_per_split_and_shown(evaluated, small_file, tiny_gpt2, tmp_path, capsys):
     out = shutil.copytree(evaluated[0], tmp_path / "out")
     arguments = flags(small_file, tiny_gpt2, out, "--seeds", "0,1", epochs=2)
@@ -427,5 +426,5 @@ def test_baselines_are_run_once_per_split_and_shown(evaluated, small_file, tiny_
     for fold in ("fold0", "fold1"):
         files = [out / "runs" / f"{fold}-seed{seed}" / "baselines.json" for seed in (0, 1)]
         assert files[0].read_bytes() == files[1].read_bytes()
-    assert {row["scaling"] for row in found["baselines"]} == {"", "training", "session"}
+    assert {row["scaling"] for row in found["baselines"]} == {"training", "session"}
     assert "LDA on" in said.out

@@ -36,6 +36,7 @@ from EMG_model import ModelError
 from EMG_run import open_run, recover_folder, resumed_settings, write_json
 from ENV import EMGError, Settings, flag, from_command_line
 from main import close_log, experiment, explain, start_log
+from tools.baselines import evaluate_baselines
 from tools.people import print_results, summarise, write_results
 from tools.protocols import LEAKY, PROTOCOLS, Fold, folds_of, reported_figures
 
@@ -299,8 +300,6 @@ def add_baselines(runs: list[Run], windows: WindowSet, console: Console) -> dict
 
 def find_baselines(run: Run, windows: WindowSet) -> None:
     """Keep what is there; else copy from a seed of the fold that has the same split; else fit. Raises EMGError."""
-    from tools.baselines import evaluate_baselines
-
     path, new = run.folder / "baselines.json", run.folder / ".baselines.json"
     if path.exists():
         return
@@ -310,7 +309,9 @@ def find_baselines(run: Run, windows: WindowSet) -> None:
             break
     else:
         part = windows_of(windows, run.fold.subject)
-        write_json(new, {"baselines": evaluate_baselines(part, split_windows(part, run.settings))})
+        split = split_windows(part, run.settings)
+        split = split.with_validation() if run.settings.REFIT else split
+        write_json(new, {"baselines": evaluate_baselines(part, split)})
     os.replace(new, path)
 
 

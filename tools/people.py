@@ -90,7 +90,7 @@ def read_fold_figures(runs: dict[tuple[str, int], Path]) -> pd.DataFrame:
     for (_, seed), folder in runs.items():
         path = folder / "baselines.json"
         if path.is_file():
-            ours = {"features": "ours", "classifier": "", "scaling": ""}
+            ours = {"features": "ours", "classifier": "", "scaling": _read(folder / "env.json")["SCALE"]}
             ours["per_subject"] = _read(folder / "metrics.json")["per_subject"]
             for one in [ours, *_read(path)["baselines"]]:
                 method = {name: one[name] for name in METHOD} | {"seed": seed}
@@ -109,7 +109,7 @@ def compare(fold_figures: pd.DataFrame) -> list[dict]:
     keys = [*METHOD, "subject", "seed"]
     means = totals.groupby(keys).sum().div(weights.groupby([fold_figures[key] for key in keys]).sum(), axis=0)
     people = means.groupby([*METHOD, "subject"]).mean()
-    ours = people.loc[("ours", "", "")]
+    ours = people.loc[("ours", "")].droplevel("scaling")
     rows = []
     for method, found in people.groupby(METHOD):
         row = dict(zip(METHOD, method, strict=True)) | {"ahead": (ours - found.loc[method]).mean()["balanced_accuracy"]}
@@ -265,7 +265,7 @@ def _baseline_table(rows: list[dict]) -> Table:
     for row in rows:  # the best one first
         methods.setdefault((row["features"], row["classifier"]), []).append(row)
     for (features, classifier), both in methods.items():
-        best, balanced = both[0], {row["scaling"] or "training": row["balanced_accuracy"] for row in both}
+        best, balanced = both[0], {row["scaling"]: row["balanced_accuracy"] for row in both}
         cells = [balanced.get(scaling) for scaling in ("training", "session")]
         cells = [f"{_number(one['mean'])} ± {_number(one['std'])}" if one else "" for one in cells]
         cells += [_number(best["accuracy"]["mean"]), _number(best["macro_f1"]["mean"])]
