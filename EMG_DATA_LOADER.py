@@ -66,11 +66,6 @@ class WindowSet:
         return np.searchsorted(self.classes, self.table["TRAJ_GT"])
 
     @property
-    def sessions(self) -> np.ndarray:
-        """(n,) number of each window's person and day."""
-        return self.table.groupby(["subject", "session"]).ngroup().to_numpy()
-
-    @property
     def identity(self) -> pd.Series:
         """subject/session/recording of each window, what TRAIN_ON and TEST_ON match."""
         return self.table["subject"] + "/" + self.table["session"] + "/" + self.table["recording"]
@@ -389,17 +384,24 @@ def _check_classes(windows: WindowSet, train: np.ndarray) -> None:
 # ---- statistics and batches -----------------------------------------------------------------------------------
 
 
-def session_rows(windows: WindowSet, split: Split, seed: int) -> list[np.ndarray]:
-    """The rows that each session is measured on: its windows in the training part, or where it has none there, all.
+def reference_groups(windows: WindowSet, split: Split) -> np.ndarray:
+    """(n,) number of the group in which each window is measured, −1 for windows in no part.
 
-    At most STATISTICS_WINDOWS of each, drawn.
+    A group is a person's day, and the test part of a day is a group of its own: what is learned from a day owes
+    nothing to its test windows.
     """
-    sessions, trained = windows.sessions, np.isin(np.arange(len(windows.table)), split.train)
-    rows = []
-    for session in range(sessions.max() + 1):
-        own = sessions == session
-        rows.append(draw_rows(np.flatnonzero(own & trained if (own & trained).any() else own), seed))
-    return rows
+    keys = windows.table[["subject", "session"]].assign(test=np.isin(np.arange(len(windows.table)), split.test))
+    used = np.concatenate([split.train, split.validation, split.test])
+    groups = np.full(len(windows.table), -1)
+    groups[used] = keys.iloc[used].groupby(["subject", "session", "test"]).ngroup()
+    return groups
+
+
+def rows_to_measure(groups: np.ndarray, split: Split) -> list[np.ndarray]:
+    """The rows that each group is measured on: its windows of the training part, or where it has none there, all."""
+    trained = np.isin(np.arange(len(groups)), split.train)
+    each = [groups == group for group in range(groups.max() + 1)]
+    return [np.flatnonzero(own & trained if (own & trained).any() else own) for own in each]
 
 
 def draw_rows(rows: np.ndarray, seed: int, at_most: int = STATISTICS_WINDOWS) -> np.ndarray:
@@ -420,9 +422,9 @@ def class_weights(targets: np.ndarray, classes: int) -> np.ndarray:
 def batches(
     windows: WindowSet, rows: np.ndarray, batch_size: int, rng: np.random.Generator | None = None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """emg (B, T, C) float32 in the file's unit, targets (B,), sessions (B,), in the order of `rows` or shuffled."""
+    """emg (B, T, C) float32 in the file's unit, targets (B,) and rows (B,), in the order of `rows` or shuffled."""
     order = rows if rng is None else rng.permutation(rows)
-    targets, sessions = torch.tensor(windows.targets), torch.tensor(windows.sessions)
+    targets = windows.targets
     for first in range(0, len(order), batch_size):
         chosen = order[first : first + batch_size]
-        yield read_emg(windows, chosen), targets[chosen], sessions[chosen]
+        yield read_emg(windows, chosen), torch.from_numpy(targets[chosen]), torch.from_numpy(chosen)

@@ -112,6 +112,20 @@ class Reference(NamedTuple):
         return Reference(*(tensor.to(device) for tensor in self))
 
 
+class References(NamedTuple):
+    """What every window is measured against: a row of `reference` per group, and the group (n,) of each window."""
+
+    reference: Reference
+    groups: torch.Tensor
+
+    def of(self, rows: torch.Tensor) -> Reference:
+        """One row per window `rows` (B,)."""
+        return self.reference.of(self.groups[rows])
+
+    def to(self, device: torch.device) -> "References":
+        return References(self.reference.to(device), self.groups.to(device))
+
+
 def log_covariance(signal: torch.Tensor) -> torch.Tensor:
     """signal (B, T, C) → (B, C(C+1)/2): the upper triangle of the matrix logarithm of each window's covariance.
 

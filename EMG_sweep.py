@@ -30,7 +30,7 @@ from rich.console import Console
 
 from EMG_DATA_LOADER import Split, WindowSet
 from EMG_figures import draw_sweep
-from EMG_model import ModelError, Reference
+from EMG_model import ModelError, References
 from EMG_run import make_folder
 from EMG_utils import Trainer, new_model
 from ENV import EMGError, Settings
@@ -59,7 +59,7 @@ FREE = {  # settings that processes of one study need not share: names of places
 
 
 def sweep(
-    windows: WindowSet, split: Split, references: Reference, settings: Settings, console: Console, run: Path
+    windows: WindowSet, split: Split, references: References, settings: Settings, console: Console, run: Path
 ) -> Settings:
     """Try settings for NUM_EPOCHS_FOR_VALIDATION epochs each, as SWEEP_SPACE says; returns the best as settings.
 
@@ -87,7 +87,7 @@ def with_params(settings: Settings, params: dict) -> Settings:
 
 
 def train(
-    trial: optuna.Trial, windows: WindowSet, split: Split, references: Reference, settings: Settings, console: Console
+    trial: optuna.Trial, windows: WindowSet, split: Split, references: References, settings: Settings, console: Console
 ) -> float:
     """Best balanced accuracy on the validation part; raises TrialPruned where the first epochs lag behind."""
     model = new_model(windows, split, references, settings)

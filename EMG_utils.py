@@ -27,11 +27,21 @@ from sklearn.metrics import (
 )
 from transformers import get_cosine_schedule_with_warmup
 
-from EMG_DATA_LOADER import Split, WindowSet, batches, class_weights, draw_rows, read_emg, session_rows
+from EMG_DATA_LOADER import (
+    Split,
+    WindowSet,
+    batches,
+    class_weights,
+    draw_rows,
+    read_emg,
+    reference_groups,
+    rows_to_measure,
+)
 from EMG_model import (
     EMGConfig,
     EMGForSequenceClassification,
     Reference,
+    References,
     build_model,
     measure_reference,
 )
@@ -50,7 +60,7 @@ WORTHWHILE = 1.3  # bfloat16 is taken where its products are at least this much 
 
 
 def new_model(
-    windows: WindowSet, split: Split, references: Reference, settings: Settings
+    windows: WindowSet, split: Split, references: References, settings: Settings
 ) -> EMGForSequenceClassification:
     """A model for these windows: their channels, rate, classes, the reference and linear path of the training part.
 
@@ -98,17 +108,18 @@ def describe_model(windows: WindowSet, settings: Settings) -> EMGConfig:
     )
 
 
-def session_references(windows: WindowSet, split: Split, settings: Settings) -> Reference:
-    """What each session is measured against, a row per session; with SCALE = "training" they are all the same."""
+def session_references(windows: WindowSet, split: Split, settings: Settings) -> References:
+    """Each person's day measured on its own windows, its test part apart; with SCALE = "training" all on that part."""
+    groups = reference_groups(windows, split)
+    rows = rows_to_measure(groups, split)
     if settings.SCALE == "training":
-        one = measure_reference(read_emg(windows, draw_rows(split.train, settings.SEED)))
-        return Reference(*(tensor.expand(windows.sessions.max() + 1, -1) for tensor in one))
-    each = [measure_reference(read_emg(windows, rows)) for rows in session_rows(windows, split, settings.SEED)]
-    return Reference(*map(torch.cat, zip(*each, strict=True)))
+        rows = [split.train] * len(rows)
+    each = [measure_reference(read_emg(windows, draw_rows(one, settings.SEED))) for one in rows]
+    return References(Reference(*map(torch.cat, zip(*each, strict=True))), torch.from_numpy(groups))
 
 
 def fit_linear_path(
-    model: EMGForSequenceClassification, windows: WindowSet, split: Split, references: Reference, seed: int
+    model: EMGForSequenceClassification, windows: WindowSet, split: Split, references: References, seed: int
 ) -> None:
     """Fit the model's linear path to the training part in closed form: LDA on normalised log covariances.
 
@@ -119,7 +130,7 @@ def fit_linear_path(
     turns = model.augmentation.pairs  # (turns, C(C+1)/2)
     rows = draw_rows(split.train, seed, LINEAR_WINDOWS // len(turns))
     parts = batches(windows, rows, EVALUATION_BATCH)
-    covariance = torch.cat([model.normalise(emg, references.of(sessions))[1] for emg, _, sessions in parts])
+    covariance = torch.cat([model.normalise(emg, references.of(rows))[1] for emg, _, rows in parts])
     priors = np.full(len(windows.classes), 1 / len(windows.classes))
     lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=priors)
     lda.fit(covariance[:, turns].flatten(0, 1).double().numpy(), windows.targets[rows].repeat(len(turns)))
@@ -170,7 +181,7 @@ class Trainer:
         model: EMGForSequenceClassification,
         windows: WindowSet,
         split: Split,
-        references: Reference,
+        references: References,
         settings: Settings,
         epochs: int,
     ):
@@ -240,10 +251,10 @@ class Trainer:
         bar.remove_task(task)
         return {"lr": np.mean(rates), "train_loss": loss_sum / seen, "train_accuracy": right / seen}
 
-    def _train_step(self, emg: torch.Tensor, target: torch.Tensor, sessions: torch.Tensor) -> tuple[float, int]:
-        """emg (B, T, C), target (B,), sessions (B,) → loss, and how many windows were classified right."""
+    def _train_step(self, emg: torch.Tensor, target: torch.Tensor, rows: torch.Tensor) -> tuple[float, int]:
+        """emg (B, T, C), target (B,), rows (B,) → loss, and how many windows were classified right."""
         device = self.accelerator.device
-        emg, target, reference = emg.to(device), target.to(device), self.references.of(sessions.to(device))
+        emg, target, reference = emg.to(device), target.to(device), self.references.of(rows.to(device))
         with self.accelerator.autocast():
             output = self.model(emg=emg, reference=reference, labels=target, weight=self.weight)
         self.optimizer.zero_grad()
@@ -269,8 +280,8 @@ class Trainer:
         device = self.accelerator.device
         model.to(device).eval()
         parts = []
-        for emg, _, sessions in batches(self.windows, rows, EVALUATION_BATCH):
-            reference = self.references.of(sessions.to(device))
+        for emg, _, chosen in batches(self.windows, rows, EVALUATION_BATCH):
+            reference = self.references.of(chosen.to(device))
             with self.accelerator.autocast():
                 parts.append(model(emg=emg.to(device), reference=reference).logits.softmax(1).float().cpu().numpy())
         return np.concatenate(parts)

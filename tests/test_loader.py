@@ -19,7 +19,8 @@ from EMG_DATA_LOADER import (
     class_weights,
     draw_rows,
     load_windows,
-    session_rows,
+    reference_groups,
+    rows_to_measure,
     split_windows,
 )
 from ENV import EMGError, Settings
@@ -442,17 +443,34 @@ def test_a_single_class_cannot_be_learned():
 # ---- statistics and batches -----------------------------------------------------------------------------------
 
 
-def test_a_session_is_measured_on_its_training_windows_or_else_on_all_of_its_own(windows):
-    """Two people, two days: by trajectory every day has training windows, by session the last days have none."""
-    sessions = windows.sessions
-    assert windows.table.groupby(sessions)[["subject", "session"]].nunique().to_numpy().tolist() == [[1, 1]] * 4
+@pytest.mark.parametrize(("name", "count"), [("trajectory", 8), ("session", 4)])
+def test_every_day_is_measured_by_itself_and_its_test_part_apart(windows, name, count):
+    """Two people, two days: by trajectory each has training and test windows, by session the one or the other."""
+    split = split_windows(windows, Settings(SPLIT=name))
+    groups, days = reference_groups(windows, split), windows.table["subject"] + windows.table["session"]
+    rows = rows_to_measure(groups, split)
+    assert len(rows) == count
+    for group, own in enumerate(rows):
+        where = groups == group
+        assert days[where].nunique() == 1
+        tested = np.isin(np.flatnonzero(where), split.test)
+        assert tested.all() or not tested.any()
+        assert own.tolist() == (np.flatnonzero(where) if tested.all() else split.train[where[split.train]]).tolist()
+
+
+def test_windows_in_no_part_are_measured_nowhere(windows):
+    split = split_windows(windows, Settings(TRAIN_ON=["03/2018-05-11/*"], TEST_ON=["04/*"]))
+    groups = reference_groups(windows, split)
+    assert set(np.flatnonzero(groups < 0)) == set(range(len(groups))) - {*split.train, *split.validation, *split.test}
+    assert groups.max() == 2  # one day to train, two to test
+
+
+def test_the_training_windows_reference_owes_nothing_to_the_test_part(windows):
     split = split_windows(windows, Settings())
-    for session, rows in enumerate(session_rows(windows, split, seed=0)):
-        assert rows.tolist() == split.train[sessions[split.train] == session].tolist()
-    split = split_windows(windows, Settings(SPLIT="session"))
-    first, last, *_ = session_rows(windows, split, seed=0)
-    assert first.tolist() == split.train[sessions[split.train] == 0].tolist()
-    assert last.tolist() == np.flatnonzero(sessions == 1).tolist()
+    rows = rows_to_measure(reference_groups(windows, split), split)
+    groups = reference_groups(windows, split)
+    for row in split.train[::50]:
+        assert not set(rows[groups[row]]) & set(split.test)
 
 
 def test_at_most_so_many_rows_are_drawn():
@@ -469,14 +487,14 @@ def test_every_training_window_comes_once_an_epoch():
     rows = np.arange(1, 72, 2)
     shuffled = list(batches(windows, rows, 8, np.random.default_rng(3)))
     assert [len(target) for _, target, _ in shuffled] == [8, 8, 8, 8, 4]
-    emg, target, sessions = map(torch.cat, zip(*shuffled, strict=True))
+    emg, target, told = map(torch.cat, zip(*shuffled, strict=True))
     assert (emg.shape, emg.dtype, target.dtype) == ((36, 4, 2), torch.float32, torch.int64)
     stored = {tuple((windows.emg[row] * 0.25).reshape(-1)): row for row in rows}
     order = [stored[tuple(one.reshape(-1).tolist())] for one in emg]
     assert sorted(order) == rows.tolist()
     assert order != rows.tolist()
     assert target.tolist() == windows.table["TRAJ_GT"].iloc[order].tolist()
-    assert sessions.tolist() == windows.sessions[order].tolist()
+    assert told.tolist() == order
     again = torch.cat([e for e, *_ in batches(windows, rows, 8, np.random.default_rng(3))])
     other = torch.cat([e for e, *_ in batches(windows, rows, 8, np.random.default_rng(4))])
     assert torch.equal(emg, again)

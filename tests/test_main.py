@@ -189,16 +189,14 @@ def test_split_and_predictions_tell_the_same_windows(finished, split, prediction
 
 
 @torch.inference_mode()
-def predict_again(
-    folder: Path, part: str, measured_on: list[str], windows: WindowSet, split: pd.DataFrame
-) -> np.ndarray:
-    """(n, 8) probabilities of the saved model; every session is measured on its windows of the parts `measured_on`."""
-    model = load_model(folder / "best_model")
-    rows, measured = np.flatnonzero(split["part"] == part), split["part"].isin(measured_on).to_numpy()
+def predict_again(folder: Path, part: str, measured_on: str, windows: WindowSet, split: pd.DataFrame) -> np.ndarray:
+    """(n, 8) probabilities of the saved model; every day is measured on its windows of the part `measured_on`."""
+    model, days = load_model(folder / "best_model"), windows.table["subject"] + windows.table["session"]
+    rows, measured = np.flatnonzero(split["part"] == part), split["part"] == measured_on
     found = np.zeros((len(windows.table), 8))
-    for session in range(windows.sessions.max() + 1):
-        reference = measure_reference(read_emg(windows, np.flatnonzero(measured & (windows.sessions == session))))
-        own = rows[windows.sessions[rows] == session]
+    for day in days.unique():
+        reference = measure_reference(read_emg(windows, np.flatnonzero(measured & (days == day))))
+        own = rows[days[rows] == day]
         found[own] = model(emg=read_emg(windows, own), reference=reference).logits.softmax(1)
     return found[rows]
 
@@ -206,7 +204,7 @@ def predict_again(
 def test_the_probabilities_are_those_of_the_saved_model(finished, split, predictions, windows):
     """The saved model, on the samples of the file, gives the same probabilities again."""
     columns = [f"p_{code}" for code in CODES]
-    again = predict_again(finished, "test", ["train", "validation"], windows, split)
+    again = predict_again(finished, "test", "test", windows, split)
     assert np.allclose(predictions[columns], again, atol=1e-4)
     assert np.allclose(predictions[columns].sum(axis=1), 1, atol=1e-5)
     assert (np.array(CODES)[again.argmax(1)] == predictions["predicted"]).mean() > 0.999
@@ -245,7 +243,7 @@ def test_without_refit_the_epoch_that_is_best_on_the_validation_part_is_kept(und
     split, rows = pd.read_csv(undisturbed / "split.csv"), history(undisturbed)
     best = rows["validation_loss"].argmin()
     assert read(undisturbed, "metrics.json")["best_epoch"] == best + 1
-    found = predict_again(undisturbed, "validation", ["train"], windows, split)
+    found = predict_again(undisturbed, "validation", "train", windows, split)
     true = windows.targets[split["part"] == "validation"]
     losses = -np.log(found[np.arange(len(true)), true])
     loss = np.mean([losses[true == label].mean() for label in range(8)])

@@ -28,14 +28,15 @@ def test_a_session_is_its_own_reference(windows, settings):
     found = session_references(windows, split, settings)
     for session, rows in enumerate((split.train, split.test)):
         expected = measure_reference(read_emg(windows, rows))
-        assert all(torch.equal(one[session], other[0]) for one, other in zip(found, expected, strict=True))
+        assert all(torch.equal(one[session], other[0]) for one, other in zip(found.reference, expected, strict=True))
+        assert set(found.groups[rows].tolist()) == {session}
 
 
 def test_with_the_training_parts_scale_every_session_has_the_same_reference(windows, settings):
     split = split_windows(windows, settings)
     found = session_references(windows, split, settings.model_copy(update={"SCALE": "training"}))
     expected = measure_reference(read_emg(windows, split.train))
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(found.reference, expected, strict=True):
         assert torch.equal(one, other.expand(2, -1))
 
 
@@ -58,9 +59,9 @@ def test_the_linear_path_is_lda_on_standardised_log_covariances(windows, setting
     lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=np.full(8, 1 / 8))
     lda.fit(log_covariances(windows, split.train), windows.targets[split.train])
     expected = LINEAR_WEIGHT * lda.decision_function(log_covariances(windows, split.test))
-    emg, sessions = read_emg(windows, split.test), torch.tensor(windows.sessions[split.test])
+    emg, rows = read_emg(windows, split.test), torch.from_numpy(split.test)
     with torch.inference_mode():
-        found = model.linear(model.normalise(emg, references.of(sessions))[1]).numpy()
+        found = model.linear(model.normalise(emg, references.of(rows))[1]).numpy()
     assert found == pytest.approx(expected, abs=0.02 * np.abs(expected).max())
     assert (found.argmax(1) == expected.argmax(1)).mean() > 0.99
 
@@ -73,8 +74,8 @@ def test_two_classes_get_two_opposite_rows_of_weights(windows, settings):
     model = new_model(two, split, references, settings)
     assert torch.equal(model.linear.weight[0], -model.linear.weight[1])
     with torch.inference_mode():
-        emg, sessions = read_emg(two, split.train), torch.tensor(two.sessions[split.train])
-        found = model.linear(model.normalise(emg, references.of(sessions))[1]).argmax(1).numpy()
+        emg, rows = read_emg(two, split.train), torch.from_numpy(split.train)
+        found = model.linear(model.normalise(emg, references.of(rows))[1]).argmax(1).numpy()
     assert (found == two.targets[split.train]).mean() > 0.9
 
 
@@ -89,9 +90,9 @@ def test_the_linear_path_learns_the_rotations(windows, settings):
         tried = settings.model_copy(update={"ROTATION": rotation})
         references = session_references(moved, split, tried)
         model = new_model(moved, split, references, tried)
-        emg, sessions = read_emg(moved, split.test), torch.tensor(moved.sessions[split.test])
+        emg, rows = read_emg(moved, split.test), torch.from_numpy(split.test)
         with torch.inference_mode():
-            called = model.linear(model.normalise(emg, references.of(sessions))[1]).argmax(1).numpy()
+            called = model.linear(model.normalise(emg, references.of(rows))[1]).argmax(1).numpy()
         target = moved.targets[split.test]
         reached[rotation] = np.mean([(called == target)[target == label].mean() for label in range(8)])
     assert reached[2] > reached[0] + 0.1

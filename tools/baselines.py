@@ -8,7 +8,7 @@ training part, with REFIT and the validation part too, which they have nothing t
 once by each. The best of a column is the best of 20 on the test part, so it flatters the baselines.
 
 Scalings: "training" keeps one scale per channel, that of the training part. "session" divides each channel by its
-standard deviation over all windows of that person and day, without labels, but with the whole day's signal. A
+standard deviation over the windows of that person and day, the test part apart, without labels: as the model has it. A
 StandardScaler, fitted on the training part, follows both.
 
 Thresholds of ZC, SSC and WAMP are 30 counts, 16 counts² and 10 counts, as in putEMG's own features, where the samples
@@ -49,7 +49,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from EMG_DATA_LOADER import Split, WindowSet, load_windows, split_windows, thin
+from EMG_DATA_LOADER import Split, WindowSet, load_windows, reference_groups, rows_to_measure, split_windows, thin
 from EMG_figures import draw_baselines
 from EMG_run import is_split_of, resumed_settings, write_json
 from EMG_utils import compute_metrics, versions
@@ -228,15 +228,16 @@ def scaled_features(windows: WindowSet, split: Split, scaling: str) -> dict[str,
     if scaling == "training" and windows.metadata["unit"] == "count":
         return compute_features(windows.emg, rows, scale)
     of_day = scaling == "session"
-    deviation = session_deviations(windows)[rows] if of_day else channel_deviation(windows, split.train)
+    deviation = session_deviations(windows, split)[rows] if of_day else channel_deviation(windows, split.train)
     return compute_features(windows.emg, rows, scale / deviation, 1 / TYPICAL_COUNTS)
 
 
-def session_deviations(windows: WindowSet) -> np.ndarray:
-    """(n, C) standard deviation of each window's channels over all windows of its person and day."""
-    deviations = np.empty((len(windows.table), windows.emg.shape[2]))
-    for rows in windows.table.groupby(["subject", "session"]).indices.values():
-        deviations[rows] = channel_deviation(windows, rows)
+def session_deviations(windows: WindowSet, split: Split) -> np.ndarray:
+    """(n, C) standard deviation of each window's channels over the windows of its reference group."""
+    deviations = np.ones((len(windows.table), windows.emg.shape[2]))
+    groups = reference_groups(windows, split)
+    for group, rows in enumerate(rows_to_measure(groups, split)):
+        deviations[groups == group] = channel_deviation(windows, rows)
     return deviations
 
 
