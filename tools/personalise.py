@@ -45,7 +45,7 @@ from EMG_utils import EVALUATION_BATCH, LINEAR_WEIGHT, balanced_loss, compute_me
 from EMG_windows import RATE_TOLERANCE
 from ENV import EMGError, Settings, from_command_line
 from main import ConsoleHandler
-from tools.baselines import scaled_features, score
+from tools.baselines import KEPT, scaled_features, score
 from tools.command_line import Parser, between
 from tools.features import FEATURE_SETS
 
@@ -137,18 +137,17 @@ def personalise(args: argparse.Namespace) -> None:
 def check_recordings(model: EMGForSequenceClassification, windows: WindowSet, args: argparse.Namespace) -> None:
     """Raise EMGError where the windows are not like those that the model was trained on."""
     config, described = model.config, windows.metadata
+    rates, channels = (described["sampling_rate"], config.sampling_rate), (described["channels"], config.channels)
     pairs = {
-        "channels": (described["channels"], config.channels),
+        "number of channels": tuple(map(len, channels)),
+        "channel": next((pair for pair in zip(*channels, strict=False) if len(set(pair)) > 1), ("", "")),
         "samples a window": (described["window"], config.window),
-        "as unit": (described["unit"], config.unit),
+        "unit": (described["unit"], config.unit),
+        **{name: (described["settings"][name], config.preprocessing.get(name)) for name in SHAPING},
+        "Hz": rates if abs(rates[0] / rates[1] - 1) > RATE_TOLERANCE else (0, 0),
     }
-    pairs |= {name: (described["settings"][name], config.preprocessing.get(name)) for name in SHAPING}
-    rate = described["sampling_rate"]
-    if abs(rate / config.sampling_rate - 1) > RATE_TOLERANCE:
-        pairs["Hz"] = (round(rate, 2), round(config.sampling_rate, 2))
     for name, (found, expected) in pairs.items():
         if found != expected:
-            found, expected = (", ".join(map(str, v)) if isinstance(v, list) else v for v in (found, expected))
             raise EMGError(
                 f"{args.data}: {name}: {found}, and {args.model} was trained on {expected}; "
                 "preprocess the recordings as those it was trained on, or choose another model"
@@ -172,23 +171,23 @@ def check_gestures(model: EMGForSequenceClassification, windows: WindowSet, args
     """Raise EMGError where the model and the session do not have the same gestures, by label and by name."""
     known = dict(zip(model.config.class_codes, model.config.class_names, strict=True))
     found = dict(zip(windows.classes, windows.class_names, strict=True))
-    for label, name in found.items():
-        if label not in known:
-            others = ",".join(str(one) for one in found if one in known)
-            raise EMGError(
-                f"{args.data}: label {label} ({name}) is no gesture that {args.model} knows; leave it out with "
-                f"Preprocessing.py --legal-values {others}, or choose a model that was trained on it"
-            )
-        if known[label] != name:
-            raise EMGError(
-                f"{args.data}: label {label} is {name}, and {args.model} knows it as {known[label]}; "
-                "choose a model of the same gestures, or name them alike with Preprocessing.py --class-names"
-            )
-    missing = [name for label, name in known.items() if label not in found]
-    if missing:
+    if unknown := [f"{name} (label {label})" for label, name in found.items() if label not in known]:
+        kept = ",".join(str(label) for label in found if label in known)
         raise EMGError(
-            f"{args.data}: {', '.join(missing)}: the session has no such gesture, and {args.model} knows it; "
-            "record it too, or train a model without it"
+            f"{args.data}: {', '.join(unknown)}: no gesture that {args.model} knows; leave it out with "
+            f"Preprocessing.py --legal-values {kept}, or choose a model that was trained on it"
+        )
+    if renamed := [
+        f"label {label} is {name}, not {known[label]}" for label, name in found.items() if name != known[label]
+    ]:
+        raise EMGError(
+            f"{args.data}: {', '.join(renamed)} as {args.model} knows it; choose a model of the same gestures, or give "
+            "them the same names with Preprocessing.py --class-names"
+        )
+    if missing := [name for label, name in known.items() if label not in found]:
+        raise EMGError(
+            f"{args.data}: {', '.join(missing)}: not in this session, and {args.model} knows it; record it too, "
+            "choose another --session, or train a model without it"
         )
 
 
@@ -275,20 +274,23 @@ def adapt(
     log covariances. Both are linear in the head and the linear path, so the model keeps its form.
     """
     adapted = with_reference_of(model, windows, calibration)
-    targets, classes = windows.targets[calibration], len(windows.classes)
+    add_linear_path(adapted)
+    targets, covariance = windows.targets[calibration], covariances(adapted, windows, calibration)
     factor = best_factor(predict(adapted, windows, calibration), targets)
-    covariance = covariances(adapted, windows, calibration)
-    coefficients, intercepts = linear_discriminant(covariance, targets, classes)
-    if adapted.linear is None:
-        adapted.config.linear_path = True
-        adapted.linear = nn.Linear(covariance.shape[1], classes)
-        adapted.linear.requires_grad_(False)
-        nn.init.zeros_(adapted.linear.weight)
-        nn.init.zeros_(adapted.linear.bias)
+    coefficients, intercepts = linear_discriminant(covariance, targets, len(windows.classes))
     adapted.residual_weight.data *= factor
     adapted.linear.weight.data.mul_(factor).add_(LINEAR_WEIGHT * coefficients)
     adapted.linear.bias.data.mul_(factor).add_(LINEAR_WEIGHT * intercepts)
     return adapted, factor
+
+
+def add_linear_path(model: EMGForSequenceClassification) -> None:
+    """Of zeros, where the model was trained without one."""
+    if model.linear is None:
+        model.config.linear_path = True
+        model.linear = nn.Linear(model.centre.shape[1], len(model.config.class_codes)).requires_grad_(False)
+        nn.init.zeros_(model.linear.weight)
+        nn.init.zeros_(model.linear.bias)
 
 
 def with_reference_of(
@@ -329,7 +331,7 @@ def evaluate(
 ) -> list[dict]:
     """Figures on the test part, before, after, and of LDA fitted to the calibration part alone; one dict each.
 
-    `kind` (of KINDS), `name`, and what EMG_utils.compute_metrics says of them.
+    `kind` (of KINDS), `name`, `windows`, and the figures of EMG_utils.compute_metrics that tools.baselines keeps.
     """
     measured = with_reference_of(model, windows, split.train)
     rows = {
@@ -338,11 +340,12 @@ def evaluate(
         ("after", "personalised model"): predict(adapted, windows, split.test),
         ("baseline", "LDA on log covariances"): lda_on_covariances(measured, windows, split),
     }
-    figures = [
-        {"kind": kind, "name": name} | compute_metrics(windows, split.test, logits)
-        for (kind, name), logits in rows.items()
+    scored = {key: compute_metrics(windows, split.test, logits) for key, logits in rows.items()}
+    scored |= lda_on_features(windows, split)
+    return [
+        {"kind": kind, "name": name, "windows": len(split.test)} | {key: one[key] for key in KEPT}
+        for (kind, name), one in scored.items()
     ]
-    return figures + lda_on_features(windows, split)
 
 
 def lda_on_covariances(model: EMGForSequenceClassification, windows: WindowSet, split: Split) -> np.ndarray:
@@ -352,15 +355,14 @@ def lda_on_covariances(model: EMGForSequenceClassification, windows: WindowSet, 
     return (tested.double() @ coefficients.T + intercepts).numpy()
 
 
-def lda_on_features(windows: WindowSet, split: Split) -> list[dict]:
+def lda_on_features(windows: WindowSet, split: Split) -> dict[tuple[str, str], dict]:
     """LDA with shrinkage as tools.baselines has it, with the scale of the calibration part."""
     features, everything = scaled_features(windows, split, "training"), np.arange(len(split.train))
-    figures = []
+    scored = {}
     for name in LDA_FEATURES:
         table = np.concatenate([features[member] for member in FEATURE_SETS[name]], axis=1)
-        one = score(windows, split, table, "LDA shrinkage", everything)
-        figures.append({"kind": "baseline", "name": f"LDA on {name}"} | one)
-    return figures
+        scored["baseline", f"LDA on {name}"] = score(windows, split, table, "LDA shrinkage", everything)
+    return scored
 
 
 # ---- results --------------------------------------------------------------------------------------------------
