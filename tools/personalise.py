@@ -14,7 +14,9 @@ it. On held-out days and people this was better than moving the linear path by g
 layers (EXPERIMENTS.md).
 
 The new folder holds the model, whose own reference is now that of the session, personalise.json and personalise.png:
-before, after, and LDA fitted to the same calibration windows alone.
+before, after, and LDA fitted to the same calibration windows alone. That on log covariances is what the adaptation
+adds to the model, so the lead over it is what the trained model is worth to this person. Where RUN/split.csv says that
+the model was trained on the session, the results say so too.
 Exit status: 0 done, 1 something that the user can put right, 130 interrupted.
 """
 
@@ -205,21 +207,25 @@ def cut_repetitions(windows: WindowSet, count: int) -> Split:
     table, order = windows.table, order_of_repetitions(windows.table)
     where = f"subject {table['subject'][0]}, session {table['session'][0]}"
     for index, name in enumerate(windows.class_names):
-        numbers = order[windows.targets == index]
-        if numbers.max() < count:
-            raise EMGError(
-                f"{where}: {name} has {numbers.max() + 1} repetitions, and {count + 1} are needed, {count} to adapt "
-                "and one to test; lower --repetitions or choose another --session"
-            )
-        if (numbers < count).sum() < MIN_TRAINING_WINDOWS:
-            raise EMGError(
-                f"{where}: {name} has {(numbers < count).sum()} windows in its first repetitions, and at least "
-                f"{MIN_TRAINING_WINDOWS} are needed to adapt; raise --repetitions"
-            )
+        check_repetitions(order[windows.targets == index], count, f"{where}: {name}")
     check_apart(windows, order < count)
     words = f"{where}, first {'repetition' if count == 1 else f'{count} repetitions'} of every gesture"
     calibration, test = np.flatnonzero(order < count), np.flatnonzero(order >= count)
     return Split(calibration, test[:0], test, "calibration", words)
+
+
+def check_repetitions(order: np.ndarray, count: int, gesture: str) -> None:
+    """Raise EMGError where the windows of a gesture, (n,) places of their repetitions, are too few to be cut."""
+    if order.max() < count:
+        raise EMGError(
+            f"{gesture} has {order.max() + 1} repetitions, and {count + 1} are needed, {count} to adapt and one to "
+            "test; lower --repetitions or choose another --session"
+        )
+    if (order < count).sum() < MIN_TRAINING_WINDOWS:
+        raise EMGError(
+            f"{gesture} has {(order < count).sum()} windows in its first repetitions, and at least "
+            f"{MIN_TRAINING_WINDOWS} are needed to adapt; raise --repetitions"
+        )
 
 
 def order_of_repetitions(table: pd.DataFrame) -> np.ndarray:
