@@ -10,8 +10,8 @@ the model's: what a prosthesis cannot do should not vanish from its figures.
 The model is adapted in closed form, in seconds: its reference becomes that of the calibration windows, its logits are
 taken times a factor from 0 to 1 that fits these windows best, which the model has not seen before, and LDA fitted to
 their log covariances is added to the linear path. A model that knows the person keeps its say, one that does not loses
-it. On held-out days and people this was better than moving the linear path by gradient, or training the head or all
-layers (EXPERIMENTS.md).
+it. On average over development sessions this was better than moving the linear path by gradient, or training the head
+or all layers (EXPERIMENTS.md).
 
 The new folder holds the model, whose own reference is now that of the session, personalise.json and personalise.png:
 before, after, and LDA fitted to the same calibration windows alone. That on log covariances is what the adaptation
