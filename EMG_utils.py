@@ -123,22 +123,33 @@ def fit_linear_path(
 ) -> None:
     """Fit the model's linear path to the training part in closed form: LDA on normalised log covariances.
 
-    Classes count the same, the covariance within them is shrunk (Ledoit and Wolf, J. Multivar. Anal. 2004), and every
-    rotation of the rings that training will meet is learnt. LDA's logits are too sure of the windows they were fitted
-    to, so they are taken times LINEAR_WEIGHT.
+    Every rotation of the rings that training will meet is learnt. LDA's logits are too sure of the windows they were
+    fitted to, so they are taken times LINEAR_WEIGHT.
     """
     turns = model.augmentation.pairs  # (turns, C(C+1)/2)
-    rows = draw_rows(split.train, seed, LINEAR_WINDOWS // len(turns))
-    parts = batches(windows, rows, EVALUATION_BATCH)
+    drawn = draw_rows(split.train, seed, LINEAR_WINDOWS // len(turns))
+    parts = batches(windows, drawn, EVALUATION_BATCH)
     covariance = torch.cat([model.normalise(emg, references.of(rows))[1] for emg, _, rows in parts])
-    priors = np.full(len(windows.classes), 1 / len(windows.classes))
-    lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=priors)
-    lda.fit(covariance[:, turns].flatten(0, 1).double().numpy(), windows.targets[rows].repeat(len(turns)))
-    fitted = [torch.from_numpy(values) for values in (lda.coef_, lda.intercept_)]
-    if len(windows.classes) == 2:  # scikit-learn gives the difference of the two
-        fitted = [torch.cat([-values, values]) / 2 for values in fitted]
-    for parameter, values in zip((model.linear.weight, model.linear.bias), fitted, strict=True):
-        parameter.data.copy_(LINEAR_WEIGHT * values)
+    targets = windows.targets[drawn].repeat(len(turns))
+    coefficients, intercepts = linear_discriminant(covariance[:, turns].flatten(0, 1), targets, len(windows.classes))
+    model.linear.weight.data.copy_(LINEAR_WEIGHT * coefficients)
+    model.linear.bias.data.copy_(LINEAR_WEIGHT * intercepts)
+
+
+def linear_discriminant(
+    covariance: torch.Tensor, targets: np.ndarray, classes: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights (K, F) and biases (K,) of LDA on covariance (n, F), normalised, and targets (n,).
+
+    Classes count the same, and the covariance within them is shrunk (Ledoit and Wolf, J. Multivar. Anal. 2004).
+    """
+    lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=np.full(classes, 1 / classes))
+    lda.fit(covariance.double().numpy(), targets)
+    coefficients, intercepts = torch.from_numpy(lda.coef_), torch.from_numpy(lda.intercept_)
+    if classes == 2:  # scikit-learn gives the difference of the two
+        coefficients = torch.cat([-coefficients, coefficients]) / 2
+        intercepts = torch.cat([-intercepts, intercepts]) / 2
+    return coefficients, intercepts
 
 
 @cache  # one answer per process: the measurement is noisy
