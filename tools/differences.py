@@ -1,0 +1,340 @@
+"""From the runs of an ablation to one table, one picture and a sentence that says no more than the numbers do.
+
+Arms are compared in pairs: the same person, the same seed, the same share of the training part.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from scipy.stats import t
+
+from EMG_figures import GREY, plt
+from EMG_run import write_json
+from tools.people import FEWEST_PEOPLE, METRICS, counted, interval, new_table, over_people, read_json, without_nan
+
+SHUFFLED_TEST = "shuffled_at_test.json"  # in a run's folder: its figures on shuffled test windows
+IN_ORDER, AT_TEST, ALWAYS = "in order", "shuffled at test", "shuffled in training and test"
+FEWEST_SEEDS = 3  # of fewer, nothing is said on chance
+TWINS = {"pretrained-frozen": "random-frozen", "pretrained-trained": "random-trained"}
+SIMPLER = ("small", "one-block", "no-backbone", "linear")  # what a language model has to beat
+METRIC = "balanced_accuracy"
+LOOKS = {  # Okabe and Ito's colours, apart for colour-blind eyes, and a marker each
+    "pretrained-frozen": ("#56b4e9", "P"),
+    "pretrained-trained": ("#0072b2", "X"),
+    "random-frozen": ("#e69f00", "o"),
+    "random-trained": ("#d55e00", "s"),
+    "small": ("#009e73", "^"),
+    "one-block": ("#cc79a7", "v"),
+    "no-backbone": ("#000000", "D"),
+    "linear": (GREY, "*"),
+}
+
+
+# ---- figures --------------------------------------------------------------------------------------------------
+
+
+def read_figures(runs: list) -> pd.DataFrame:
+    """One row per run, order of patches and person, from the runs' metrics.json and SHUFFLED_TEST."""
+    rows = []
+    for run in runs:
+        metrics, tried = read_json(run.folder / "metrics.json"), run.folder / SHUFFLED_TEST
+        about = {"arm": run.arm.name, "share": run.share, "seed": run.seed}
+        about |= {"lr": run.settings.LR if run.arm.is_trained else None}
+        about |= {name: metrics[name] for name in ("weights", "parameters", "trainable_parameters", "epochs")}
+        orders = {ALWAYS if run.shuffled else IN_ORDER: metrics}
+        orders |= {AT_TEST: read_json(tried)} if tried.exists() else {}
+        for order, found in orders.items():
+            people = found["per_subject"].items()
+            rows += [about | {"order": order, "subject": subject} | figures for subject, figures in people]
+    return pd.DataFrame(rows)
+
+
+def pick(figures: pd.DataFrame, arm: str, share: float, order: str = IN_ORDER) -> pd.DataFrame:
+    """The figures of one arm, share and order, indexed by subject and seed."""
+    chosen = (figures["arm"] == arm) & (figures["share"] == share) & (figures["order"] == order)
+    return figures[chosen].set_index(["subject", "seed"])[["windows", *METRICS]].sort_index()
+
+
+def compare(figures: pd.DataFrame, share: float) -> list[dict]:
+    """Every paired difference that the sentence may draw on, with its verdict."""
+    present = list(dict.fromkeys(figures["arm"]))
+    backbones = [arm for arm in present if arm not in SIMPLER]
+    pairs = [*TWINS.items(), *((arm, simple) for arm in backbones for simple in SIMPLER), ("no-backbone", "linear")]
+    pairs = [(one, IN_ORDER, other) for one, other in pairs if {one, other} <= set(present)]
+    pairs += [(arm, order, arm) for arm in present for order in (AT_TEST, ALWAYS)]
+    found = []
+    for one, order, other in pairs:
+        difference = (pick(figures, one, share, order) - pick(figures, other, share)).dropna()
+        if len(difference):
+            found.append({"of": one, "order": order, "from": other} | over_pairs(difference))
+    return found
+
+
+def over_pairs(difference: pd.DataFrame) -> dict:
+    """Mean over people, its deviation over seeds, the interval over people and the verdict, in balanced accuracy."""
+    values = difference[METRIC]
+    sizes = {"people": values.index.unique("subject").size, "seeds": values.index.unique("seed").size}
+    return over_people(difference)[METRIC] | sizes | {"verdict": verdict(values)}
+
+
+def verdict(differences: pd.Series) -> str:
+    """`ahead`, `behind` or `open`, from one difference per subject and seed.
+
+    The 95 % bootstrap interval over people has to leave out zero, and the mean of every seed has to agree. With fewer
+    than three people it is Student's interval over the seeds' means, which speaks for these people alone. With fewer
+    than three seeds everything stays open: one training is chance.
+    """
+    seeds = differences.unstack("seed").dropna().mean()
+    if len(seeds) < FEWEST_SEEDS:
+        return "open"
+    margin = t.ppf(0.975, len(seeds) - 1) * seeds.sem()
+    people = interval(differences.groupby("subject").mean().to_numpy())
+    low, high = people or (seeds.mean() - margin, seeds.mean() + margin)
+    if low > 0 and seeds.min() > 0:
+        return "ahead"
+    return "behind" if high < 0 and seeds.max() < 0 else "open"
+
+
+def summarise(figures: pd.DataFrame, arms: tuple, described: dict) -> tuple[dict, pd.DataFrame]:
+    """What ablation.json holds, and the rows of ablation.csv: one per run, and per order of the patches at its test."""
+    share = described["shares"][-1]
+    found = described | {
+        "people": sorted(figures["subject"].unique()),
+        "weights": sorted(figures["weights"].unique()),
+        "arms": [describe_arm(arm, figures, described) for arm in arms],
+        "differences": compare(figures, share),
+    }
+    keys = [name for name in figures if name not in {"subject", "windows", *METRICS}]
+    table = figures.groupby(keys, sort=False, dropna=False)[list(METRICS)].mean().reset_index()
+    return found | {"sentence": sentence(found)}, table
+
+
+def describe_arm(arm, figures: pd.DataFrame, described: dict) -> dict:
+    """Its figures per share and order, or why there are none."""
+    rows, about = figures[figures["arm"] == arm.name], {"name": arm.name, "title": arm.title}
+    if rows.empty:
+        reasons = [why for name, why in described["failed"].items() if arm.name in name]
+        return about | {"why_not": described["missing"].get(arm.name) or f"failed: {reasons[0]}"}
+    results = [
+        {"share": share, "order": order} | over_people(pick(figures, arm.name, share, order))[METRIC]
+        for (share, order), _ in rows.groupby(["share", "order"])
+    ]
+    seeds = pick(figures, arm.name, described["shares"][-1])[METRIC].groupby("seed").mean()
+    first, rate = rows.iloc[0], described["rates"][arm.name]
+    tried = described["rates_tried"]
+    return about | {
+        "weights": first["weights"],
+        "parameters": int(first["parameters"]),
+        "trainable_parameters": int(first["trainable_parameters"]),
+        "lr": rate,
+        "lr_at_the_edge": len(tried) > 1 and rate in (tried[0], tried[-1]),
+        "results": results,
+        "per_seed": {str(seed): value for seed, value in seeds.items()},
+    }
+
+
+# ---- the sentence ---------------------------------------------------------------------------------------------
+
+VERBS = {"ahead": "ahead of", "behind": "behind", "open": "not to be told from"}
+
+
+def sentence(found: dict) -> str:
+    """What the paired differences support on weights, architecture and time order, and for whom."""
+    return " ".join([for_whom(found), on_weights(found), *on_random_backbones(found), *on_order(found)])
+
+
+def for_whom(found: dict) -> str:
+    people, seeds = counted(len(found["people"]), "person"), counted(len(found["seeds"]), "seed")
+    words = f"Over {people} and {seeds} (balanced accuracy, paired; 95 % intervals over people):"
+    if len(found["people"]) < FEWEST_PEOPLE:
+        words = f"For these {people} and {seeds} (balanced accuracy, paired; ± over seeds), and for nobody else:"
+    few = " With fewer than three seeds no difference can be told from chance." * (len(found["seeds"]) < FEWEST_SEEDS)
+    return words + few
+
+
+def on_weights(found: dict) -> str:
+    """Helps: ahead of the same shape from random weights and of every simpler arm; does not: behind one of them."""
+    rows = {arm: [row for row in found["differences"] if is_rival(row, arm)] for arm in TWINS}
+    rows = {arm: rivals for arm, rivals in rows.items() if any(row["from"] == TWINS[arm] for row in rivals)}
+    if not rows:
+        reasons = {arm["name"]: arm["why_not"] for arm in found["arms"] if "why_not" in arm}
+        reason = "failed" if "failed" in reasons.get("pretrained-frozen", "failed") else "were not available here"
+        return f"Pretrained weights {reason}: these numbers say nothing on them."
+    verdicts = [{row["verdict"] for row in rivals} for rivals in rows.values()]
+    helps, does_not = any(one == {"ahead"} for one in verdicts), all("behind" in one for one in verdicts)
+    answer = "The language model helps" if helps else "The language model does not help" if does_not else ""
+    clauses = "; ".join(clause(arm, rivals, found) for arm, rivals in rows.items())
+    return f"{answer or 'Whether the language model helps cannot be told'}: {clauses}."
+
+
+def is_rival(row: dict, arm: str) -> bool:
+    return row["of"] == arm and row["from"] != arm
+
+
+def on_random_backbones(found: dict) -> list[str]:
+    """The blocks as such: what they do from random weights beside simpler arms, and those beside the linear path."""
+    names = ("random-frozen", "random-trained", "no-backbone")
+    rows = {arm: [row for row in found["differences"] if is_rival(row, arm)] for arm in names}
+    return [f"{clause(arm, rivals, found).capitalize()}." for arm, rivals in rows.items() if rivals]
+
+
+def clause(arm: str, rows: list[dict], found: dict) -> str:
+    """`random, fully trained is ahead of no backbone (+0.012 ± 0.004) and behind one block (−0.010 ± 0.002)`"""
+    titles = {one["name"]: one["title"] for one in found["arms"]}
+    groups = {}
+    for row in rows:
+        groups.setdefault(row["verdict"], []).append(f"{titles[row['from']]} ({amount(row)})")
+    parts = [f"{verb} {join(groups[key])}" for key, verb in VERBS.items() if key in groups]
+    return f"{titles[arm]} is {', '.join(parts)}"
+
+
+def on_order(found: dict) -> list[str]:
+    """Models trained and tested on shuffled patches beside those in order, and what the cuts alone do."""
+    rows = {row["of"]: row for row in found["differences"] if row["order"] == ALWAYS}
+    titles = {arm["name"]: arm["title"] for arm in found["arms"]}
+    told = {
+        "behind": "the order of the patches carries information for",
+        "ahead": "shuffled patches are better for",
+        "open": "no use of the order of the patches can be told for",
+    }
+    groups = {}
+    for arm, row in rows.items():
+        if arm not in SIMPLER:
+            groups.setdefault(row["verdict"], []).append(f"{titles[arm]} ({amount(row)})")
+    clauses = [f"{words} {join(groups[key])}" for key, words in told.items() if key in groups]
+    control = f"; no backbone, which shows what the cuts alone do: {amount(rows['no-backbone'])}" * (
+        "no-backbone" in rows
+    )
+    return [f"Shuffled in training and test, {'; '.join(clauses)}{control}."] if clauses else []
+
+
+def amount(row: dict) -> str:
+    """`+0.012 ± 0.004`: the deviation over seeds; or `+0.012, 0.004 to 0.020`: the interval over people."""
+    mean = signed(row["mean"])
+    if row["low"] is not None:
+        return f"{mean}, {signed(row['low'])} to {signed(row['high'])}"
+    return mean if np.isnan(row["std_over_seeds"]) else f"{mean} ± {row['std_over_seeds']:.3f}"
+
+
+def signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def join(words: list[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+# ---- what is shown --------------------------------------------------------------------------------------------
+
+
+def write_results(found: dict, table: pd.DataFrame, out: Path) -> None:
+    """ablation.json, ablation.csv and ablation.png, each one whole."""
+    with tempfile.TemporaryDirectory(dir=out) as name:
+        new = Path(name)
+        write_json(new / "ablation.json", without_nan(found))
+        table.to_csv(new / "ablation.csv", index=False)
+        draw(found, new / "ablation.png")
+        for path in new.iterdir():
+            os.replace(path, out / path.name)
+
+
+def origin(found: dict) -> str:
+    weights = " and ".join(one for one in found["weights"] if one != "none")
+    words = (
+        f"{found['model']}, {counted(found['blocks'], 'block')}, {weights} weights, up to {found['epochs']} epochs. "
+    )
+    words += f"{found['split_description']}. Data: {Path(found['data']).name}. {found['data_note']}".strip()
+    return words + " LEAKY split: random windows." * (found["split"] == "random")
+
+
+def print_results(found: dict, console: Console) -> None:
+    console.print("\nDoes the language model help?", style="bold")
+    console.print(origin(found), markup=False)
+    people, seeds = counted(len(found["people"]), "person"), counted(len(found["seeds"]), "seed")
+    title = f"Balanced accuracy, {people}, mean ± deviation over {seeds}; chance {found['chance']:.3f}"
+    shares = [f"{share:.0%} of\ntraining" for share in found["shares"]]
+    table = new_table(title, "arm", "trained\nparameters", "rate", *shares, "shuffled\nat test", "shuffled\nalways")
+    for arm in found["arms"]:
+        if "why_not" in arm:
+            table.add_row(arm["title"], *[""] * 2, arm["why_not"].partition(" (")[0])
+        else:
+            table.add_row(*cells(arm, found))
+    console.print(table)
+    edge = [arm["title"] for arm in found["arms"] if arm.get("lr_at_the_edge")]
+    if edge:
+        console.print(f"* the lowest or highest of the rates tried: {'; '.join(edge)}; try wider --rates", markup=False)
+    console.print(f"\n{found['sentence']}", markup=False)
+    if found["failed"]:
+        lines = (f"  {name}: {why}" for name, why in found["failed"].items())
+        console.print("\nFAILED, and missing above:", *lines, sep="\n", markup=False)
+
+
+def cells(arm: dict, found: dict) -> list[str]:
+    """Shuffled figures are differences to those in order."""
+    results = {(one["share"], one["order"]): one for one in arm["results"]}
+    changes = {
+        row["order"]: signed(row["mean"]) for row in found["differences"] if row["of"] == row["from"] == arm["name"]
+    }
+    rate = f"{arm['lr']:g}{'*' * arm['lr_at_the_edge']}" if arm["lr"] else ""
+    values = [plus_minus(results.get((share, IN_ORDER))) for share in found["shares"]]
+    return [
+        *(arm["title"], f"{arm['trainable_parameters']:,}", rate, *values),
+        *(changes.get(AT_TEST, ""), changes.get(ALWAYS, "")),
+    ]
+
+
+def plus_minus(result: dict | None) -> str:
+    if result is None:
+        return "–"
+    return f"{result['mean']:.3f}" + (
+        "" if np.isnan(result["std_over_seeds"]) else f" ± {result['std_over_seeds']:.3f}"
+    )
+
+
+def draw(found: dict, path: Path) -> None:
+    """The arms with the largest share, every seed; and their learning curves, in the same colours and markers."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained", width_ratios=(3, 2))
+    draw_arms(left, found)
+    draw_curves(right, found)
+    left.set_xlabel(f"balanced accuracy, {found['shares'][-1]:.0%} of the training windows")
+    right.set(xlabel="share of the training windows", ylabel="balanced accuracy")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    people, seeds = counted(len(found["people"]), "person"), counted(len(found["seeds"]), "seed")
+    figure.suptitle(f"Does the language model help? Mean over {people}, {seeds}", fontsize=11)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+    figure.supxlabel(f"{origin(found)} Chance: {found['chance']:.3f}.", fontsize=7, color=GREY, wrap=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def draw_arms(axes, found: dict) -> None:
+    labels = {"single": "each seed", "mean": "mean over seeds", "shuffled": "patches shuffled in training and test"}
+    for y, arm in enumerate(found["arms"]):
+        if "why_not" in arm:
+            note = arm["why_not"].partition(" (")[0]
+            axes.annotate(note, (0.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=GREY)
+            continue
+        (color, marker), seeds = LOOKS[arm["name"]], list(arm["per_seed"].values())
+        axes.plot(seeds, [y] * len(seeds), "o", ms=5, mfc="none", color=color, label=labels.pop("single", None))
+        means = {one["order"]: one["mean"] for one in arm["results"] if one["share"] == found["shares"][-1]}
+        axes.plot(means[IN_ORDER], y, marker, ms=9, color=color, label=labels.pop("mean", None), ls="none")
+        if ALWAYS in means:
+            axes.plot(means[ALWAYS], y, "|", ms=16, mew=2, color=GREY, label=labels.pop("shuffled", None), ls="none")
+    axes.set_yticks(range(len(found["arms"])), [arm["title"] for arm in found["arms"]])
+    axes.set_ylim(len(found["arms"]) - 0.5, -0.5)
+
+
+def draw_curves(axes, found: dict) -> None:
+    for arm in found["arms"]:
+        points = [(one["share"], one["mean"]) for one in arm.get("results", []) if one["order"] == IN_ORDER]
+        if points:
+            color, marker = LOOKS[arm["name"]]
+            axes.plot(*zip(*points, strict=True), f"{marker}-", color=color, ms=6, lw=1.2)
+    axes.set_xscale("log")
+    axes.set_xticks(found["shares"], [f"{share:.0%}" for share in found["shares"]])
+    axes.minorticks_off()
