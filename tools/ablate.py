@@ -9,6 +9,7 @@ Exit status: 0 done, 1 nothing to show, 3 some runs failed, 130 interrupted.
 
 import bisect
 import copy
+import json
 import os
 import sys
 from dataclasses import dataclass, replace
@@ -238,17 +239,28 @@ def choose_rates(
 
 def choose_rate(run: Run, windows: WindowSet, split: Split, rates: list[float], console: Console) -> float:
     """That of the best balanced accuracy on the validation part, by main.py's sweep over one value of NUM_LAYERS."""
+    folder = run.folder.parent.parent / "rates" / run.arm.name
+    path, new = folder / "chosen.json", folder / ".chosen.json"
     if len(rates) == 1:
         return rates[0]
-    folder, settings = run.folder.parent.parent / "rates" / run.arm.name, run.settings
-    console.print(f"learning rate of {run.arm.name}", markup=False)
+    if not path.exists():
+        console.print(f"learning rate of {run.arm.name}", markup=False)
+        write_json(new, {"LR": sweep_rates(run, windows, split, rates, console, folder)})
+        os.replace(new, path)
+    return json.loads(path.read_text(encoding="utf-8"))["LR"]
+
+
+def sweep_rates(
+    run: Run, windows: WindowSet, split: Split, rates: list[float], console: Console, folder: Path
+) -> float:
+    """Every rate for NUM_EPOCHS_FOR_VALIDATION epochs, the best one of them. Raises EMGError where all fail."""
     make_folder(folder)
     start_log(console, folder)
     try:
         write_split(windows, split, folder)
-        grid = {"SWEEP_SPACE": "grid", "SWEEP_NUM_LAYERS": [settings.NUM_LAYERS], "SWEEP_LR": rates}
-        references = session_references(windows, split, settings)
-        return sweep(windows, split, references, settings.model_copy(update=grid), console, folder).LR
+        grid = {"SWEEP_SPACE": "grid", "SWEEP_NUM_LAYERS": [run.settings.NUM_LAYERS], "SWEEP_LR": rates}
+        references = session_references(windows, split, run.settings)
+        return sweep(windows, split, references, run.settings.model_copy(update=grid), console, folder).LR
     finally:
         close_log()
 

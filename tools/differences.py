@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.lines import Line2D
 from rich.console import Console
 from scipy.stats import t
 
@@ -22,6 +23,7 @@ FEWEST_SEEDS = 3  # of fewer, nothing is said on chance
 TWINS = {"pretrained-frozen": "random-frozen", "pretrained-trained": "random-trained"}
 SIMPLER = ("small", "one-block", "no-backbone", "linear")  # what a language model has to beat
 METRIC = "balanced_accuracy"
+LEAST_SPAN = 0.04  # of the picture's axes, in balanced accuracy
 LOOKS = {  # Okabe and Ito's colours, apart for colour-blind eyes, and a marker each
     "pretrained-frozen": ("#56b4e9", "P"),
     "pretrained-trained": ("#0072b2", "X"),
@@ -144,42 +146,52 @@ VERBS = {"ahead": "ahead of", "behind": "behind", "open": "not to be told from"}
 
 def sentence(found: dict) -> str:
     """What the paired differences support on weights, architecture and time order, and for whom."""
+    if len(found["seeds"]) < FEWEST_SEEDS:
+        nothing = "With fewer than three seeds no difference can be told from chance: nothing is said."
+        return " ".join([nothing, *on_missing_weights(found)])
     return " ".join([for_whom(found), on_weights(found), *on_random_backbones(found), *on_order(found)])
 
 
 def for_whom(found: dict) -> str:
-    people, seeds = counted(len(found["people"]), "person"), counted(len(found["seeds"]), "seed")
-    words = f"Over {people} and {seeds} (balanced accuracy, paired; 95 % intervals over people):"
-    if len(found["people"]) < FEWEST_PEOPLE:
-        words = f"For these {people} and {seeds} (balanced accuracy, paired; ± over seeds), and for nobody else:"
-    few = " With fewer than three seeds no difference can be told from chance." * (len(found["seeds"]) < FEWEST_SEEDS)
-    return words + few
+    people, seeds = len(found["people"]), counted(len(found["seeds"]), "seed")
+    if people >= FEWEST_PEOPLE:
+        return f"Over {people} people and {seeds} (balanced accuracy, paired; 95 % intervals over people):"
+    these = "one person" if people == 1 else f"these {people} people"
+    return f"For {these} and {seeds} (balanced accuracy, paired; ± over seeds), and for nobody else:"
+
+
+def on_missing_weights(found: dict) -> list[str]:
+    why_not = {arm["name"]: in_short(arm) for arm in found["arms"] if "why_not" in arm}
+    if not why_not.keys() >= TWINS.keys():
+        return []
+    failed = "gave no result" if "failed" in why_not.values() else "were not available here"
+    return [f"Pretrained weights {failed}: these numbers say nothing on them."]
 
 
 def on_weights(found: dict) -> str:
     """Helps: ahead of the same shape from random weights and of every simpler arm; does not: behind one of them."""
-    rows = {arm: [row for row in found["differences"] if is_rival(row, arm)] for arm in TWINS}
-    rows = {arm: rivals for arm, rivals in rows.items() if any(row["from"] == TWINS[arm] for row in rivals)}
-    if not rows:
-        reasons = {arm["name"]: arm["why_not"] for arm in found["arms"] if "why_not" in arm}
-        reason = "failed" if "failed" in reasons.get("pretrained-frozen", "failed") else "were not available here"
-        return f"Pretrained weights {reason}: these numbers say nothing on them."
+    missing = on_missing_weights(found)
+    if missing:
+        return missing[0]
+    rows = {arm: rivals for arm in TWINS if (rivals := rivals_of(arm, found))}
     verdicts = [{row["verdict"] for row in rivals} for rivals in rows.values()]
-    helps, does_not = any(one == {"ahead"} for one in verdicts), all("behind" in one for one in verdicts)
-    answer = "The language model helps" if helps else "The language model does not help" if does_not else ""
-    clauses = "; ".join(clause(arm, rivals, found) for arm, rivals in rows.items())
-    return f"{answer or 'Whether the language model helps cannot be told'}: {clauses}."
+    whole = all({TWINS[arm], *SIMPLER} <= {row["from"] for row in rivals} for arm, rivals in rows.items())
+    answer = "Whether the language model helps cannot be told"
+    if any(one == {"ahead"} for one in verdicts) and whole:
+        answer = "The language model helps"
+    elif all("behind" in one for one in verdicts):
+        answer = "The language model does not help"
+    return f"{answer}: {'; '.join(clause(arm, rivals, found) for arm, rivals in rows.items())}."
 
 
-def is_rival(row: dict, arm: str) -> bool:
-    return row["of"] == arm and row["from"] != arm
+def rivals_of(arm: str, found: dict) -> list[dict]:
+    return [row for row in found["differences"] if row["of"] == arm != row["from"]]
 
 
 def on_random_backbones(found: dict) -> list[str]:
     """The blocks as such: what they do from random weights beside simpler arms, and those beside the linear path."""
     names = ("random-frozen", "random-trained", "no-backbone")
-    rows = {arm: [row for row in found["differences"] if is_rival(row, arm)] for arm in names}
-    return [f"{clause(arm, rivals, found).capitalize()}." for arm, rivals in rows.items() if rivals]
+    return [f"{clause(arm, rows, found).capitalize()}." for arm in names if (rows := rivals_of(arm, found))]
 
 
 def clause(arm: str, rows: list[dict], found: dict) -> str:
@@ -206,10 +218,9 @@ def on_order(found: dict) -> list[str]:
         if arm not in SIMPLER:
             groups.setdefault(row["verdict"], []).append(f"{titles[arm]} ({amount(row)})")
     clauses = [f"{words} {join(groups[key])}" for key, words in told.items() if key in groups]
-    control = f"; no backbone, which shows what the cuts alone do: {amount(rows['no-backbone'])}" * (
-        "no-backbone" in rows
-    )
-    return [f"Shuffled in training and test, {'; '.join(clauses)}{control}."] if clauses else []
+    if "no-backbone" in rows:
+        clauses = [*clauses, f"no backbone, which shows what the cuts alone do: {amount(rows['no-backbone'])}"]
+    return [f"Shuffled in training and test, {'; '.join(clauses)}."] if groups else []
 
 
 def amount(row: dict) -> str:
@@ -243,30 +254,30 @@ def write_results(found: dict, table: pd.DataFrame, out: Path) -> None:
 
 
 def origin(found: dict) -> str:
+    """Backbone, weights, budget, split and data."""
     weights = " and ".join(one for one in found["weights"] if one != "none")
-    words = (
-        f"{found['model']}, {counted(found['blocks'], 'block')}, {weights} weights, up to {found['epochs']} epochs. "
+    leaky = " (LEAKY split: random windows)" * (found["split"] == "random")
+    return (
+        f"{found['model']}, {counted(found['blocks'], 'block')}, {weights} weights, at most "
+        f"{counted(found['epochs'], 'epoch')}; chance {found['chance']:.3f}. {found['split_description']}{leaky}. "
+        f"Data: {Path(found['data']).name}. {found['data_note']}".strip()
     )
-    words += f"{found['split_description']}. Data: {Path(found['data']).name}. {found['data_note']}".strip()
-    return words + " LEAKY split: random windows." * (found["split"] == "random")
 
 
 def print_results(found: dict, console: Console) -> None:
     console.print("\nDoes the language model help?", style="bold")
     console.print(origin(found), markup=False)
     people, seeds = counted(len(found["people"]), "person"), counted(len(found["seeds"]), "seed")
-    title = f"Balanced accuracy, {people}, mean ± deviation over {seeds}; chance {found['chance']:.3f}"
+    title = f"Balanced accuracy on the test part, mean over {people} ± deviation over {seeds};\n"
+    title += "shuffled: what the same arm gains where the patches of every window are shuffled"
     shares = [f"{share:.0%} of\ntraining" for share in found["shares"]]
-    table = new_table(title, "arm", "trained\nparameters", "rate", *shares, "shuffled\nat test", "shuffled\nalways")
+    table = new_table(title, "arm", "trained", "rate", *shares, "shuffled\nat test", "shuffled\nalways")
     for arm in found["arms"]:
-        if "why_not" in arm:
-            table.add_row(arm["title"], *[""] * 2, arm["why_not"].partition(" (")[0])
-        else:
-            table.add_row(*cells(arm, found))
+        table.add_row(*cells(arm, found))
     console.print(table)
     edge = [arm["title"] for arm in found["arms"] if arm.get("lr_at_the_edge")]
     if edge:
-        console.print(f"* the lowest or highest of the rates tried: {'; '.join(edge)}; try wider --rates", markup=False)
+        console.print(f"* the lowest or highest rate tried ({'; '.join(edge)}): try a wider range", markup=False)
     console.print(f"\n{found['sentence']}", markup=False)
     if found["failed"]:
         lines = (f"  {name}: {why}" for name, why in found["failed"].items())
@@ -274,59 +285,70 @@ def print_results(found: dict, console: Console) -> None:
 
 
 def cells(arm: dict, found: dict) -> list[str]:
-    """Shuffled figures are differences to those in order."""
-    results = {(one["share"], one["order"]): one for one in arm["results"]}
-    changes = {
-        row["order"]: signed(row["mean"]) for row in found["differences"] if row["of"] == row["from"] == arm["name"]
-    }
+    """One row of the table."""
+    if "why_not" in arm:
+        return [f"{arm['title']}\n({in_short(arm)})"]
+    results = {one["share"]: one for one in arm["results"] if one["order"] == IN_ORDER}
+    gains = {row["order"]: row for row in found["differences"] if row["of"] == row["from"] == arm["name"]}
     rate = f"{arm['lr']:g}{'*' * arm['lr_at_the_edge']}" if arm["lr"] else ""
-    values = [plus_minus(results.get((share, IN_ORDER))) for share in found["shares"]]
     return [
-        *(arm["title"], f"{arm['trainable_parameters']:,}", rate, *values),
-        *(changes.get(AT_TEST, ""), changes.get(ALWAYS, "")),
+        *(arm["title"], f"{arm['trainable_parameters']:,}", rate),
+        *(f"{one['mean']:.3f}{plus_minus(one)}" if one else "–" for one in map(results.get, found["shares"])),
+        *(f"{signed(gains[order]['mean'])}{plus_minus(gains[order])}" for order in (AT_TEST, ALWAYS) if order in gains),
     ]
 
 
-def plus_minus(result: dict | None) -> str:
-    if result is None:
-        return "–"
-    return f"{result['mean']:.3f}" + (
-        "" if np.isnan(result["std_over_seeds"]) else f" ± {result['std_over_seeds']:.3f}"
-    )
+def plus_minus(one: dict) -> str:
+    return "" if np.isnan(one["std_over_seeds"]) else f"\n± {one['std_over_seeds']:.3f}"
+
+
+def in_short(arm: dict) -> str:
+    """`weights not available here`, without what main.py says on it"""
+    return arm["why_not"].partition(" (")[0].partition(":")[0]
 
 
 def draw(found: dict, path: Path) -> None:
     """The arms with the largest share, every seed; and their learning curves, in the same colours and markers."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained", width_ratios=(3, 2))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), layout="constrained", width_ratios=(3, 2))
     draw_arms(left, found)
     draw_curves(right, found)
+    people, seeds = counted(len(found["people"]), "person"), counted(len(found["seeds"]), "seed")
+    left.set_title(f"Does the language model help? Mean over {people}, {seeds}", fontsize=10)
     left.set_xlabel(f"balanced accuracy, {found['shares'][-1]:.0%} of the training windows")
     right.set(xlabel="share of the training windows", ylabel="balanced accuracy")
+    right.set_title("Colours and markers as on the left", fontsize=10)
+    left.set_xlim(widen(left.get_xlim()))
+    right.set_ylim(widen(right.get_ylim()))
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    people, seeds = counted(len(found["people"]), "person"), counted(len(found["seeds"]), "seed")
-    figure.suptitle(f"Does the language model help? Mean over {people}, {seeds}", fontsize=11)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8, frameon=False)
-    figure.supxlabel(f"{origin(found)} Chance: {found['chance']:.3f}.", fontsize=7, color=GREY, wrap=True)
+    figure.legend(handles=key(), loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+    figure.supxlabel(origin(found), fontsize=7, color=GREY, wrap=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
 def draw_arms(axes, found: dict) -> None:
-    labels = {"single": "each seed", "mean": "mean over seeds", "shuffled": "patches shuffled in training and test"}
+    """One row per arm; where there are no figures, why not."""
     for y, arm in enumerate(found["arms"]):
         if "why_not" in arm:
-            note = arm["why_not"].partition(" (")[0]
-            axes.annotate(note, (0.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=GREY)
+            place = {"xy": (0.02, y), "xycoords": ("axes fraction", "data"), "va": "center"}
+            axes.annotate(in_short(arm), **place, fontsize=8, color=GREY)
             continue
-        (color, marker), seeds = LOOKS[arm["name"]], list(arm["per_seed"].values())
-        axes.plot(seeds, [y] * len(seeds), "o", ms=5, mfc="none", color=color, label=labels.pop("single", None))
+        color, marker = LOOKS[arm["name"]]
         means = {one["order"]: one["mean"] for one in arm["results"] if one["share"] == found["shares"][-1]}
-        axes.plot(means[IN_ORDER], y, marker, ms=9, color=color, label=labels.pop("mean", None), ls="none")
-        if ALWAYS in means:
-            axes.plot(means[ALWAYS], y, "|", ms=16, mew=2, color=GREY, label=labels.pop("shuffled", None), ls="none")
+        axes.plot(list(arm["per_seed"].values()), [y + 0.28] * len(arm["per_seed"]), "o", ms=4, mfc="none", color=color)
+        axes.plot(means.get(IN_ORDER, np.nan), y, marker, ms=9, color=color)
+        axes.plot(means.get(ALWAYS, np.nan), y - 0.28, "|", ms=9, mew=2, color=color)
     axes.set_yticks(range(len(found["arms"])), [arm["title"] for arm in found["arms"]])
-    axes.set_ylim(len(found["arms"]) - 0.5, -0.5)
+    axes.set_ylim(len(found["arms"]) - 0.4, -0.6)
+
+
+def key() -> list[Line2D]:
+    looks = {"mean": "D", "each seed": "o", "mean, patches shuffled in training and test": "|"}
+    filled = {"each seed": {"mfc": "none", "ms": 4}}
+    return [
+        Line2D([], [], ls="", marker=m, color=GREY, label=name, **filled.get(name, {})) for name, m in looks.items()
+    ]
 
 
 def draw_curves(axes, found: dict) -> None:
@@ -338,3 +360,9 @@ def draw_curves(axes, found: dict) -> None:
     axes.set_xscale("log")
     axes.set_xticks(found["shares"], [f"{share:.0%}" for share in found["shares"]])
     axes.minorticks_off()
+
+
+def widen(limits: tuple[float, float]) -> tuple[float, float]:
+    """At least LEAST_SPAN apart, so that differences of no account look it."""
+    missing = max(0.0, LEAST_SPAN - (limits[1] - limits[0]))
+    return limits[0] - missing / 2, limits[1] + missing / 2
