@@ -1,13 +1,10 @@
 """tools.ablate: what the arms consist of, that all else is the same, what the sentence says and when."""
 
+import contextlib
+import io
 import itertools
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import matplotlib.image
@@ -15,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, run
 from transformers import GPT2Config, GPT2Model
 
 from EMG_DATA_LOADER import WindowSet, load_windows, read_emg, split_windows
@@ -63,13 +59,15 @@ def environment(run_folder: Path) -> dict:
 GIVEN = ["--seeds", "0", "--shares", "1", "--rates", "1e-5,3e-2"]
 
 
-@pytest.fixture(scope="session")
-def ablated(small_file, tiny_gpt2, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
-    """Every arm, for the folder that transformers saved has weights; one seed, one share, two rates."""
+@pytest.fixture(scope="module")
+def ablated(small_file, tiny_gpt2, tmp_path_factory) -> tuple[Path, str]:
+    """Every arm, for the folder that transformers saved has weights; one seed, one share, two rates; what was said."""
     out = tmp_path_factory.mktemp("ablated")
-    done = run("-m", "tools.ablate", *flags(small_file, tiny_gpt2, out, *GIVEN))
-    assert done.returncode == 0, done.stderr
-    return out, done
+    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), encoding="utf-8")) as stdout:
+        assert main(flags(small_file, tiny_gpt2, out, *GIVEN)) == 0
+        stdout.flush()
+        said = stdout.buffer.getvalue().decode()
+    return out, said
 
 
 # ---- the arms -------------------------------------------------------------------------------------------------
@@ -213,19 +211,19 @@ def test_models_are_tested_in_order_and_shuffled(ablated, small_file):
 
 
 def test_results_are_printed_and_written(ablated):
-    out, done = ablated
-    found, words = read(out), " ".join(done.stdout.split())
+    out, said = ablated
+    found, words = read(out), " ".join(said.split())
     assert {path.name for path in out.iterdir()} == {
         *("ablation.json", "ablation.csv", "ablation.png", "rates", "runs", "small", "settings.json", ".lock")
     }
     assert found["sentence"] in words
     assert found["sentence"].startswith("With fewer than three seeds no difference can be told from chance")
     for arm in found["arms"]:
-        assert f"{arm['trainable_parameters']:,}" in done.stdout
+        assert f"{arm['trainable_parameters']:,}" in said
         shuffled = set() if arm["name"] == "linear" else {AT_TEST, ALWAYS}
         assert {one["order"] for one in arm["results"]} == {IN_ORDER} | shuffled
         for one in arm["results"]:
-            assert f"{one['mean']:.3f}" in done.stdout or one["order"] != IN_ORDER
+            assert f"{one['mean']:.3f}" in said or one["order"] != IN_ORDER
     table = pd.read_csv(out / "ablation.csv")
     assert len(table) == 8 + 7 + 7  # of the 8 runs in order, 7 are tested shuffled too
     row = table[(table["arm"] == "small") & (table["order"] == ALWAYS)].iloc[0]
@@ -285,19 +283,6 @@ def test_the_same_command_goes_on(ablated, small_file, tiny_gpt2, tmp_path, caps
     first, second = read(ablated[0]), read(out)
     assert first["arms"] == second["arms"]
     assert first["sentence"] == second["sentence"]
-
-
-def test_interrupted(small_file, without_weights, tmp_path):
-    command = [sys.executable, "-m", "tools.ablate", *flags(small_file, without_weights, tmp_path / "out")]
-    variables = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with subprocess.Popen(command, cwd=ROOT, env=variables, stderr=subprocess.PIPE, text=True) as process:
-        until = time.monotonic() + 60
-        while not (tmp_path / "out" / "rates").exists() and time.monotonic() < until:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert said.endswith("ablate: interrupted; the same command goes on where it was\n")
 
 
 @pytest.mark.parametrize(
