@@ -132,23 +132,30 @@ def ablate(given: AblationSettings, console: Console) -> int:
     windows = load_windows(settings)
     with claimed(out):
         check_claim(out, claim(settings, windows, OWN) | choice_of_rates(given))
-        split = split_windows(windows, settings)
-        console.print(split.description, markup=False, soft_wrap=True)
-        arms, missing, patch = arms_of(windows, split, settings, out)
-        for name, reason in missing.items():
-            console.print(f"{name} is left out: {reason}", markup=False, soft_wrap=True)
-        rates, failed = choose_rates(arms, windows, split, settings, given, console)
-        runs = plan_all([arm for arm in arms if arm.name in rates], rates, given, settings)
-        failed |= carry_out(runs, partial(finish, windows=windows, patch=patch, console=console), console)
-        finished = [run for run in runs if run.folder.name not in failed]
-        if not finished:
-            raise EMGError(f"no run was finished, the first one because: {next(iter(failed.values()))}")
-        described = describe(given, settings, windows, split) | {"missing": missing, "rates": rates, "failed": failed}
+        finished, described = run_arms(given, settings, windows, console)
         found, table = summarise(read_figures(finished), ARMS, described)
         write_results(found, table, out)
     print_results(found, Console(highlight=False))
     print(f"\n{out}: ablation.json, ablation.csv, ablation.png, rates/, runs/")
-    return 3 if failed else 0
+    return 3 if found["failed"] else 0
+
+
+def run_arms(
+    given: AblationSettings, settings: Settings, windows: WindowSet, console: Console
+) -> tuple[list[Run], dict]:
+    """The runs that are finished, and what was done, in words and numbers. Raises EMGError where there are none."""
+    split = split_windows(windows, settings)
+    console.print(split.description, markup=False, soft_wrap=True)
+    arms, missing, patch = arms_of(windows, split, settings, given.OUT)
+    for name, reason in missing.items():
+        console.print(f"{name} is left out: {reason}", markup=False, soft_wrap=True)
+    rates, failed = choose_rates(arms, windows, split, settings, given, console)
+    runs = plan_all([arm for arm in arms if arm.name in rates], rates, given, settings)
+    failed |= carry_out(runs, partial(finish, windows=windows, patch=patch, console=console), console)
+    finished = [run for run in runs if run.folder.name not in failed]
+    if not finished:
+        raise EMGError(f"no run was finished, the first one because: {next(iter(failed.values()))}")
+    return finished, describe(given, settings, windows, split) | {"missing": missing, "rates": rates, "failed": failed}
 
 
 def choice_of_rates(given: AblationSettings) -> dict:
@@ -188,9 +195,8 @@ def arms_of(windows: WindowSet, split: Split, settings: Settings, out: Path) -> 
     except ModelError as error:
         missing |= dict.fromkeys(("pretrained-frozen", "pretrained-trained"), f"weights not available here ({error})")
     small = write_small_backbone(model.config, model.num_parameters(only_trainable=True), out / "small")
-    arms = [arm for arm in ARMS if arm.name not in missing]
-    changed = {"small": {"MODEL_NAME": str(small)}}
-    arms = [replace(arm, changes=arm.changes | changed.get(arm.name, {})) for arm in arms]
+    named = {"small": {"MODEL_NAME": str(small)}}
+    arms = [replace(arm, changes=arm.changes | named.get(arm.name, {})) for arm in ARMS if arm.name not in missing]
     return arms, missing, model.config.patch
 
 

@@ -3,6 +3,7 @@
 Arms are compared in pairs: the same person, the same seed, the same share of the training part.
 """
 
+import itertools
 import os
 import tempfile
 from pathlib import Path
@@ -19,6 +20,8 @@ from tools.people import FEWEST_PEOPLE, METRICS, counted, interval, new_table, o
 
 SHUFFLED_TEST = "shuffled_at_test.json"  # in a run's folder: its figures on shuffled test windows
 IN_ORDER, AT_TEST, ALWAYS = "in order", "shuffled at test", "shuffled in training and test"
+SHUFFLED = (AT_TEST, ALWAYS)
+CONTROL = "no-backbone"  # takes a mean over tokens: it loses by cut patches, but hardly by their order
 FEWEST_SEEDS = 3  # of fewer, nothing is said on chance
 TWINS = {"pretrained-frozen": "random-frozen", "pretrained-trained": "random-trained"}
 SIMPLER = ("small", "one-block", "no-backbone", "linear")  # what a language model has to beat
@@ -62,18 +65,22 @@ def pick(figures: pd.DataFrame, arm: str, share: float, order: str = IN_ORDER) -
 
 
 def compare(figures: pd.DataFrame, share: float) -> list[dict]:
-    """Every paired difference that the sentence may draw on, with its verdict."""
+    """Every paired difference that the sentence may draw on, with its verdict.
+
+    Of an arm from another: its lead. Of an arm from itself: what it gains where patches are shuffled. Of a shuffled
+    arm from another: how much more it gains than that one.
+    """
     present = list(dict.fromkeys(figures["arm"]))
     backbones = [arm for arm in present if arm not in SIMPLER]
-    pairs = [*TWINS.items(), *((arm, simple) for arm in backbones for simple in SIMPLER), ("no-backbone", "linear")]
-    pairs = [(one, IN_ORDER, other) for one, other in pairs if {one, other} <= set(present)]
-    pairs += [(arm, order, arm) for arm in present for order in (AT_TEST, ALWAYS)]
-    found = []
-    for one, order, other in pairs:
-        difference = (pick(figures, one, share, order) - pick(figures, other, share)).dropna()
-        if len(difference):
-            found.append({"of": one, "order": order, "from": other} | over_pairs(difference))
-    return found
+    kept = {arm: pick(figures, arm, share) for arm in present}
+    pairs = [*TWINS.items(), *itertools.product(backbones, SIMPLER), ("no-backbone", "linear")]
+    found = [(one, IN_ORDER, other, kept[one] - kept[other]) for one, other in pairs if {one, other} <= kept.keys()]
+    gains = {order: {arm: pick(figures, arm, share, order) - kept[arm] for arm in present} for order in SHUFFLED}
+    found += [(arm, order, arm, gain) for order, each in gains.items() for arm, gain in each.items()]
+    if CONTROL in present:
+        found += [(arm, ALWAYS, CONTROL, gains[ALWAYS][arm] - gains[ALWAYS][CONTROL]) for arm in backbones]
+    named = [({"of": one, "order": order, "from": other}, pairs.dropna()) for one, order, other, pairs in found]
+    return [names | over_pairs(difference) for names, difference in named if len(difference)]
 
 
 def over_pairs(difference: pd.DataFrame) -> dict:
@@ -175,7 +182,8 @@ def on_weights(found: dict) -> str:
         return missing[0]
     rows = {arm: rivals for arm in TWINS if (rivals := rivals_of(arm, found))}
     verdicts = [{row["verdict"] for row in rivals} for rivals in rows.values()]
-    whole = all({TWINS[arm], *SIMPLER} <= {row["from"] for row in rivals} for arm, rivals in rows.items())
+    needed = set(SIMPLER) - found["missing"].keys()
+    whole = all({TWINS[arm], *needed} <= {row["from"] for row in rivals} for arm, rivals in rows.items())
     answer = "Whether the language model helps cannot be told"
     if any(one == {"ahead"} for one in verdicts) and whole:
         answer = "The language model helps"
@@ -185,7 +193,7 @@ def on_weights(found: dict) -> str:
 
 
 def rivals_of(arm: str, found: dict) -> list[dict]:
-    return [row for row in found["differences"] if row["of"] == arm != row["from"]]
+    return [row for row in found["differences"] if row["of"] == arm != row["from"] and row["order"] == IN_ORDER]
 
 
 def on_random_backbones(found: dict) -> list[str]:
@@ -205,22 +213,22 @@ def clause(arm: str, rows: list[dict], found: dict) -> str:
 
 
 def on_order(found: dict) -> list[str]:
-    """Models trained and tested on shuffled patches beside those in order, and what the cuts alone do."""
-    rows = {row["of"]: row for row in found["differences"] if row["order"] == ALWAYS}
+    """Order carries information where an arm loses by shuffled patches, and more than one that has no use for it."""
+    rows = {(row["of"], row["from"]): row for row in found["differences"] if row["order"] == ALWAYS}
     titles = {arm["name"]: arm["title"] for arm in found["arms"]}
-    told = {
-        "behind": "the order of the patches carries information for",
-        "ahead": "shuffled patches are better for",
-        "open": "no use of the order of the patches can be told for",
-    }
-    groups = {}
-    for arm, row in rows.items():
-        if arm not in SIMPLER:
-            groups.setdefault(row["verdict"], []).append(f"{titles[arm]} ({amount(row)})")
-    clauses = [f"{words} {join(groups[key])}" for key, words in told.items() if key in groups]
-    if "no-backbone" in rows:
-        clauses = [*clauses, f"no backbone, which shows what the cuts alone do: {amount(rows['no-backbone'])}"]
-    return [f"Shuffled in training and test, {'; '.join(clauses)}."] if groups else []
+    arms = [arm for arm, other in rows if other == CONTROL != arm]
+    if not arms:
+        return []
+    used = [arm for arm in arms if {rows[arm, arm]["verdict"], rows[arm, CONTROL]["verdict"]} == {"behind"}]
+    unused = [arm for arm in arms if arm not in used]
+    told = {"the order of the patches is used by": used, "no use of their order can be told for": unused}
+    clauses = [
+        f"{words} {join([f'{titles[arm]} ({amount(rows[arm, arm])})' for arm in group])}"
+        for words, group in told.items()
+        if group
+    ]
+    control = f"{titles[CONTROL]} changes by {amount(rows[CONTROL, CONTROL])}, from the cuts alone"
+    return [f"With shuffled patches in training and test, {'; '.join([*clauses, control])}."]
 
 
 def amount(row: dict) -> str:
@@ -294,7 +302,7 @@ def cells(arm: dict, found: dict) -> list[str]:
     return [
         *(arm["title"], f"{arm['trainable_parameters']:,}", rate),
         *(f"{one['mean']:.3f}{plus_minus(one)}" if one else "–" for one in map(results.get, found["shares"])),
-        *(f"{signed(gains[order]['mean'])}{plus_minus(gains[order])}" for order in (AT_TEST, ALWAYS) if order in gains),
+        *(f"{signed(gains[order]['mean'])}{plus_minus(gains[order])}" for order in SHUFFLED if order in gains),
     ]
 
 
