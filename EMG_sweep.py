@@ -118,9 +118,14 @@ def first_points(settings: Settings) -> list[dict]:
     if settings.SWEEP_SPACE == "grid":
         choices = [distribution.choices for distribution in distributions.values()]
         return [dict(zip(distributions, point, strict=True)) for point in itertools.product(*choices)]
-    written = {"TOKENS": ",".join(settings.TOKENS)}  # as on the command line: optuna's choices are no lists
-    values = {name: written.get(name, getattr(settings, name)) for name in distributions}
+    values = {name: written(settings, name) for name in distributions}
     return [{name: value for name, value in values.items() if holds(distributions[name], value)}]
+
+
+def written(settings: Settings, name: str):
+    """A setting's value; a list as on the command line, because no list can be one of optuna's choices."""
+    value = getattr(settings, name)
+    return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
 def holds(distribution: BaseDistribution, value) -> bool:

@@ -54,9 +54,20 @@ def new_model(
 ) -> EMGForSequenceClassification:
     """A model for these windows: their channels, rate, classes, the reference and linear path of the training part.
 
-    Where a window is no whole number of patches, the model leaves out its first samples. Raises EMGError where it
+    Where a window is no whole number of patches, the tokens leave out its first samples. Raises EMGError where it
     holds fewer than two.
     """
+    config = describe_model(windows, settings)
+    torch.manual_seed(settings.SEED)
+    model = build_model(config, settings.MODEL_NAME, settings.PRETRAINED, settings.BLOCKS)
+    model.set_reference(measure_reference(read_emg(windows, draw_rows(split.train, settings.SEED))))
+    if settings.LINEAR_PATH:
+        fit_linear_path(model, windows, split, references, settings.SEED)
+    model.train_last(-settings.NUM_LAYERS)
+    return model
+
+
+def describe_model(windows: WindowSet, settings: Settings) -> EMGConfig:
     described, rate = windows.metadata, windows.metadata["sampling_rate"]
     window, patch = described["window"], round(settings.PATCH_MS * rate / 1000)
     if patch < 1 or window // patch < 2:
@@ -65,10 +76,8 @@ def new_model(
             f"least two patches; choose {1000 / rate:g} to {500 * window / rate:g} ms"
         )
     if window % patch:
-        logger.info(
-            f"patches of {patch} samples: the first {window % patch} of {window} samples of a window are left out"
-        )
-    config = EMGConfig(
+        logger.info(f"patches of {patch} samples: the first {window % patch} of {window} samples are in none")
+    return EMGConfig(
         tokens=settings.TOKENS,
         patch=patch,
         window=window,
@@ -87,13 +96,6 @@ def new_model(
         unit=described["unit"],
         data_note=described["note"],
     )
-    torch.manual_seed(settings.SEED)
-    model = build_model(config, settings.MODEL_NAME, settings.PRETRAINED, settings.BLOCKS)
-    model.set_reference(measure_reference(read_emg(windows, draw_rows(split.train, settings.SEED))))
-    if settings.LINEAR_PATH:
-        fit_linear_path(model, windows, split, references, settings.SEED)
-    model.train_last(-settings.NUM_LAYERS)
-    return model
 
 
 def session_references(windows: WindowSet, split: Split, settings: Settings) -> Reference:
@@ -121,14 +123,11 @@ def fit_linear_path(
     priors = np.full(len(windows.classes), 1 / len(windows.classes))
     lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=priors)
     lda.fit(covariance[:, turns].flatten(0, 1).double().numpy(), windows.targets[rows].repeat(len(turns)))
-    coefficients, intercepts = torch.from_numpy(lda.coef_), torch.from_numpy(lda.intercept_)
+    fitted = [torch.from_numpy(values) for values in (lda.coef_, lda.intercept_)]
     if len(windows.classes) == 2:  # scikit-learn gives the difference of the two
-        coefficients, intercepts = (
-            torch.cat([-coefficients, coefficients]) / 2,
-            torch.cat([-intercepts, intercepts]) / 2,
-        )
-    model.linear.weight.data.copy_(LINEAR_WEIGHT * coefficients)
-    model.linear.bias.data.copy_(LINEAR_WEIGHT * intercepts)
+        fitted = [torch.cat([-values, values]) / 2 for values in fitted]
+    for parameter, values in zip((model.linear.weight, model.linear.bias), fitted, strict=True):
+        parameter.data.copy_(LINEAR_WEIGHT * values)
 
 
 @cache  # one answer per process: the measurement is noisy

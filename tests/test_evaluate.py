@@ -404,10 +404,11 @@ def test_baselines_stand_beside_ours_fold_by_fold(tmp_path):
         folder.mkdir()
         scores = [{"03": dict.fromkeys(METRICS, value) | {"windows": windows}} for value in (ours, theirs)]
         (folder / "metrics.json").write_text(json.dumps({"per_subject": scores[0]}))
+        (folder / "env.json").write_text(json.dumps({"SCALE": "session"}))
         method = {"features": "RMS", "classifier": "LDA", "scaling": "session", "per_subject": scores[1]}
         (folder / "baselines.json").write_text(json.dumps({"baselines": [method]}))
     first, second = compare(read_fold_figures(runs))
-    assert (first["features"], first["accuracy"]["mean"]) == ("ours", pytest.approx(0.7))
+    assert (first["features"], first["scaling"], first["accuracy"]["mean"]) == ("ours", "session", pytest.approx(0.7))
     assert [second[name] for name in ("features", "classifier", "scaling")] == ["RMS", "LDA", "session"]
     assert second["balanced_accuracy"]["mean"] == pytest.approx(0.5)
     assert second["ahead"] == pytest.approx(0.2)

@@ -26,7 +26,14 @@ from ENV import EMGError, Settings
 CODES = [0, 1, 2, 3, 6, 7, 8, 9]
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # so small a model waits for its threads more than it computes
 FIGURES = ["accuracy.png", "loss.png", "confusion_matrix.png"]
-SMALL = {"LR": 3e-3, "BATCH_SIZE": 64, "PRECISION": "fp32", "TOKENS": "bands", "NUM_EPOCHS": 4, "REFIT": False}
+SMALL = {
+    "LR": 3e-3,
+    "BATCH_SIZE": 64,
+    "PRECISION": "fp32",
+    "TOKENS": "covariance,bands",
+    "NUM_EPOCHS": 4,
+    "REFIT": False,
+}
 
 
 def flags(**settings) -> list[str]:
