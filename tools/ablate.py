@@ -29,7 +29,7 @@ from EMG_figures import draw_confusion_matrix
 from EMG_model import EMGConfig, EMGForSequenceClassification, ModelError, build_model, load_model
 from EMG_run import make_folder, replace_folder, write_json, write_predictions, write_split
 from EMG_sweep import sweep
-from EMG_utils import Trainer, compute_metrics, new_model, session_references
+from EMG_utils import Trainer, compute_metrics, describe_model, new_model, session_references
 from ENV import EMGError, Settings, from_command_line
 from main import close_log, start_log
 from tools.differences import SHUFFLED_TEST, print_results, read_figures, summarise, write_results
@@ -62,7 +62,7 @@ class AblationSettings(SeveralSeeds):
     SHARES: Annotated[list[float], NoDecode] = [0.1, 0.3, 1]
     """Shares of the training windows to learn from, each 0 < x ≤ 1."""
 
-    RATES: Annotated[list[float], NoDecode] = [3e-4, 1e-3, 3e-3]
+    RATES: Annotated[list[float], NoDecode] = [3e-4, 1e-3, 3e-3, 1e-2]
     """Learning rates to choose from, per arm, after NUM_EPOCHS_FOR_VALIDATION epochs each; each 0 < x ≤ 1."""
 
     @field_validator("SHARES", "RATES", mode="before")
@@ -91,13 +91,12 @@ class Arm:
         return self.name != "linear"
 
 
-RANDOM_FROZEN = Arm("random-frozen", "random, frozen + norms", {"PRETRAINED": "never", "NUM_LAYERS": 0})
 # Without blocks, GPT-2's positions and last layer norm remain. One block, attention and MLP, is LLM2Trsf of Tan et al.
 # (NeurIPS 2024), who found it as good as whole language models on forecasting; `no-backbone` is their "w/o LLM".
 ARMS = (
     Arm("pretrained-frozen", "pretrained, frozen + norms", {"PRETRAINED": "require", "NUM_LAYERS": 0}),
     Arm("pretrained-trained", "pretrained, fully trained", {"PRETRAINED": "require", "NUM_LAYERS": ALL}),
-    RANDOM_FROZEN,
+    Arm("random-frozen", "random, frozen + norms", {"PRETRAINED": "never", "NUM_LAYERS": 0}),
     Arm("random-trained", "random, fully trained", {"PRETRAINED": "never", "NUM_LAYERS": ALL}),
     Arm("small", "small transformer", {"PRETRAINED": "never", "NUM_LAYERS": ALL}),
     Arm("one-block", "one block", {"PRETRAINED": "never", "NUM_LAYERS": ALL, "BLOCKS": 1}),
@@ -146,7 +145,7 @@ def run_arms(
     """The runs that are finished, and what was done, in words and numbers. Raises EMGError where there are none."""
     split = split_windows(windows, settings)
     console.print(split.description, markup=False, soft_wrap=True)
-    arms, missing, patch = arms_of(windows, split, settings, given.OUT)
+    arms, missing, patch = arms_of(windows, settings, given.OUT)
     for name, reason in missing.items():
         console.print(f"{name} is left out: {reason}", markup=False, soft_wrap=True)
     rates, failed = choose_rates(arms, windows, split, settings, given, console)
@@ -182,16 +181,16 @@ def describe(given: AblationSettings, settings: Settings, windows: WindowSet, sp
 # ---- the arms -------------------------------------------------------------------------------------------------
 
 
-def arms_of(windows: WindowSet, split: Split, settings: Settings, out: Path) -> tuple[list[Arm], dict[str, str], int]:
+def arms_of(windows: WindowSet, settings: Settings, out: Path) -> tuple[list[Arm], dict[str, str], int]:
     """The arms that can be run, why others cannot, and the length of a patch (samples).
 
-    The small transformer has as many trained parameters as the frozen blocks leave. Raises ModelError.
+    The small transformer has as many trained parameters as the frozen blocks leave. Raises EMGError, ModelError.
     """
-    settings = settings.model_copy(update=RANDOM_FROZEN.changes)
-    model = new_model(windows, split, session_references(windows, split, settings), settings)
+    model = build_model(describe_model(windows, settings), settings.MODEL_NAME, "never", settings.BLOCKS)
+    model.train_last(0)
     missing = {} if settings.LINEAR_PATH else {"linear": "LINEAR_PATH is off"}
     try:
-        build_model(copy.deepcopy(model.config), settings.MODEL_NAME, "require", settings.BLOCKS)
+        build_model(describe_model(windows, settings), settings.MODEL_NAME, "require", settings.BLOCKS)
     except ModelError as error:
         missing |= dict.fromkeys(("pretrained-frozen", "pretrained-trained"), f"weights not available here ({error})")
     small = write_small_backbone(model.config, model.num_parameters(only_trainable=True), out / "small")
@@ -315,7 +314,7 @@ def shuffle_patches(windows: WindowSet, patch: int, seed: int) -> WindowSet:
     Neither the mean nor the covariance of a window changes. What changes beside the order are the samples on both
     sides of a patch's edge, which the `power` filters see together: the arm without a backbone shows how much that is.
     """
-    note = f"{windows.metadata['note']} The patches of every window are shuffled.".strip()
+    note = f"{windows.metadata['note'].rstrip('.')}. The patches of every window are shuffled.".removeprefix(". ")
     return WindowSet(ShuffledPatches(windows.emg, patch, seed), windows.table, windows.metadata | {"note": note})
 
 
