@@ -217,6 +217,7 @@ def test_results_are_printed_and_written(ablated):
         *("ablation.json", "ablation.csv", "ablation.png", "rates", "runs", "small", "settings.json", ".lock")
     }
     assert found["sentence"] in words
+    assert found["sentence"] == " ".join(found["statements"])
     assert found["sentence"].startswith("With fewer than three seeds no difference can be told from chance")
     for arm in found["arms"]:
         assert f"{arm['trainable_parameters']:,}" in said
@@ -362,8 +363,8 @@ PLAIN |= {"linear": 0.70}
 def test_the_language_model_helps():
     said = found_for({"pretrained-frozen": 0.80, "pretrained-trained": 0.84} | PLAIN)["sentence"]
     assert said.startswith(
-        "For these 2 people and 3 seeds (balanced accuracy, paired; ± over seeds), and for nobody else: "
-        "The language model helps: pretrained, frozen + norms is "
+        "For these 2 people and 3 seeds (balanced accuracy, in pairs, every comparison by itself; ± over seeds), and for "
+        "nobody else: The language model helps: pretrained, frozen + norms is "
     )
     assert "pretrained, fully trained is ahead of random, fully trained (+0.020 ± 0.000), small transformer (" in said
 
@@ -399,7 +400,10 @@ def test_without_weights_the_numbers_say_nothing_on_them():
 def test_with_three_people_the_interval_is_theirs():
     found = found_for(PLAIN, people=4)
     said = found["sentence"]
-    assert said.startswith("Over 4 people and 3 seeds (balanced accuracy, paired; 95 % intervals over people): ")
+    assert said.startswith(
+        "Over 4 people and 3 seeds (balanced accuracy, in pairs, every comparison by itself; 95 % intervals over "
+        "people): "
+    )
     assert "ahead of small transformer (+0.020, +0.020 to +0.020)" in said
     row = next(row for row in found["differences"] if (row["of"], row["from"]) == ("random-trained", "small"))
     assert (row["people"], row["seeds"]) == (4, 3)

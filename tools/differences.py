@@ -119,7 +119,8 @@ def summarise(figures: pd.DataFrame, arms: tuple, described: dict) -> tuple[dict
     }
     keys = [name for name in figures if name not in {"subject", "windows", *METRICS}]
     table = figures.groupby(keys, sort=False, dropna=False)[list(METRICS)].mean().reset_index()
-    return found | {"sentence": sentence(found)}, table
+    said = statements(found)
+    return found | {"statements": said, "sentence": " ".join(said)}, table
 
 
 def describe_arm(arm, figures: pd.DataFrame, described: dict) -> dict:
@@ -151,20 +152,22 @@ def describe_arm(arm, figures: pd.DataFrame, described: dict) -> dict:
 VERBS = {"ahead": "ahead of", "behind": "behind", "open": "not to be told from"}
 
 
-def sentence(found: dict) -> str:
-    """What the paired differences support on weights, architecture and time order, and for whom."""
+def statements(found: dict) -> list[str]:
+    """What the paired differences support on weights, architecture and time order, and for whom: the sentence."""
     if len(found["seeds"]) < FEWEST_SEEDS:
         nothing = "With fewer than three seeds no difference can be told from chance: nothing is said."
-        return " ".join([nothing, *on_missing_weights(found)])
-    return " ".join([for_whom(found), on_weights(found), *on_random_backbones(found), *on_order(found)])
+        return [nothing, *on_missing_weights(found)]
+    return [f"{for_whom(found)} {on_weights(found)}", *on_random_backbones(found), *on_order(found)]
 
 
 def for_whom(found: dict) -> str:
+    """People and seeds, and what stands in the brackets after a difference."""
     people, seeds = len(found["people"]), counted(len(found["seeds"]), "seed")
+    shown = "balanced accuracy, in pairs, every comparison by itself"
     if people >= FEWEST_PEOPLE:
-        return f"Over {people} people and {seeds} (balanced accuracy, paired; 95 % intervals over people):"
+        return f"Over {people} people and {seeds} ({shown}; 95 % intervals over people):"
     these = "one person" if people == 1 else f"these {people} people"
-    return f"For {these} and {seeds} (balanced accuracy, paired; ± over seeds), and for nobody else:"
+    return f"For {these} and {seeds} ({shown}; ± over seeds), and for nobody else:"
 
 
 def on_missing_weights(found: dict) -> list[str]:
@@ -286,7 +289,7 @@ def print_results(found: dict, console: Console) -> None:
     edge = [arm["title"] for arm in found["arms"] if arm.get("lr_at_the_edge")]
     if edge:
         console.print(f"* the lowest or highest rate tried ({'; '.join(edge)}): try a wider range", markup=False)
-    console.print(f"\n{found['sentence']}", markup=False)
+    console.print("", *found["statements"], sep="\n", markup=False)
     if found["failed"]:
         lines = (f"  {name}: {why}" for name, why in found["failed"].items())
         console.print("\nFAILED, and missing above:", *lines, sep="\n", markup=False)
