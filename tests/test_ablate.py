@@ -363,8 +363,8 @@ PLAIN |= {"linear": 0.70}
 def test_the_language_model_helps():
     said = found_for({"pretrained-frozen": 0.80, "pretrained-trained": 0.84} | PLAIN)["sentence"]
     assert said.startswith(
-        "For these 2 people and 3 seeds (balanced accuracy, in pairs, every comparison by itself; ± over seeds), and for "
-        "nobody else: The language model helps: pretrained, frozen + norms is "
+        "For these 2 people and 3 seeds (balanced accuracy, in pairs, every comparison by itself; ± over seeds), and "
+        "for nobody else: The language model helps: pretrained, frozen + norms is "
     )
     assert "pretrained, fully trained is ahead of random, fully trained (+0.020 ± 0.000), small transformer (" in said
 
