@@ -279,10 +279,11 @@ def print_results(found: dict, console: Console) -> None:
     console.print("\nDoes the language model help?", style="bold")
     console.print(origin(found), markup=False)
     people, seeds = counted(len(found["people"]), "person"), counted(len(found["seeds"]), "seed")
-    title = f"Balanced accuracy on the test part, mean over {people} ± deviation over {seeds};\n"
-    title += "shuffled: what the same arm gains where the patches of every window are shuffled"
-    shares = [f"{share:.0%} of\ntraining" for share in found["shares"]]
-    table = new_table(title, "arm", "trained", "rate", *shares, "shuffled\nat test", "shuffled\nalways")
+    title = f"Balanced accuracy on the test part, mean over {people} ± deviation over {seeds},\n"
+    title += "by share of the training windows; then what shuffled patches change"
+    shares = [f"{share:.0%}" for share in found["shares"]]
+    table = new_table(title, "arm", "trained\nat rate", *shares, "shuffled\nat test", "shuffled\nalways")
+    table.columns[0].min_width = 18
     for arm in found["arms"]:
         table.add_row(*cells(arm, found))
     console.print(table)
@@ -301,9 +302,9 @@ def cells(arm: dict, found: dict) -> list[str]:
         return [f"{arm['title']}\n({in_short(arm)})"]
     results = {one["share"]: one for one in arm["results"] if one["order"] == IN_ORDER}
     gains = {row["order"]: row for row in found["differences"] if row["of"] == row["from"] == arm["name"]}
-    rate = f"{arm['lr']:g}{'*' * arm['lr_at_the_edge']}" if arm["lr"] else ""
+    rate = f"\n{arm['lr']:g}{'*' * arm['lr_at_the_edge']}" if arm["lr"] else ""
     return [
-        *(arm["title"], f"{arm['trainable_parameters']:,}", rate),
+        *(arm["title"], f"{arm['trainable_parameters']:,}{rate}"),
         *(f"{one['mean']:.3f}{plus_minus(one)}" if one else "–" for one in map(results.get, found["shares"])),
         *(f"{signed(gains[order]['mean'])}{plus_minus(gains[order])}" for order in SHUFFLED if order in gains),
     ]
