@@ -16,10 +16,11 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -46,22 +47,9 @@ WITHOUT_EFFECT = {"DATA_LOCATION", "MEMORY_GB", "WORKERS", "CLUSTER", "DOWNLOAD_
 FILES = ("metrics.json", "predictions.parquet", "confusion_matrix.png")  # of a run, the last one last
 
 
-class EvaluationSettings(Settings):
-    """Evaluate every fold of SPLIT, or of a protocol of the putEMG literature, with several seeds: mean, standard
-    deviation and interval over people. The same command goes on after an interruption."""
-
-    PROTOCOL: Literal["none", "A", "B", "C", "D"] = Field(
-        "none", description="; ".join(f"{name}: {one.title} ({one.source})" for name, one in PROTOCOLS.items()) + "."
-    )
-
+class SeveralSeeds(Settings):
     SEEDS: Annotated[list[int], NoDecode] = [0, 1, 2]
-    """Values of SEED to run every fold with, each 0 ≤ x < 2³¹."""
-
-    OUT: Path | None = None
-    """Folder of the results; none: runs/evaluate-PROTOCOL or runs/evaluate-SPLIT."""
-
-    BASELINES: bool = False
-    """Also run the classical baselines on every fold (tools.baselines)."""
+    """Values of SEED, each 0 ≤ x < 2³¹."""
 
     @field_validator("SEEDS", mode="before")
     @classmethod
@@ -76,6 +64,21 @@ class EvaluationSettings(Settings):
         return seeds
 
 
+class EvaluationSettings(SeveralSeeds):
+    """Evaluate every fold of SPLIT, or of a protocol of the putEMG literature, with several seeds: mean, standard
+    deviation and interval over people. The same command goes on after an interruption."""
+
+    PROTOCOL: Literal["none", "A", "B", "C", "D"] = Field(
+        "none", description="; ".join(f"{name}: {one.title} ({one.source})" for name, one in PROTOCOLS.items()) + "."
+    )
+
+    OUT: Path | None = None
+    """Folder of the results; none: runs/evaluate-PROTOCOL or runs/evaluate-SPLIT."""
+
+    BASELINES: bool = False
+    """Also run the classical baselines on every fold (tools.baselines)."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One fold with one seed."""
@@ -88,20 +91,25 @@ class Run:
 
 def main(argv: list[str] | None = None) -> int:
     """Evaluate as the command line says; returns the exit status."""
+    return with_status("evaluate", lambda console: evaluate(from_command_line(EvaluationSettings, argv), console))
+
+
+def with_status(tool: str, work: Callable[[Console], int]) -> int:
+    """The exit status that `work` returns; where it raises, one sentence and 1, or 130 after Ctrl-C."""
     sys.stdout.reconfigure(errors="replace")  # a Windows code page lacks − and ≤
     sys.stderr.reconfigure(errors="replace")
     try:
-        return evaluate(from_command_line(EvaluationSettings, argv), Console(stderr=True, highlight=False))
+        return work(Console(stderr=True, highlight=False))
     except OSError as error:
         reason = f"{error.filename or 'a file'}: {error.strerror or error}"
-        print(f"evaluate: {reason}; free or mend the place, then give the same command again", file=sys.stderr)
+        print(f"{tool}: {reason}; free or mend the place, then give the same command again", file=sys.stderr)
         return 1
     except (EMGError, ModelError, MemoryError, torch.OutOfMemoryError) as error:
-        print(f"evaluate: {explain(error)}", file=sys.stderr)
+        print(f"{tool}: {explain(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         close_log()
-        print("evaluate: interrupted; the same command goes on where it was", file=sys.stderr)
+        print(f"{tool}: interrupted; the same command goes on where it was", file=sys.stderr)
         return 130
 
 
@@ -115,8 +123,8 @@ def evaluate(given: EvaluationSettings, console: Console) -> int:
     described = describe(given, windows, runs, left_out)
     console.print(described["title"], *left_out, sep="\n", markup=False)
     with claimed(out):
-        check_claim(out, given, settings, windows)
-        failed = carry_out(runs, windows, console)
+        check_claim(out, claim(settings, windows, OWN) | {"PROTOCOL": given.PROTOCOL})
+        failed = carry_out(runs, partial(finish, windows=windows, console=console), console)
         finished = {(run.fold.name, run.seed): run.folder for run in runs if run.folder.name not in failed}
         if not finished:
             raise EMGError(f"no run was finished, the first one because: {next(iter(failed.values()))}")
@@ -130,12 +138,16 @@ def evaluate(given: EvaluationSettings, console: Console) -> int:
 
 
 def settings_of_runs(given: EvaluationSettings) -> Settings:
-    """What main.py would read from the same command line. Raises EMGError for a setting that is not the user's."""
+    """What every run has in common. Raises EMGError for a setting that is not the user's."""
     own = OWN | CUT_BY_PROTOCOL.get(given.PROTOCOL, set())
     own |= {"TRAIN_ON", "TEST_ON"} if given.PROTOCOL != "none" else set()
+    return settings_of_main(given, own, "tools.evaluate" if given.PROTOCOL == "none" else f"protocol {given.PROTOCOL}")
+
+
+def settings_of_main(given: Settings, own: set[str], by: str) -> Settings:
+    """What main.py would read from the same command line. Raises EMGError for a setting that `by` sets itself."""
     refused = sorted(given.model_fields_set & own)
     if refused:
-        by = "tools.evaluate" if given.PROTOCOL == "none" else f"protocol {given.PROTOCOL}"
         raise EMGError(f"{by} sets {', '.join(refused)} itself; leave out {', '.join(map(flag, refused))}")
     return Settings(**{name: getattr(given, name) for name in given.model_fields_set & Settings.model_fields.keys()})
 
@@ -174,26 +186,31 @@ def describe(given: EvaluationSettings, windows: WindowSet, runs: list[Run], lef
 
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
-    """One tools.evaluate at a time works in `out`."""
+    """One process at a time works in `out`."""
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / ".lock", timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise EMGError(f"{out}: another tools.evaluate works there; wait for it, or name another --out") from None
+        raise EMGError(f"{out}: another process works there; wait for it, or name another --out") from None
     try:
         yield
     finally:
         lock.release()
 
 
-def check_claim(out: Path, given: EvaluationSettings, settings: Settings, windows: WindowSet) -> None:
-    """Note in settings.json what `out` is for, or raise EMGError where it is for something else.
+def claim(settings: Settings, windows: WindowSet, own: set[str]) -> dict:
+    """What the runs of one folder have in common: data and settings, but for those that the tool sets itself.
 
     Seeds and baselines may be added to an evaluation, so they are not part of it.
     """
-    path, wanted = out / "settings.json", settings.model_dump(mode="json", exclude=OWN | WITHOUT_EFFECT)
-    wanted |= {"PROTOCOL": given.PROTOCOL, "contents of DATA_LOCATION": fingerprint(windows)}
+    common = settings.model_dump(mode="json", exclude=own | WITHOUT_EFFECT)
+    return common | {"contents of DATA_LOCATION": fingerprint(windows)}
+
+
+def check_claim(out: Path, wanted: dict) -> None:
+    """Note in settings.json what `out` is for, or raise EMGError where it is for something else."""
+    path = out / "settings.json"
     if not path.exists():
         new = out / ".settings.json"
         write_json(new, wanted)
@@ -217,8 +234,10 @@ def fingerprint(windows: WindowSet) -> str:
 # ---- the runs ---------------------------------------------------------------------------------------------------
 
 
-def carry_out(runs: list[Run], windows: WindowSet, console: Console) -> dict[str, str]:
-    """Finish every run, and return why some failed.
+def carry_out(runs: list, finish: Callable[..., bool], console: Console) -> dict[str, str]:
+    """Finish every run, each with a `folder` of its own, and return why some failed.
+
+    `finish` says of a run whether there was anything to do.
 
     The runs take turns in this process, by the functions that main.py itself consists of: the windows, up to many GB,
     are read once, and Ctrl-C reaches the run that is under way. Nothing of a run outlives it but its log handlers,
@@ -230,7 +249,7 @@ def carry_out(runs: list[Run], windows: WindowSet, console: Console) -> dict[str
         console.print(f"run {number + 1} of {len(runs)}{left}: {run.folder.name}", markup=False, soft_wrap=True)
         began = time.monotonic()
         try:
-            if finish(run, windows, console):
+            if finish(run):
                 spent.append(time.monotonic() - began)
         except EMGError as error:
             failed[run.folder.name] = str(error)

@@ -90,9 +90,9 @@ def read_fold_figures(runs: dict[tuple[str, int], Path]) -> pd.DataFrame:
     for (_, seed), folder in runs.items():
         path = folder / "baselines.json"
         if path.is_file():
-            ours = {"features": "ours", "classifier": "", "scaling": _read(folder / "env.json")["SCALE"]}
-            ours["per_subject"] = _read(folder / "metrics.json")["per_subject"]
-            for one in [ours, *_read(path)["baselines"]]:
+            ours = {"features": "ours", "classifier": "", "scaling": read_json(folder / "env.json")["SCALE"]}
+            ours["per_subject"] = read_json(folder / "metrics.json")["per_subject"]
+            for one in [ours, *read_json(path)["baselines"]]:
                 method = {name: one[name] for name in METHOD} | {"seed": seed}
                 rows += [method | {"subject": subject} | found for subject, found in one["per_subject"].items()]
     return pd.DataFrame(rows)
@@ -122,7 +122,7 @@ def compare(fold_figures: pd.DataFrame) -> list[dict]:
 
 def summarise(runs: dict[tuple[str, int], Path], described: dict) -> dict:
     """Everything that evaluation.json holds: `described`, and the figures of the finished runs."""
-    predictions, metrics = read_predictions(runs), [_read(folder / "metrics.json") for folder in runs.values()]
+    predictions, metrics = read_predictions(runs), [read_json(folder / "metrics.json") for folder in runs.values()]
     figures, fold_figures = per_subject_and_seed(predictions), read_fold_figures(runs)
     codes = [int(code) for code in described["classes"]]
     weights, data = sorted({one["weights"] for one in metrics}), Path(described["data"]).name
@@ -145,26 +145,26 @@ def write_results(found: dict, out: Path) -> None:
     """evaluation.json, per_subject.csv, evaluation.png and confusion_matrix.png, each one whole."""
     with tempfile.TemporaryDirectory(dir=out) as name:
         new = Path(name)
-        write_json(new / "evaluation.json", _without_nan(found))
+        write_json(new / "evaluation.json", without_nan(found))
         people = pd.DataFrame.from_dict(found["per_subject"], orient="index").rename_axis("subject")
         people.assign(evaluated=found["title"]).to_csv(new / "per_subject.csv")
         draw_people(found, new / "evaluation.png")
-        title = f"{textwrap.fill(found['title'], 70)}\nall test windows, {_count(len(found['seeds']), 'seed')}"
+        title = f"{textwrap.fill(found['title'], 70)}\nall test windows, {counted(len(found['seeds']), 'seed')}"
         draw_confusion_matrix(found, title, found["origin"], new)
         for path in new.iterdir():
             os.replace(path, out / path.name)
 
 
-def _read(path: Path):
+def read_json(path: Path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _without_nan(found):
+def without_nan(found):
     """JSON has no NaN: a deviation over one person or seed is null."""
     if isinstance(found, dict):
-        return {key: _without_nan(value) for key, value in found.items()}
+        return {key: without_nan(value) for key, value in found.items()}
     if isinstance(found, list):
-        return [_without_nan(value) for value in found]
+        return [without_nan(value) for value in found]
     return None if isinstance(found, float) and np.isnan(found) else found
 
 
@@ -238,20 +238,20 @@ def print_results(found: dict, console: Console) -> None:
 
 def _overall_table(found: dict) -> Table:
     sizes = {"person": found["per_subject"], "fold": found["folds"], "seed": found["seeds"]}
-    counted = ", ".join(_count(len(several), one) for one, several in sizes.items())
-    title = f"{counted}; chance (balanced) {found['chance']:.3f}"
-    table = _table(title, "", "mean", "± over people", "95 % interval", "± over seeds")
+    several = ", ".join(counted(len(group), one) for one, group in sizes.items())
+    title = f"{several}; chance (balanced) {found['chance']:.3f}"
+    table = new_table(title, "", "mean", "± over people", "95 % interval", "± over seeds")
     for metric, name in METRICS.items():
         one = found["overall"][metric]
         bounds = "–" if one["low"] is None else f"{one['low']:.3f} to {one['high']:.3f}"
-        table.add_row(name, _number(one["mean"]), _number(one["std"]), bounds, _number(one["std_over_seeds"]))
+        table.add_row(name, number(one["mean"]), number(one["std"]), bounds, number(one["std_over_seeds"]))
     return table
 
 
 def _subject_table(found: dict) -> Table:
-    table = _table("Each person, mean ± deviation over seeds", "person", "windows", *METRICS.values())
+    table = new_table("Each person, mean ± deviation over seeds", "person", "windows", *METRICS.values())
     for subject, one in found["per_subject"].items():
-        cells = (f"{_number(one[metric])} ± {_number(one[f'{metric}_std_over_seeds'])}" for metric in METRICS)
+        cells = (f"{number(one[metric])} ± {number(one[f'{metric}_std_over_seeds'])}" for metric in METRICS)
         table.add_row(subject, str(one["windows"]), *cells)
     return table
 
@@ -261,14 +261,14 @@ def _baseline_table(rows: list[dict]) -> Table:
     title = "Beside the baselines: mean over folds, then mean ± deviation over people;\n"
     title += "accuracy, macro F1 and our lead with the better of the two scales"
     names = ("balanced,\ntraining scale", "balanced,\nsession scale", "accuracy", "macro F1", "ours ahead\nby")
-    table, methods = _table(title, "method", *names), {}
+    table, methods = new_table(title, "method", *names), {}
     for row in rows:  # the best one first
         methods.setdefault((row["features"], row["classifier"]), []).append(row)
     for (features, classifier), both in methods.items():
         best, balanced = both[0], {row["scaling"]: row["balanced_accuracy"] for row in both}
         cells = [balanced.get(scaling) for scaling in ("training", "session")]
-        cells = [f"{_number(one['mean'])} ± {_number(one['std'])}" if one else "" for one in cells]
-        cells += [_number(best["accuracy"]["mean"]), _number(best["macro_f1"]["mean"])]
+        cells = [f"{number(one['mean'])} ± {number(one['std'])}" if one else "" for one in cells]
+        cells += [number(best["accuracy"]["mean"]), number(best["macro_f1"]["mean"])]
         if features == "ours":
             table.add_row("ours", *cells, style="bold")
         else:
@@ -276,17 +276,17 @@ def _baseline_table(rows: list[dict]) -> Table:
     return table
 
 
-def _table(title: str, *columns: str) -> Table:
+def new_table(title: str, *columns: str) -> Table:
     table = Table(*columns, title=f"\n{title}", title_justify="left", title_style="", box=None)
     for column in table.columns[1:]:
         column.justify = "right"
     return table
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     return "–" if np.isnan(value) else f"{value:.3f}"
 
 
-def _count(number: int, one: str) -> str:
+def counted(number: int, one: str) -> str:
     several = {"person": "people"}.get(one, f"{one}s")
     return f"{number} {one if number == 1 else several}"

@@ -1,0 +1,437 @@
+"""tools.ablate: what the arms consist of, that all else is the same, what the sentence says and when."""
+
+import contextlib
+import io
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import GPT2Config, GPT2Model
+
+from EMG_DATA_LOADER import WindowSet, load_windows, read_emg, split_windows
+from EMG_model import load_model, log_covariance
+from EMG_utils import session_references
+from ENV import Settings
+from tools.ablate import ARMS, AblationSettings, main, plan_all, predict, shuffle_patches
+from tools.differences import ALWAYS, AT_TEST, IN_ORDER, compare, summarise, verdict
+from tools.people import METRICS
+
+TINY = ["--precision", "fp32", "--tokens", "bands", "--num-epochs", "1", "--num-epochs-for-validation", "1"]
+TRAINED = {  # 8 channels × 6 bands, width 32, 1024 positions, two blocks, 8 classes
+    "pretrained-frozen": 35_017,  # tokens 96 + 1568, positions 32768, norms 64 + 2·128, head 264, residual weight 1
+    "pretrained-trained": 60_169,  # and the rest of the blocks: each is 12·32² + 13·32 = 12704 in all
+    "random-frozen": 35_017,
+    "random-trained": 60_169,
+    "small": 36_119,  # 24w² + 1109w + 105 is 31885, 36119, 40545 at w = 20, 22, 24
+    "one-block": 47_465,
+    "no-backbone": 34_761,  # positions and last norm remain
+    "linear": 0,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """So small a model waits for its threads more than it computes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def flags(data: Path, backbone: Path, out: Path, *more: str) -> list[str]:
+    return [*map(str, ["--data-location", data, "--model-name", backbone, "--out", out]), *TINY, *more]
+
+
+def read(folder: Path) -> dict:
+    return json.loads((folder / "ablation.json").read_text())
+
+
+def environment(run_folder: Path) -> dict:
+    return json.loads((run_folder / "env.json").read_text())
+
+
+GIVEN = ["--seeds", "0", "--shares", "1", "--rates", "1e-5,3e-2"]
+
+
+@pytest.fixture(scope="module")
+def ablated(small_file, tiny_gpt2, tmp_path_factory) -> tuple[Path, str]:
+    """Every arm, for the folder that transformers saved has weights; one seed, one share, two rates; what was said."""
+    out = tmp_path_factory.mktemp("ablated")
+    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), encoding="utf-8")) as stdout:
+        assert main(flags(small_file, tiny_gpt2, out, *GIVEN)) == 0
+        stdout.flush()
+        said = stdout.buffer.getvalue().decode()
+    return out, said
+
+
+# ---- the arms -------------------------------------------------------------------------------------------------
+
+
+def test_trained_parameters_of_every_arm(ablated):
+    arms = {arm["name"]: arm for arm in read(ablated[0])["arms"]}
+    assert {name: arm["trainable_parameters"] for name, arm in arms.items()} == TRAINED
+    assert json.loads((ablated[0] / "small" / "config.json").read_text())["n_embd"] == 22
+    assert arms["linear"]["parameters"] == 36 * 8 + 8
+
+
+def test_pretrained_arms_start_from_the_weights_and_frozen_ones_keep_them(ablated, tiny_gpt2):
+    weights = GPT2Model.from_pretrained(tiny_gpt2).h[0].attn.c_attn.weight
+    kept = {}
+    for name in TRAINED.keys() - {"linear", "no-backbone", "small"}:
+        model = load_model(ablated[0] / "runs" / f"{name}-share1-seed0" / "best_model")
+        kept[name] = model.backbone.h[0].attn.c_attn.weight
+        assert model.config.weights == name.partition("-")[0].replace("one", "random")
+        assert len(model.backbone.h) == (1 if name == "one-block" else 2)
+    assert torch.equal(kept["pretrained-frozen"], weights)
+    assert 0 < (kept["pretrained-trained"] - weights).abs().max() < 0.1  # of 0.1 each, after few steps
+    assert (kept["random-frozen"] - weights).abs().max() > 0.1
+    assert not torch.equal(kept["random-frozen"], kept["random-trained"])
+
+
+def test_the_linear_path_alone_is_that_of_the_other_arms(ablated, small_file):
+    folder = ablated[0] / "runs" / "no-backbone-share1-seed0"
+    settings, model = Settings(**environment(folder)), load_model(folder / "best_model")
+    windows = load_windows(settings)
+    split = split_windows(windows, settings)
+    references = session_references(windows, split.with_validation(), settings)
+    reference = references.of(torch.tensor(windows.sessions[split.test]))
+    with torch.inference_mode():
+        logits = model.linear_logits(model.normalise(read_emg(windows, split.test), reference)[1])
+    predictions = pd.read_parquet(ablated[0] / "runs" / "linear-share1-seed0" / "predictions.parquet")
+    assert np.array_equal(predictions["predicted"], np.array(windows.classes)[logits.argmax(1)])
+    columns = [f"p_{code}" for code in windows.classes]
+    np.testing.assert_allclose(predictions[columns], logits.softmax(1), atol=1e-5)
+
+
+def test_all_arms_have_the_same_split(ablated):
+    splits = {folder.name: (folder / "split.csv").read_bytes() for folder in (ablated[0] / "runs").iterdir()}
+    assert len(splits) == 8 + 7  # the trained arms shuffled, too
+    assert len(set(splits.values())) == 1
+
+
+def test_every_arm_share_and_seed_is_planned(small_file):
+    """The arms of a seed and share have the same training windows, and smaller shares the same other parts."""
+    settings = Settings(DATA_LOCATION=small_file)
+    given = AblationSettings(SEEDS=[3, 5], SHARES=[1, 0.5], OUT="out")
+    runs = plan_all(list(ARMS), dict.fromkeys(TRAINED, 0.01), given, settings)
+    assert len({run.folder for run in runs}) == len(runs) == 2 * (2 * 8 + 7)
+    assert {(run.share, run.seed) for run in runs if run.shuffled} == {(1, 3), (1, 5)}
+    varied = {"PRETRAINED", "NUM_LAYERS", "BLOCKS", "SAMPLING_RATIO", "SEED", "RUN_DIR"}
+    assert len({run.settings.model_dump_json(exclude=varied) for run in runs}) == 1
+    windows, parts = load_windows(settings), {}
+    for run_ in runs:
+        split = split_windows(windows, run_.settings)
+        parts.setdefault((run_.share, run_.seed), set()).add(split.train.tobytes())
+        parts.setdefault("others", set()).add((split.validation.tobytes(), split.test.tobytes()))
+    assert {key: len(found) for key, found in parts.items()} == dict.fromkeys(parts, 1)
+    whole, half = (len(next(iter(parts[share, 3]))) for share in (1, 0.5))
+    assert half == pytest.approx(whole / 2, rel=0.05)
+
+
+def test_the_learning_rate_is_chosen_per_arm_on_validation(ablated):
+    chosen = set()
+    for arm in read(ablated[0])["arms"]:
+        if arm["name"] == "linear":
+            assert arm["lr"] is None
+            continue
+        trials = pd.read_csv(ablated[0] / "rates" / arm["name"] / "sweep.csv")
+        assert sorted(trials["LR"]) == [1e-05, 0.03]
+        best = trials.loc[trials["validation_balanced_accuracy"].idxmax(), "LR"]
+        chosen.add(best)
+        assert arm["lr"] == best
+        for which in ("share1", "shuffled-share1"):
+            made = environment(ablated[0] / "runs" / f"{arm['name']}-{which}-seed0")
+            assert made["LR"] == best
+            assert made["NUM_EPOCHS"] == 1
+    assert 0.03 in chosen  # not merely the first one
+
+
+# ---- shuffled patches -----------------------------------------------------------------------------------------
+
+
+def hand_made(count: int = 200) -> WindowSet:
+    """Windows of seven samples and two channels: with patches of two, one sample before three patches."""
+    emg = np.random.default_rng(3).integers(-99, 99, (count, 7, 2)).astype(np.int16)
+    return WindowSet(emg, pd.DataFrame({"TRAJ_GT": [0] * count}), {"note": "By hand.", "scale": 0.25})
+
+
+def test_shuffling_permutes_the_patches_of_every_window_and_nothing_else():
+    windows = hand_made()
+    shuffled, rows = shuffle_patches(windows, patch=2, seed=0), np.arange(200)
+    before, after = windows.emg, shuffled.emg[rows]
+    assert after.dtype == before.dtype
+    assert np.array_equal(after[:, 0], before[:, 0])
+    orders = set()
+    for one, other in zip(before[:, 1:].reshape(-1, 3, 4), after[:, 1:].reshape(-1, 3, 4), strict=True):
+        order = tuple(int(np.flatnonzero((one == patch).all(1))[0]) for patch in other)
+        assert sorted(order) == [0, 1, 2]
+        orders.add(order)
+    assert len(orders) == 6  # every order is met
+    covariances = [log_covariance(read_emg(which, rows)) for which in (windows, shuffled)]
+    torch.testing.assert_close(covariances[0], covariances[1])
+    assert shuffled.table is windows.table
+    assert shuffled.metadata == {"note": "By hand. The patches of every window are shuffled.", "scale": 0.25}
+
+
+def test_a_window_keeps_its_order_however_it_is_read():
+    shuffled = shuffle_patches(hand_made(), patch=2, seed=0).emg
+    assert np.array_equal(shuffled[np.array([5, 3])], shuffled[np.arange(200)][[5, 3]])
+    other = shuffle_patches(hand_made(), patch=2, seed=1).emg
+    assert not np.array_equal(shuffled[np.arange(200)], other[np.arange(200)])
+
+
+def test_models_are_tested_in_order_and_shuffled(ablated, small_file):
+    """The figures in order are those of the run itself; the shuffled ones are recomputed window by window."""
+    folder = ablated[0] / "runs" / "random-trained-share1-seed0"
+    settings, model = Settings(**environment(folder)), load_model(folder / "best_model")
+    windows = load_windows(settings)
+    split = split_windows(windows, settings)
+    columns = [f"p_{code}" for code in windows.classes]
+    kept = pd.read_parquet(folder / "predictions.parquet")
+    np.testing.assert_allclose(predict(model, windows, split, settings), kept[columns], atol=1e-6)
+
+    shuffled = shuffle_patches(windows, patch=50, seed=0)
+    emg = shuffled.emg[np.arange(len(windows.table))]
+    assert not np.array_equal(emg, windows.emg)
+    probabilities = predict(model, WindowSet(emg, windows.table, windows.metadata), split, settings)
+    right = probabilities.argmax(1) == windows.targets[split.test]
+    found = json.loads((folder / "shuffled_at_test.json").read_text())
+    assert found["accuracy"] == pytest.approx(right.mean())
+    metrics = json.loads((ablated[0] / "runs" / "random-trained-shuffled-share1-seed0/metrics.json").read_text())
+    assert metrics["data_note"].endswith("The patches of every window are shuffled.")
+
+
+# ---- results --------------------------------------------------------------------------------------------------
+
+
+def test_results_are_printed_and_written(ablated):
+    out, said = ablated
+    found, words = read(out), " ".join(said.split())
+    assert {path.name for path in out.iterdir()} == {
+        *("ablation.json", "ablation.csv", "ablation.png", "rates", "runs", "small", "settings.json", ".lock")
+    }
+    assert found["sentence"] in words
+    assert found["sentence"] == " ".join(found["statements"])
+    assert found["sentence"].startswith("With fewer than three seeds no difference can be told from chance")
+    for arm in found["arms"]:
+        assert f"{arm['trainable_parameters']:,}" in said
+        shuffled = set() if arm["name"] == "linear" else {AT_TEST, ALWAYS}
+        assert {one["order"] for one in arm["results"]} == {IN_ORDER} | shuffled
+        for one in arm["results"]:
+            assert f"{one['mean']:.3f}" in said or one["order"] != IN_ORDER
+    table = pd.read_csv(out / "ablation.csv")
+    assert len(table) == 8 + 7 + 7  # of the 8 runs in order, 7 are tested shuffled too
+    row = table[(table["arm"] == "small") & (table["order"] == ALWAYS)].iloc[0]
+    metrics = json.loads((out / "runs" / "small-shuffled-share1-seed0" / "metrics.json").read_text())
+    assert row["balanced_accuracy"] == pytest.approx(metrics["balanced_accuracy"])
+    image = matplotlib.image.imread(out / "ablation.png")[:, :, :3]
+    assert 0.005 < (image.min(2) < 0.9).mean() < 0.5
+
+
+@pytest.fixture(scope="session")
+def without_weights(tmp_path_factory) -> Path:
+    """A folder with the shape of a GPT-2 alone."""
+    folder = tmp_path_factory.mktemp("shape")
+    GPT2Config(n_embd=32, n_layer=1, n_head=2, n_positions=64).save_pretrained(folder)
+    return folder
+
+
+def test_arms_without_weights_say_so_and_the_others_run(small_file, without_weights, tmp_path, capsys):
+    """Beside, a share of the training part that is too small fails by itself."""
+    given = ["--seeds", "0", "--shares", "0.01,0.5", "--rates", "1e-3"]
+    assert main(flags(small_file, without_weights, tmp_path, *given)) == 3
+    said, found = capsys.readouterr(), read(tmp_path)
+    out = " ".join(said.out.split())
+    for arm in found["arms"][:2]:
+        assert arm["why_not"].startswith("weights not available here (MODEL_NAME = ")
+        assert f"{arm['name']} is left out: weights not available here" in said.err
+    assert out.count("available here") == 3  # twice in the table, once in the sentence
+    assert "Pretrained weights were not available here: these numbers say nothing on them." in out
+    assert [arm["name"] for arm in found["arms"] if "results" in arm] == list(TRAINED)[2:]
+    assert len(found["failed"]) == 6
+    assert "FAILED, and missing above: random-frozen-share0.01-seed0: class" in out
+    assert not (tmp_path / "rates").exists()  # a single rate leaves no choice
+
+
+# ---- going on -------------------------------------------------------------------------------------------------
+
+
+def snapshot(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_same_command_goes_on(ablated, small_file, tiny_gpt2, tmp_path, capsys):
+    """One run is gone, one lacks its test, one its test on shuffled patches, one rate lacks its trials."""
+    out = shutil.copytree(ablated[0], tmp_path / "out")
+    settings = json.loads((out / "settings.json").read_text())
+    shutil.rmtree(out / "runs" / "small-shuffled-share1-seed0")
+    (out / "runs" / "one-block-share1-seed0" / "confusion_matrix.png").unlink()
+    (out / "runs" / "random-frozen-share1-seed0" / "shuffled_at_test.json").unlink()
+    shutil.rmtree(out / "rates" / "no-backbone")
+    before = snapshot(out / "runs")
+    assert main(flags(small_file, tiny_gpt2, out, *GIVEN)) == 0
+    after, said = snapshot(out / "runs"), capsys.readouterr().err
+    assert json.loads((out / "settings.json").read_text()) == settings
+    again = "one-block-share1-seed0"
+    assert all(after[path] == content for path, content in before.items() if again not in str(path))
+    assert "going on after epoch 1" in said
+    first, second = read(ablated[0]), read(out)
+    assert first["arms"] == second["arms"]
+    assert first["sentence"] == second["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (["--batch-size", "32"], "its runs were made with BATCH_SIZE = 64, not 32; name another --out"),
+        (["--seeds", "1,0"], "its runs were made with first of SEEDS = 0, not 1; name another --out"),
+        (["--rates", "1e-3"], "its runs were made with RATES = [1e-05, 0.03], not [0.001]; name another --out"),
+        (["--pretrained", "never"], "tools.ablate sets PRETRAINED itself; leave out --pretrained"),
+        (["--sampling-ratio", "0.5"], "tools.ablate sets SAMPLING_RATIO itself; leave out --sampling-ratio"),
+        (["--blocks", "0"], "BLOCKS = 0: there is no language model to ask about; set BLOCKS to 1 or more"),
+        (["--shares", "0,1"], "SHARES = 0,1: should be one number or more, each 0 < x ≤ 1"),
+    ],
+)
+def test_refused(ablated, small_file, tiny_gpt2, capsys, more, reason):
+    given = dict(zip(GIVEN[::2], GIVEN[1::2], strict=True)) | {more[0]: more[1]}
+    assert main(flags(small_file, tiny_gpt2, ablated[0], *itertools.chain(*given.items()))) == 1
+    said = capsys.readouterr().err
+    assert reason in said
+    assert said.startswith("ablate: ")
+    assert said.count("\n") == 1
+
+
+# ---- what the numbers support ---------------------------------------------------------------------------------
+
+
+def differences(*people: list[float]) -> pd.Series:
+    """One row of differences per person, one per seed."""
+    index = ["03", "04", "05", "06"][: len(people)]
+    return pd.DataFrame(people, index=index).rename_axis("subject").rename_axis("seed", axis=1).stack()
+
+
+@pytest.mark.parametrize(
+    ("people", "expected"),
+    [
+        ([[0.010, 0.012, 0.014]], "ahead"),  # 0.012 ± 4.303 · 0.002/√3 = 0.007 to 0.017
+        ([[-0.010, -0.012, -0.014]], "behind"),
+        ([[0.001, 0.012, 0.023]], "open"),  # 0.012 ± 0.027
+        ([[0.012, 0.012, 0.012]], "ahead"),
+        ([[0.0, 0.0, 0.0]], "open"),
+        ([[0.012, 0.012]], "open"),  # two seeds are too few
+        ([[0.9, -0.88, 0.1], [-0.88, 0.904, -0.072]], "ahead"),  # seeds' means 0.010, 0.012, 0.014
+        ([[0.01] * 3, [0.02] * 3, [0.03] * 3], "ahead"),
+        ([[0.01] * 3, [-0.02] * 3, [0.03] * 3], "open"),  # a resample of the second alone is below zero
+        ([[0.03, -0.01, 0.01]] * 3, "open"),  # the second seed disagrees
+        ([[-0.01] * 3, [-0.02] * 3, [-0.03] * 3], "behind"),
+    ],
+)
+def test_verdict(people, expected):
+    assert verdict(differences(*people)) == expected
+
+
+SEEDS = (-0.001, 0.0, 0.001)
+
+
+def found_for(means: dict[str, float], people: int = 2, seeds: tuple = SEEDS, shuffled: dict | None = None) -> dict:
+    """An ablation whose arms have these means; a person is 0.01 above the one before, and seeds move the arms apart."""
+    rows = []
+    for order, arms in ((IN_ORDER, means), (ALWAYS, shuffled or {})):
+        for place, (arm, mean) in enumerate(arms.items()):
+            for seed, moved in enumerate(seeds):
+                for person in range(people):
+                    value = mean + 0.01 * person + moved * (1 if place % 2 else -1) / 2
+                    about = {"arm": arm, "share": 1.0, "seed": seed, "order": order, "subject": f"{person:02d}"}
+                    about |= {"lr": 1e-3, "weights": "random", "parameters": 9, "trainable_parameters": 9, "epochs": 1}
+                    rows.append(about | dict.fromkeys(METRICS, value) | {"windows": 100})
+    missing = {name: "weights not available here (MODEL_NAME = x: none)" for name in TRAINED if name not in means}
+    described = {"shares": [1.0], "seeds": list(range(len(seeds))), "rates_tried": [1e-3], "failed": {}}
+    described |= {"missing": missing, "rates": dict.fromkeys(TRAINED, 1e-3)}
+    return summarise(pd.DataFrame(rows), ARMS, described)[0]
+
+
+PLAIN = {"random-frozen": 0.80, "random-trained": 0.82, "small": 0.80, "one-block": 0.81, "no-backbone": 0.80}
+PLAIN |= {"linear": 0.70}
+
+
+def test_the_language_model_helps():
+    said = found_for({"pretrained-frozen": 0.80, "pretrained-trained": 0.84} | PLAIN)["sentence"]
+    assert said.startswith(
+        "For these 2 people and 3 seeds (balanced accuracy, in pairs, every comparison by itself; ± over seeds), and "
+        "for nobody else: The language model helps: pretrained, frozen + norms is "
+    )
+    assert "pretrained, fully trained is ahead of random, fully trained (+0.020 ± 0.000), small transformer (" in said
+
+
+def test_the_language_model_does_not_help():
+    """Ahead of its own shape from random weights, which is not enough: no backbone is better still."""
+    weak = PLAIN | {"random-frozen": 0.75, "random-trained": 0.76}
+    said = found_for({"pretrained-frozen": 0.77, "pretrained-trained": 0.78} | weak)["sentence"]
+    assert "The language model does not help: pretrained, frozen + norms is ahead of random, frozen + norms" in said
+    assert "behind small transformer" in said
+
+
+def test_it_cannot_be_told_whether_the_language_model_helps():
+    means = {"pretrained-frozen": 0.8205, "pretrained-trained": 0.8205} | PLAIN
+    said = found_for(means, seeds=(-0.02, 0.0, 0.02))["sentence"]
+    assert "Whether the language model helps cannot be told: " in said
+    few = found_for({"pretrained-frozen": 0.9, "pretrained-trained": 0.9} | PLAIN, seeds=(0.0, 0.001))["sentence"]
+    assert few == "With fewer than three seeds no difference can be told from chance: nothing is said."
+    few = found_for(PLAIN, seeds=(0.0,))["sentence"]
+    assert few.endswith(
+        "nothing is said. Pretrained weights were not available here: these numbers say nothing on them."
+    )
+
+
+def test_without_weights_the_numbers_say_nothing_on_them():
+    """+0.020 between the blocks and no backbone, seeds 0.001 apart."""
+    said = found_for(PLAIN)["sentence"]
+    assert "Pretrained weights were not available here: these numbers say nothing on them." in said
+    assert "Random, fully trained is ahead of small transformer (+0.020 ± 0.001), one block (+0.010 ± 0.000)" in said
+    assert "The language model" not in said
+
+
+def test_with_three_people_the_interval_is_theirs():
+    found = found_for(PLAIN, people=4)
+    said = found["sentence"]
+    assert said.startswith(
+        "Over 4 people and 3 seeds (balanced accuracy, in pairs, every comparison by itself; 95 % intervals over "
+        "people): "
+    )
+    assert "ahead of small transformer (+0.020, +0.020 to +0.020)" in said
+    row = next(row for row in found["differences"] if (row["of"], row["from"]) == ("random-trained", "small"))
+    assert (row["people"], row["seeds"]) == (4, 3)
+
+
+def test_time_order():
+    """Only what shuffling costs beyond the arm without a backbone, which has no use for order, tells of order."""
+    means = {"random-frozen": 0.80, "random-trained": 0.82, "no-backbone": 0.80}
+    shuffled = {"random-frozen": 0.80, "random-trained": 0.79, "no-backbone": 0.799}
+    said = found_for(means, seeds=(0.0, 0.0, 0.0), shuffled=shuffled)["sentence"]
+    assert said.endswith(
+        "With shuffled patches in training and test, the order of the patches is used by random, fully trained "
+        "(−0.030 ± 0.000); no use of their order can be told for random, frozen + norms (+0.000 ± 0.000); "
+        "no backbone changes by −0.001 ± 0.000, from the cuts alone."
+    )
+    cut = {"random-frozen": 0.80, "random-trained": 0.79, "no-backbone": 0.77}
+    said = found_for(means, seeds=(0.0, 0.0, 0.0), shuffled=cut)["sentence"]
+    assert "is used by" not in said
+    assert "random, fully trained (−0.030 ± 0.000); no backbone changes by −0.030 ± 0.000" in said
+
+
+def test_only_the_same_people_and_seeds_are_compared():
+    """Seed 1 of the one arm and seed 2 of the other have no partner."""
+    rows = [("one-block", 0, 0.5), ("one-block", 1, 0.9), ("no-backbone", 0, 0.4), ("no-backbone", 2, 0.0)]
+    rows += [("linear", 0, 0.4)]
+    table = pd.DataFrame(rows, columns=["arm", "seed", "balanced_accuracy"]).assign(
+        share=1.0, order=IN_ORDER, windows=9
+    )
+    [only] = compare(table.assign(subject="03", accuracy=0.0, macro_f1=0.0), 1.0)
+    assert (only["of"], only["from"], only["seeds"]) == ("no-backbone", "linear", 1)
+    assert only["mean"] == pytest.approx(0.0)
