@@ -100,7 +100,7 @@ def test_the_linear_path_alone_is_that_of_the_other_arms(ablated, small_file):
     windows = load_windows(settings)
     split = split_windows(windows, settings)
     references = session_references(windows, split.with_validation(), settings)
-    reference = references.of(torch.tensor(windows.sessions[split.test]))
+    reference = references.of(torch.from_numpy(split.test))
     with torch.inference_mode():
         logits = model.linear_logits(model.normalise(read_emg(windows, split.test), reference)[1])
     predictions = pd.read_parquet(ablated[0] / "runs" / "linear-share1-seed0" / "predictions.parquet")
