@@ -82,6 +82,15 @@ def tiny_gpt2(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """So small a model waits for its threads more than it computes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 # ---- hand-made recordings, and Preprocessing.py in this process ------------------------------------------------
 
 STEM = "emg_gestures-03-sequential-2018-05-11-11-10-52-120"  # a name that putEMG has, for the one recording of a test

@@ -35,13 +35,7 @@ TRAINED = {  # 8 channels × 6 bands, width 32, 1024 positions, two blocks, 8 cl
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """So small a model waits for its threads more than it computes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def flags(data: Path, backbone: Path, out: Path, *more: str) -> list[str]:

@@ -15,7 +15,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from conftest import ROOT, run
 from filelock import FileLock
 
@@ -30,13 +29,7 @@ DAYS = ("2018-05-11", "2018-06-14")  # of person 03
 TINY = ["--precision", "fp32", "--tokens", "bands", "--lr", "3e-3", "--num-epochs"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """So small a model waits for its threads more than it computes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def flags(data: Path, backbone: Path, out: Path, *more: str, epochs: int = 1) -> list[str]:

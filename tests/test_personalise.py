@@ -24,13 +24,7 @@ DAY = "2018-06-14"  # the second of person 03
 TURNED = [5, 2, 7, 0, 3, 6, 1, 4]  # the electrodes of the day, as the model's first day had them
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """So small a model waits for its threads more than it computes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def variant(source: Path, target: Path, keep=None, change=None, **metadata) -> Path:
