@@ -399,9 +399,10 @@ def build_model(config: EMGConfig, model_name: str, pretrained: str, blocks: int
     if source is None and pretrained == "auto":
         logger.warning(f"{model_name}: no pretrained weights in folder, cache or hub; starting from random weights")
     shape = source.config if source else _architecture(model_name)
-    patches = config.window // config.patch * len(set(config.tokens) - {"covariance"}) + ("covariance" in config.tokens)
-    if patches > shape.n_positions:
-        raise ModelError(f"{patches} tokens a window are more than {model_name}'s {shape.n_positions}; raise PATCH_MS")
+    patches = config.window // config.patch
+    tokens = sum(1 if kind == "covariance" else patches for kind in config.tokens)
+    if tokens > shape.n_positions:
+        raise ModelError(f"{tokens} tokens a window are more than {model_name}'s {shape.n_positions}; raise PATCH_MS")
     config.weights = "pretrained" if source else "random"
     config.backbone = {key: getattr(shape, key) for key in BACKBONE_KEPT}
     config.backbone |= {"n_layer": min(blocks, shape.n_layer)}

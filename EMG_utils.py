@@ -78,6 +78,7 @@ def new_model(
 
 
 def describe_model(windows: WindowSet, settings: Settings) -> EMGConfig:
+    """What rebuilds a model for these windows; raises EMGError where a window holds fewer than two patches."""
     described, rate = windows.metadata, windows.metadata["sampling_rate"]
     window, patch = described["window"], round(settings.PATCH_MS * rate / 1000)
     if patch < 1 or window // patch < 2:
@@ -111,9 +112,9 @@ def describe_model(windows: WindowSet, settings: Settings) -> EMGConfig:
 def session_references(windows: WindowSet, split: Split, settings: Settings) -> References:
     """Each person's day measured on its own windows, its test part apart; with SCALE = "training" all on that part."""
     groups = reference_groups(windows, split)
-    rows = rows_to_measure(groups, split)
     if settings.SCALE == "training":
-        rows = [split.train] * len(rows)
+        groups = np.minimum(groups, 0)  # one group for all
+    rows = rows_to_measure(groups, split)
     each = [measure_reference(read_emg(windows, draw_rows(one, settings.SEED))) for one in rows]
     return References(Reference(*map(torch.cat, zip(*each, strict=True))), torch.from_numpy(groups))
 
@@ -249,10 +250,10 @@ class Trainer:
         rng = np.random.default_rng([self.settings.SEED, epoch])
         task = bar.add_task(f"epoch {epoch + 1}/{self.epochs}", total=self.steps, loss=0.0, accuracy=0.0)
         loss_sum, right, seen, rates = 0.0, 0, 0, []
-        for step, batch in enumerate(batches(self.windows, self.split.train, self.settings.BATCH_SIZE, rng)):
+        parts = batches(self.windows, self.split.train, self.settings.BATCH_SIZE, rng)
+        for step, (emg, target, rows) in enumerate(parts):
             rates.append(self.schedule.get_last_lr()[0])
-            loss, hits = self._train_step(*batch)
-            target = batch[1]
+            loss, hits = self._train_step(emg, target, rows)
             if not np.isfinite(loss):
                 raise EMGError(
                     f"the loss is {loss} in epoch {epoch + 1}, step {step + 1}; lower LR or look at the data"
