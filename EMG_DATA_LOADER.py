@@ -4,12 +4,17 @@ Groups are split, never windows: no two parts share a raw sample, not even throu
 """
 
 import json
+import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -60,7 +65,7 @@ class WindowSet:
     def class_names(self) -> list[str]:
         return [self.metadata["class_names"][str(label)] for label in self.classes]
 
-    @property
+    @cached_property
     def targets(self) -> np.ndarray:
         """(n,) class indices."""
         return np.searchsorted(self.classes, self.table["TRAJ_GT"])
@@ -83,7 +88,7 @@ def load_windows(settings: Settings) -> WindowSet:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             metadata = _read_metadata(file, path)
-            emg = _read_emg(file, metadata, settings.MEMORY_GB)
+            emg = _read_emg(file, metadata, path.parent, settings.MEMORY_GB)
             table = file.read([name for name in file.schema_arrow.names if name != "emg"]).to_pandas()
     except FileNotFoundError:
         raise EMGError(f"{path}: there is no such file; write it with Preprocessing.py or set DATA_LOCATION") from None
@@ -109,11 +114,11 @@ def _read_metadata(file: pq.ParquetFile, path: Path) -> dict:
     return metadata
 
 
-def _read_emg(file: pq.ParquetFile, metadata: dict, memory_gb: float) -> np.ndarray:
+def _read_emg(file: pq.ParquetFile, metadata: dict, folder: Path, memory_gb: float) -> np.ndarray:
     """(n, T, C) in the smallest type that holds every stored value."""
     shape = (file.metadata.num_rows, metadata["window"], len(metadata["channels"]))
     dtype = _smallest_type(file)
-    emg = _empty(shape, dtype, in_memory=np.prod(shape) * dtype.itemsize <= memory_gb * 1e9)
+    emg = _empty(shape, dtype, folder, in_memory=np.prod(shape) * dtype.itemsize <= memory_gb * 1e9)
     row = 0
     for group in range(file.num_row_groups):  # `iter_batches` would keep the compressed column
         values = file.read_row_group(group, ["emg"])["emg"].combine_chunks().flatten()
@@ -137,12 +142,23 @@ def _smallest_type(file: pq.ParquetFile) -> np.dtype:
     return np.dtype(np.int16) if peak <= np.iinfo(np.int16).max else stored
 
 
-def _empty(shape: tuple[int, ...], dtype: np.dtype, in_memory: bool) -> np.ndarray:
-    """An array in memory, or in a nameless temporary file that vanishes with the process."""
+def _empty(shape: tuple[int, ...], dtype: np.dtype, folder: Path, in_memory: bool) -> np.ndarray:
+    """An array in memory, or in a nameless temporary file in `folder` that vanishes with the process.
+
+    Where `folder` cannot be written, the file lies in the system's place for such files, which may be memory.
+    """
     if in_memory:
         return np.empty(shape, dtype)
-    with tempfile.TemporaryFile() as file:
-        return np.memmap(file, dtype, "w+", shape=shape)
+    size = int(np.prod(shape)) * dtype.itemsize
+    for place in (folder, Path(tempfile.gettempdir())):
+        with suppress(OSError), tempfile.TemporaryFile(dir=place) as file:
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not a crash when the page is written
+                os.posix_fallocate(file.fileno(), 0, size)
+            return np.memmap(file, dtype, "w+", shape=shape)
+    raise EMGError(
+        f"MEMORY_GB: neither {folder} nor {tempfile.gettempdir()} has room for a file of {size / 1e9:.1f} GB that "
+        "holds the windows; free it or raise MEMORY_GB"
+    )
 
 
 # ---- splitting ------------------------------------------------------------------------------------------------
@@ -419,12 +435,57 @@ def class_weights(targets: np.ndarray, classes: int) -> np.ndarray:
     return len(targets) / (classes * np.bincount(targets, minlength=classes))
 
 
-def batches(
-    windows: WindowSet, rows: np.ndarray, batch_size: int, rng: np.random.Generator | None = None
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """emg (B, T, C) float32 in the file's unit, targets (B,) and rows (B,), in the order of `rows` or shuffled."""
-    order = rows if rng is None else rng.permutation(rows)
-    targets = windows.targets
-    for first in range(0, len(order), batch_size):
-        chosen = order[first : first + batch_size]
-        yield read_emg(windows, chosen), torch.from_numpy(targets[chosen]), torch.from_numpy(chosen)
+def batches(windows: WindowSet, rows: np.ndarray, batch_size: int) -> Iterator["Batch"]:
+    """The windows `rows` in their order, in main memory."""
+    feed = Feed(windows, torch.device("cpu"))
+    return map(feed.read, cut_rows(rows, batch_size))
+
+
+def cut_rows(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """The rows of each batch, the last of which may be smaller."""
+    return [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
+
+
+class Batch(NamedTuple):
+    """emg (B, T, C) float32 in the file's unit, targets (B,) class indices, rows (B,) of the windows."""
+
+    emg: torch.Tensor
+    targets: torch.Tensor
+    rows: torch.Tensor
+
+
+class Feed:
+    """Brings windows to the device that computes with them.
+
+    All of them lie on a GPU where they take at most half of its free memory. Else a batch is read, from memory or from
+    a mapped file, and sent from page-locked memory while the one before it is computed.
+    """
+
+    def __init__(self, windows: WindowSet, device: torch.device):
+        self.scale, self.device = windows.metadata["scale"], device
+        self.emg, self.targets = torch.from_numpy(windows.emg), torch.from_numpy(windows.targets)
+        self.pinned = device.type == "cuda"
+        if self.pinned and self.emg.nbytes <= torch.cuda.mem_get_info(device)[0] / 2:
+            self.emg, self.targets = self.emg.to(device), self.targets.to(device)
+
+    def __call__(self, parts: Iterable[np.ndarray]) -> Iterator[Batch]:
+        """A batch for the rows of every part, read one or two batches ahead."""
+        waiting = deque()
+        with ThreadPoolExecutor(1) as reader:
+            for rows in parts:
+                waiting.append(reader.submit(self.read, rows))
+                if len(waiting) > 2:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+    def read(self, rows: np.ndarray) -> Batch:
+        chosen = torch.from_numpy(rows)
+        there = chosen.to(self.emg.device)
+        emg, targets, chosen = (self._bring(part) for part in (self.emg[there], self.targets[there], chosen))
+        return Batch(emg.float() * self.scale, targets, chosen)
+
+    def _bring(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.pinned and tensor.device != self.device:
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=self.pinned)

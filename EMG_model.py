@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from huggingface_hub import constants, get_session
 from safetensors import SafetensorError
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import GPT2Config, GPT2Model, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -143,6 +143,20 @@ def log_covariance(signal: torch.Tensor) -> torch.Tensor:
     return logarithm[:, rows, columns]
 
 
+class Draws(NamedTuple):
+    """What chance does to B windows: turn (B,), index of the turn of their rings; noise (B, C(C+1)/2)."""
+
+    turn: torch.Tensor
+    noise: torch.Tensor
+
+    def of(self, windows: torch.Tensor) -> "Draws":
+        """Those of the windows at the places `windows`."""
+        return Draws(self.turn[windows], self.noise[windows])
+
+    def to(self, device: torch.device) -> "Draws":
+        return Draws(self.turn.to(device), self.noise.to(device))
+
+
 class Augmentation(nn.Module):
     """In training, every window's electrode rings are turned by a random number of electrodes up to ± `rotation`,
     and its log covariances get noise."""
@@ -154,13 +168,20 @@ class Augmentation(nn.Module):
         for name, orders in zip(("channels", "pairs"), zip(*turned, strict=True), strict=True):
             self.register_buffer(name, torch.stack(orders), persistent=False)
 
-    def forward(self, signal: torch.Tensor, covariance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def draw(self, count: int, seed: int) -> Draws:
+        """The chances of a batch of `count` windows: a function of the seed, whichever device or process asks."""
+        chance = torch.Generator().manual_seed(seed)
+        turn = torch.randint(len(self.turns), (count,), generator=chance)
+        return Draws(turn, self.noise * torch.randn(count, self.pairs.shape[1], generator=chance))
+
+    def forward(
+        self, signal: torch.Tensor, covariance: torch.Tensor, draws: Draws
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """signal (B, T, C), covariance (B, C(C+1)/2), both normalised."""
         if len(self.turns) > 1:
-            turn = torch.randint(len(self.turns), signal.shape[:1], device=signal.device)
-            signal = signal.gather(2, self.channels[turn][:, None].expand_as(signal))
-            covariance = covariance.gather(1, self.pairs[turn])
-        return signal, covariance + self.noise * torch.randn_like(covariance)
+            signal = signal.gather(2, self.channels[draws.turn][:, None].expand_as(signal))
+            covariance = covariance.gather(1, self.pairs[draws.turn])
+        return signal, covariance + draws.noise
 
 
 def turn_rings(channels: int, ring: int, turn: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -182,6 +203,40 @@ def turn_rings(channels: int, ring: int, turn: int) -> tuple[torch.Tensor, torch
 # ---- tokenisers -----------------------------------------------------------------------------------------------
 
 
+class SumOverProcesses(torch.autograd.Function):
+    """The sum of each process's tensor, on all of them; and so with the gradients."""
+
+    @staticmethod
+    def forward(_, tensor: torch.Tensor) -> torch.Tensor:
+        total = tensor.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_, gradient: torch.Tensor) -> torch.Tensor:
+        return SumOverProcesses.forward(_, gradient)
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """The same, and where several processes share a batch, over the whole of it (nn.SyncBatchNorm needs a GPU)."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """tokens (B, features, P), of this process."""
+        if not self.training or not (distributed.is_initialized() and distributed.get_world_size() > 1):
+            return super().forward(tokens)
+        count = torch.full((1,), tokens.shape[0] * tokens.shape[2], dtype=tokens.dtype, device=tokens.device)
+        sums = [tokens.sum((0, 2)), tokens.square().sum((0, 2)), count]
+        total, squares, count = SumOverProcesses.apply(torch.cat(sums)).split([*2 * [self.num_features], 1])
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp(min=0)
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (tokens - mean[:, None]) * scale[:, None] + self.bias[:, None]
+
+
 class CovarianceToken(nn.Module):
     """A linear map of the whole window's normalised log covariance: one token."""
 
@@ -197,31 +252,46 @@ class CovarianceToken(nn.Module):
 class PowerTokens(nn.Module):
     """Log power per channel, patch and learned filter, then a linear map.
 
-    One bank of FIR filters is shared by all channels.
+    One bank of FIR filters is shared by all channels. The power behind a filter h is h'Rh with the autocorrelation R of
+    the patch: no filter touches R, so the samples need no gradient, only these small matrices do.
     """
 
     def __init__(self, config: EMGConfig):
         super().__init__()
         self.patch = config.patch
-        self.bank = nn.Conv1d(1, config.filters, config.filter_taps, padding="same", bias=False)
-        self.norm = nn.BatchNorm1d(len(config.channels) * config.filters)
+        self.filters = nn.Parameter(spread_filters(config.filters, config.filter_taps))  # (F, taps)
+        self.norm = BatchNorm(len(config.channels) * config.filters)
         self.linear = nn.Linear(len(config.channels) * config.filters, config.backbone["n_embd"])
-
-    @torch.no_grad()
-    def spread_filters(self) -> None:
-        """Start from Hann-windowed cosines from 0 to Nyquist, one per filter."""
-        filters, _, taps = self.bank.weight.shape
-        time = torch.arange(taps) - (taps - 1) / 2
-        cycles = 0.5 * (torch.arange(filters) + 0.5)[:, None] / filters  # per sample, up to Nyquist
-        waves = torch.cos(2 * torch.pi * cycles * time) * torch.hann_window(taps + 2, periodic=False)[1:-1]
-        self.bank.weight.copy_((waves / waves.norm(dim=1, keepdim=True))[:, None])
 
     def forward(self, emg: torch.Tensor) -> torch.Tensor:
         batch, time, channels = emg.shape
-        signals = emg.transpose(1, 2).reshape(batch * channels, 1, time)
-        power = F.avg_pool1d(self.bank(signals).square(), self.patch)  # (B·C, F, P)
-        log_power = torch.log(power + POWER_FLOOR).reshape(batch, -1, power.shape[-1])  # (B, C·F, P)
+        count, taps = self.filters.shape
+        correlation = autocorrelation(emg.transpose(1, 2).reshape(batch * channels, time), self.patch, taps)
+        squares = (self.filters[:, :, None] * self.filters[:, None]).flatten(1)  # (F, taps²)
+        power = (correlation.flatten(2) @ squares.T).clamp(min=0) / self.patch  # (B·C, P, F); rounding may be below 0
+        log_power = torch.log(power + POWER_FLOOR).reshape(batch, channels, -1, count)  # (B, C, P, F)
+        log_power = log_power.transpose(2, 3).flatten(1, 2)  # (B, C·F, P)
         return self.linear(self.norm(log_power).transpose(1, 2))  # (B, P, D)
+
+
+def spread_filters(count: int, taps: int) -> torch.Tensor:
+    """(count, taps): Hann-windowed cosines from 0 to Nyquist, of norm 1."""
+    time = torch.arange(taps) - (taps - 1) / 2
+    cycles = 0.5 * (torch.arange(count) + 0.5)[:, None] / count  # per sample, up to Nyquist
+    waves = torch.cos(2 * torch.pi * cycles * time) * torch.hann_window(taps + 2, periodic=False)[1:-1]
+    return waves / waves.norm(dim=1, keepdim=True)
+
+
+@torch.no_grad()
+def autocorrelation(signals: torch.Tensor, patch: int, taps: int) -> torch.Tensor:
+    """signals (N, T) → (N, P, taps, taps): sums over every patch of the products of samples under a filter's taps.
+
+    The signal goes on with zeros beyond its ends.
+    """
+    before = (taps - 1) // 2
+    heard = F.pad(signals, (before, taps - 1 - before)).unfold(1, taps, 1)  # (N, T, taps)
+    heard = heard.reshape(-1, patch, taps)  # (N·P, p, taps)
+    return torch.bmm(heard.mT, heard).reshape(len(signals), -1, taps, taps)
 
 
 class BandTokens(nn.Module):
@@ -231,7 +301,7 @@ class BandTokens(nn.Module):
         super().__init__()
         self.patch, self.rate = config.patch, config.sampling_rate
         size = len(config.channels) * len(self.bands())
-        self.norm = nn.BatchNorm1d(size)
+        self.norm = BatchNorm(size)
         self.linear = nn.Linear(size, config.backbone["n_embd"])
 
     def bands(self) -> list[list[int]]:
@@ -304,24 +374,24 @@ class EMGForSequenceClassification(PreTrainedModel):
         emg: torch.Tensor,
         reference: Reference | None = None,
         labels: torch.Tensor | None = None,
-        weight: torch.Tensor | None = None,
+        draws: Draws | None = None,
         **_,
     ):
         """emg (B, T, C) in the unit of the training data → logits (B, K); with labels (B,) also the loss.
 
         reference: one row per window, of the session it is from; None: the training part's. labels are class
-        indices; weight (K,) weighs the classes in the loss.
+        indices; draws: of `augmentation`, in training.
         """
         with torch.autocast(emg.device.type, enabled=False):  # powers span 60 dB: more than bfloat16 resolves
             signal, covariance = self.normalise(emg, reference or self.reference)
-            if self.training:
-                signal, covariance = self.augmentation(signal, covariance)
+            if draws is not None:
+                signal, covariance = self.augmentation(signal, covariance, draws)
             tokens = self.tokenise(signal, covariance)  # (B, P, D)
         hidden = self.backbone(inputs_embeds=tokens, use_cache=False).last_hidden_state  # (B, P, D)
         logits = self.residual_weight * self.head(self.dropout(hidden.mean(1))).float()  # (B, K)
         if self.linear is not None:
             logits = logits + self.linear_logits(covariance)
-        loss = None if labels is None else F.cross_entropy(logits, labels, weight)
+        loss = None if labels is None else F.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
     @torch.no_grad()
@@ -379,7 +449,10 @@ def measure_reference(emg: torch.Tensor) -> Reference:
 
 def _backbone_config(config: EMGConfig) -> GPT2Config:
     no_text = {"vocab_size": 1, "bos_token_id": None, "eos_token_id": None}
-    return GPT2Config(**no_text, **config.backbone)
+    kept = dict(config.backbone)
+    if kept.get("activation_function") == "gelu_new":
+        kept["activation_function"] = "gelu_pytorch_tanh"  # the same function, in one pass over memory
+    return GPT2Config(**no_text, **kept)
 
 
 # ---- building -------------------------------------------------------------------------------------------------
@@ -408,8 +481,6 @@ def build_model(config: EMGConfig, model_name: str, pretrained: str, blocks: int
     config.backbone |= {"n_layer": min(blocks, shape.n_layer)}
     config.backbone |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
     model = EMGForSequenceClassification(config)
-    if "power" in config.tokens:
-        model.tokenisers["power"].spread_filters()
     if source:
         source.wte = None
         model.backbone.load_state_dict(source.state_dict(), strict=True)

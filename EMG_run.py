@@ -25,7 +25,7 @@ def open_run(settings: Settings) -> Path:
         recover_folder(settings.RESUME / "last")
         recover_folder(settings.RESUME / "best_model")
         if not settings.SWEEP and not (settings.RESUME / "last" / "history.json").is_file():
-            raise EMGError(f"RESUME = {settings.RESUME}: no finished epoch is there to go on from; start a new run")
+            raise EMGError(f"RESUME = {settings.RESUME}: no checkpoint is there to go on from; start a new run")
         return settings.RESUME
     if settings.RUN_DIR:
         make_folder(settings.RUN_DIR)
@@ -51,7 +51,7 @@ def make_folder(folder: Path) -> None:
 
 
 def discard_if_empty(run: Path) -> bool:
-    """Remove a run that has neither a finished epoch nor a trial that was begun; returns whether it did."""
+    """Remove a run that has neither a checkpoint nor a trial that was begun; returns whether it did."""
     worthless = not (run / "last").exists() and not (run / "sweep.csv").exists()
     if worthless:
         shutil.rmtree(run, ignore_errors=True)
@@ -60,15 +60,28 @@ def discard_if_empty(run: Path) -> bool:
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a new folder that then takes the place of `folder`: a reader sees the old or the new one."""
+    start_replacement(folder)
+    write(replacement(folder))
+    finish_replacement(folder)
+
+
+def replacement(folder: Path) -> Path:
+    """Where the files are written that will take the place of `folder`."""
+    return _beside(folder, "new")
+
+
+def start_replacement(folder: Path) -> None:
     recover_folder(folder)
-    new, old = _beside(folder, "new"), _beside(folder, "old")
-    for leftover in (new, old):
+    for leftover in (replacement(folder), _beside(folder, "old")):
         shutil.rmtree(leftover, ignore_errors=True)
-    new.mkdir(parents=True)
-    write(new)
+    replacement(folder).mkdir(parents=True)
+
+
+def finish_replacement(folder: Path) -> None:
+    old = _beside(folder, "old")
     if folder.exists():
         os.replace(folder, old)
-    os.replace(new, folder)
+    os.replace(replacement(folder), folder)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -32,7 +32,8 @@ from EMG_DATA_LOADER import Split, WindowSet
 from EMG_figures import draw_sweep
 from EMG_model import ModelError, References
 from EMG_run import make_folder
-from EMG_utils import Trainer, new_model
+from EMG_trainer import Trainer
+from EMG_utils import new_model
 from ENV import EMGError, Settings
 
 logger = logging.getLogger(__name__)

@@ -1,22 +1,12 @@
-"""Training and metrics."""
+"""A model for the data at hand, and metrics."""
 
-import json
 import logging
-import pickle
 import platform
-import shutil
-import time
-from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 import transformers
-from accelerate import Accelerator, PartialState
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import (
     accuracy_score,
@@ -25,13 +15,11 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
     recall_score,
 )
-from transformers import get_cosine_schedule_with_warmup
 
 from EMG_DATA_LOADER import (
     Split,
     WindowSet,
     batches,
-    class_weights,
     draw_rows,
     read_emg,
     reference_groups,
@@ -45,7 +33,6 @@ from EMG_model import (
     build_model,
     measure_reference,
 )
-from EMG_run import replace_folder
 from ENV import EMGError, Settings
 
 logger = logging.getLogger(__name__)
@@ -53,7 +40,6 @@ logger = logging.getLogger(__name__)
 EVALUATION_BATCH = 256  # windows; no gradients are kept, so it may be larger than BATCH_SIZE
 LINEAR_WINDOWS = 50_000  # of the training part fit the linear path, rotations included: bounded for any file
 LINEAR_WEIGHT = 0.3  # chosen on held-out days of the armband (EXPERIMENTS.md)
-WORTHWHILE = 1.3  # bfloat16 is taken where its products are at least this much faster
 
 
 # ---- model and data -------------------------------------------------------------------------------------------
@@ -151,235 +137,6 @@ def linear_discriminant(
         coefficients = torch.cat([-coefficients, coefficients]) / 2
         intercepts = torch.cat([-intercepts, intercepts]) / 2
     return coefficients, intercepts
-
-
-@cache  # one answer per process: the measurement is noisy
-def choose_precision(wanted: str) -> tuple[str, str]:
-    """`fp32` or `bf16`, and why: the faster one on this machine where `auto` is wanted."""
-    device = PartialState().device.type
-    if wanted != "auto":
-        return wanted, "as set"
-    if device == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return ("bf16", "the GPU computes it") if native else ("fp32", "the GPU lacks bfloat16")
-    if device != "cpu":
-        return "fp32", f"bfloat16 was not tried on {device}"
-    seconds = {dtype: _product_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
-    gain = seconds[torch.float32] / seconds[torch.bfloat16]
-    return ("bf16" if gain > WORTHWHILE else "fp32"), f"bfloat16 products take 1/{gain:.1f} of the time here"
-
-
-def _product_seconds(dtype: torch.dtype) -> float:
-    a, b = torch.ones(512, 768, dtype=dtype), torch.ones(768, 3072, dtype=dtype)
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        a @ b
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-# ---- training -------------------------------------------------------------------------------------------------
-
-
-class Trainer:
-    """Trains one model on one split; the validation part chooses the epoch that is kept.
-
-    Every epoch has its own seeds, so that a run that was resumed equals one that was left alone.
-    """
-
-    def __init__(
-        self,
-        model: EMGForSequenceClassification,
-        windows: WindowSet,
-        split: Split,
-        references: References,
-        settings: Settings,
-        epochs: int,
-    ):
-        self.windows, self.split, self.settings, self.epochs = windows, split, settings, epochs
-        self.precision, reason = choose_precision(settings.PRECISION)
-        self.accelerator = Accelerator(mixed_precision="bf16" if self.precision == "bf16" else "no")
-        logger.info(f"{self.accelerator.device}, {self.precision} ({reason})")
-        optimizer = torch.optim.AdamW(decay_groups(model, settings.WEIGHT_DECAY), lr=settings.LR, betas=(0.9, 0.95))
-        self.steps = -(-len(split.train) // settings.BATCH_SIZE)  # per epoch
-        total = self.steps * epochs
-        schedule = get_cosine_schedule_with_warmup(optimizer, round(settings.WARMUP * total), total)
-        self.references = references.to(self.accelerator.device)
-        self.model, self.optimizer, self.schedule = self.accelerator.prepare(model, optimizer, schedule)
-        self.weight = None
-        if settings.BALANCE == "weights":
-            weight = class_weights(windows.targets[split.train], len(windows.classes))
-            self.weight = torch.from_numpy(weight).float().to(self.accelerator.device)
-
-    def fit(
-        self,
-        console: Console,
-        run: Path | None = None,
-        stop_after: int | None = None,
-        after_epoch: Callable[[dict], None] | None = None,
-    ) -> list[dict]:
-        """One row of history per epoch, to the last or until PATIENCE epochs brought no lower loss.
-
-        Without a validation part the latest epoch counts as the best, and `stop_after` epochs are enough. With a
-        `run` folder, best_model/, last/ and history.csv are replaced after every epoch, and training goes on from
-        last/ where there is one. `after_epoch` is given every row, and ends the training where it raises. Raises
-        EMGError where the loss is no longer finite.
-        """
-        history = self._resume(run) if run else []
-        with _progress(console) as bar:
-            for epoch in range(len(history), stop_after or self.epochs):
-                if epochs_since_best(history) >= self.settings.PATIENCE:
-                    logger.info(f"no better epoch in {self.settings.PATIENCE}: stopping early")
-                    break
-                start = time.perf_counter()
-                row = {"epoch": epoch + 1} | self._train_epoch(epoch, bar)
-                row |= self.validate() if len(self.split.validation) else {}
-                weights = self.accelerator.unwrap_model(self.model).config.weights
-                history.append(row | {"seconds": time.perf_counter() - start, "weights": weights})
-                logger.info(_epoch_line(history[-1], self.epochs))
-                if run:
-                    self._save(history, run)
-                if after_epoch:
-                    after_epoch(history[-1])
-        return history
-
-    def _train_epoch(self, epoch: int, bar: Progress) -> dict:
-        self.model.train()
-        torch.manual_seed(self.settings.SEED + 1_000_003 * (epoch + 1))
-        rng = np.random.default_rng([self.settings.SEED, epoch])
-        task = bar.add_task(f"epoch {epoch + 1}/{self.epochs}", total=self.steps, loss=0.0, accuracy=0.0)
-        loss_sum, right, seen, rates = 0.0, 0, 0, []
-        parts = batches(self.windows, self.split.train, self.settings.BATCH_SIZE, rng)
-        for step, (emg, target, rows) in enumerate(parts):
-            rates.append(self.schedule.get_last_lr()[0])
-            loss, hits = self._train_step(emg, target, rows)
-            if not np.isfinite(loss):
-                raise EMGError(
-                    f"the loss is {loss} in epoch {epoch + 1}, step {step + 1}; lower LR or look at the data"
-                )
-            loss_sum, right, seen = loss_sum + loss * len(target), right + hits, seen + len(target)
-            bar.update(task, advance=1, loss=loss_sum / seen, accuracy=right / seen)
-        bar.remove_task(task)
-        return {"lr": np.mean(rates), "train_loss": loss_sum / seen, "train_accuracy": right / seen}
-
-    def _train_step(self, emg: torch.Tensor, target: torch.Tensor, rows: torch.Tensor) -> tuple[float, int]:
-        """emg (B, T, C), target (B,), rows (B,) → loss, and how many windows were classified right."""
-        device = self.accelerator.device
-        emg, target, reference = emg.to(device), target.to(device), self.references.of(rows.to(device))
-        with self.accelerator.autocast():
-            output = self.model(emg=emg, reference=reference, labels=target, weight=self.weight)
-        self.optimizer.zero_grad()
-        self.accelerator.backward(output.loss)
-        self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.CLIP)
-        self.optimizer.step()
-        self.schedule.step()
-        return output.loss.item(), int((output.logits.argmax(1) == target).sum())
-
-    def validate(self) -> dict:
-        probabilities = self.predict(self.model, self.split.validation)
-        target = self.windows.targets[self.split.validation]
-        predicted = probabilities.argmax(1)
-        return {
-            "validation_loss": balanced_loss(target, probabilities),
-            "validation_accuracy": accuracy_score(target, predicted),
-            "validation_balanced_accuracy": balanced_accuracy(target, predicted),
-        }
-
-    @torch.inference_mode()
-    def predict(self, model: EMGForSequenceClassification, rows: np.ndarray) -> np.ndarray:
-        """(n, K) probabilities of the windows `rows`."""
-        device = self.accelerator.device
-        model.to(device).eval()
-        parts = []
-        for emg, _, chosen in batches(self.windows, rows, EVALUATION_BATCH):
-            reference = self.references.of(chosen.to(device))
-            with self.accelerator.autocast():
-                parts.append(model(emg=emg.to(device), reference=reference).logits.softmax(1).float().cpu().numpy())
-        return np.concatenate(parts)
-
-    def _save(self, history: list[dict], run: Path) -> None:
-        """best_model/ where this epoch is the best so far, then last/ and history.csv; each is whole or absent."""
-        if epochs_since_best(history) == 0:
-            model = self.accelerator.unwrap_model(self.model)
-            replace_folder(run / "best_model", model.save_pretrained)
-        pd.DataFrame(history).to_csv(run / "history.csv", index=False)
-        replace_folder(run / "last", lambda folder: self._save_state(history, folder))
-
-    def _save_state(self, history: list[dict], folder: Path) -> None:
-        self.accelerator.save_state(str(folder))
-        (folder / "history.json").write_text(json.dumps(history))
-
-    def _resume(self, run: Path) -> list[dict]:
-        state = run / "last" / "history.json"
-        if not state.is_file():
-            return []
-        try:
-            self.accelerator.load_state(str(state.parent))
-            history = json.loads(state.read_text())
-        except (OSError, ValueError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-            reason = str(error).partition("\n")[0]
-            raise EMGError(f"{state.parent}: the state cannot be read ({reason}); start a new run") from None
-        logger.info(f"going on after epoch {len(history)} of {state.parent}")
-        return history
-
-
-def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """Trained parameters: matrices with decay; norms, biases, positions and filters without."""
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decays = {name for name, p in trained if p.ndim == 2 and "wpe" not in name}
-    return [
-        {"params": [p for name, p in trained if name in decays], "weight_decay": weight_decay},
-        {"params": [p for name, p in trained if name not in decays], "weight_decay": 0.0},
-    ]
-
-
-def refit(windows: WindowSet, split: Split, settings: Settings, epochs: int, console: Console, run: Path) -> Trainer:
-    """Train anew on training and validation part together, for as many epochs as the validation part chose.
-
-    The result takes the place of the run's best_model/; refit/ holds the history and the state to resume from.
-    """
-    whole = split.with_validation()
-    logger.info(f"training anew on the validation part too: {len(whole.train)} windows, {epochs} epochs")
-    references = session_references(windows, whole, settings)
-    model = new_model(windows, whole, references, settings)
-    trainer = Trainer(model, windows, whole, references, settings, settings.NUM_EPOCHS)
-    trainer.fit(console, run / "refit", stop_after=epochs)
-    refitted = run / "refit" / "best_model"
-    if refitted.exists():  # it does not where a finished run is resumed
-        replace_folder(run / "best_model", lambda folder: shutil.copytree(refitted, folder, dirs_exist_ok=True))
-        shutil.rmtree(refitted)
-    return trainer
-
-
-def best_epoch(history: list[dict]) -> int:
-    """Index of the epoch with the lowest loss on the validation part; without one, of the last.
-
-    The loss tells epochs apart where the accuracy of a small validation part is the same, or jumps.
-    """
-    if "validation_loss" not in history[-1]:
-        return len(history) - 1
-    return int(np.argmin([row["validation_loss"] for row in history]))
-
-
-def epochs_since_best(history: list[dict]) -> int:
-    return len(history) - 1 - best_epoch(history) if history else 0
-
-
-def _epoch_line(row: dict, epochs: int) -> str:
-    words = [f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.3f}, accuracy {row['train_accuracy']:.3f}"]
-    if "validation_loss" in row:
-        words.append(
-            f"validation loss {row['validation_loss']:.3f}, accuracy {row['validation_accuracy']:.3f}, "
-            f"balanced {row['validation_balanced_accuracy']:.3f}"
-        )
-    return "; ".join([*words, f"{row['seconds']:.0f} s"])
-
-
-def _progress(console: Console) -> Progress:
-    live = "loss {task.fields[loss]:.3f}  accuracy {task.fields[accuracy]:.3f}"
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(live)]
-    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
 
 
 # ---- metrics --------------------------------------------------------------------------------------------------

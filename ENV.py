@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     """Against the many idle windows: class weights in the loss, equal numbers per class, or nothing."""
 
     MEMORY_GB: float = Field(8.0, ge=0)
-    """Windows up to this size (GB) are held in memory, larger ones in a memory-mapped temporary file; x ≥ 0."""
+    """Windows up to this size (GB) are held in memory, larger ones in a memory-mapped file beside them; x ≥ 0."""
 
     # ---- preprocessing (read by Preprocessing.py alone) ---------------------------------------------------
 
@@ -167,7 +167,7 @@ class Settings(BaseSettings):
     """Then train anew on training and validation part together, for as many epochs as turned out best."""
 
     BATCH_SIZE: int = Field(64, ge=1)
-    """Windows per step; x ≥ 1."""
+    """Windows per step, those of all processes together; x ≥ 1."""
 
     LR: float = Field(3e-4, gt=0, le=1)
     """Peak learning rate of AdamW; 0 < x ≤ 1."""
@@ -192,6 +192,12 @@ class Settings(BaseSettings):
 
     PRECISION: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the matrix products; `auto` takes bfloat16 where this machine computes it faster."""
+
+    COMPILE: bool = False
+    """Compile the backbone (torch.compile): a minute at the start, worth it for long training on a GPU."""
+
+    DETERMINISTIC: bool = False
+    """Same result run after run on a GPU too, from slower algorithms (on a CPU it is so by itself)."""
 
     SEED: int = Field(0, ge=0, lt=2**31)
     """Seed of weights, data order and splits; 0 ≤ x < 2³¹."""
@@ -225,7 +231,7 @@ class Settings(BaseSettings):
     """Folder of the results, new or empty; none: runs/DATE-TIME."""
 
     RESUME: Path | None = None
-    """Go on with an interrupted run from its last finished epoch or trial: the run's folder."""
+    """Go on with an interrupted run from its last checkpoint or finished trial: the run's folder."""
 
     MODEL_SAVING_DIR: Path | None = None
     """Also put the finished model into this folder; none: it stays in the run's best_model/."""

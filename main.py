@@ -2,6 +2,10 @@
 
     python main.py [any setting of ENV.py]
 
+Several processes, on one machine or more, share every batch:
+
+    torchrun --nproc-per-node 2 main.py [any setting of ENV.py]      (or accelerate launch main.py)
+
 Exit status: 0 done, 1 something that the user can put right (one sentence says what), 130 interrupted.
 """
 
@@ -10,6 +14,7 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
@@ -26,7 +31,8 @@ from EMG_run import (
     write_split,
 )
 from EMG_sweep import sweep
-from EMG_utils import Trainer, best_epoch, compute_metrics, new_model, refit, session_references, versions
+from EMG_trainer import Trainer, best_epoch, choose_precision, join_processes, of_main_process, refit
+from EMG_utils import compute_metrics, new_model, session_references, versions
 from ENV import EMGError, Settings, from_command_line
 
 logger = logging.getLogger("main")
@@ -35,26 +41,37 @@ logger = logging.getLogger("main")
 def main() -> int:
     sys.stdout.reconfigure(errors="replace")  # a Windows code page lacks − and ≤
     sys.stderr.reconfigure(errors="replace")
-    console = Console(highlight=False)
-    run = None
+    first, run = join_processes().is_main_process, None
+    console = Console(highlight=False, quiet=not first)
     try:
         settings = from_command_line(Settings)
         settings = resumed_settings(settings) if settings.RESUME else settings
+        if settings.SWEEP and PartialState().num_processes > 1:
+            raise EMGError("SWEEP: processes that train together try no settings; start each alone, with SWEEP_STUDY")
         windows = load_windows(settings)
         split = split_windows(windows, settings)
-        run = open_run(settings)
-        start_log(console, run)
+        run = of_main_process(open_run(settings) if first else None)
+        start_log(console, run if first else None)
         experiment(windows, split, settings, console, run)
     except (EMGError, ModelError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-        print(f"main.py: {explain(error)}", file=sys.stderr)
-        if run:
+        print(f"main.py{told_apart()}: {explain(error)}", file=sys.stderr)
+        if run and first:
             close_log()
             discard_if_empty(run)
         return 1
     except KeyboardInterrupt:
-        print(f"main.py: interrupted; {after_interrupt(run)}", file=sys.stderr)
+        if first:
+            print(f"main.py: interrupted; {after_interrupt(run)}", file=sys.stderr)
         return 130
+    finally:
+        PartialState().destroy_process_group()
     return 0
+
+
+def told_apart() -> str:
+    """Which process speaks, where it is not the first or only one."""
+    number = PartialState().process_index
+    return f" (process {number})" if number else ""
 
 
 def explain(error: Exception) -> str:
@@ -77,15 +94,20 @@ def after_interrupt(run: Path | None) -> str:
 
 
 def experiment(windows: WindowSet, split: Split, settings: Settings, console: Console, run: Path) -> None:
-    """Data → (sweep) → train → test once → figures; everything goes into the folder `run`."""
+    """Data → (sweep) → train → test once → figures; everything goes into the folder `run`.
+
+    Where several processes train together, the first one alone writes.
+    """
+    first = PartialState().is_main_process
     describe_data(windows, split, settings)
-    write_json(run / "env.json", settings.model_dump(mode="json"))
-    write_split(windows, split, run)
+    if first:
+        write_settings(settings, run)
+        write_split(windows, split, run)
 
     references = session_references(windows, split, settings)
     if settings.SWEEP and not (run / "last").exists():
         settings = sweep(windows, split, references, settings, console, run)
-        write_json(run / "env.json", settings.model_dump(mode="json"))
+        write_settings(settings, run)
 
     model = new_model(windows, split, references, settings)
     parameters, trainable = model.num_parameters(), model.num_parameters(only_trainable=True)
@@ -99,6 +121,8 @@ def experiment(windows: WindowSet, split: Split, settings: Settings, console: Co
 
     best = load_model(run / "best_model")
     probabilities = trainer.predict(best, split.test)
+    if not first:
+        return
     metrics = compute_metrics(windows, split.test, probabilities) | {
         "n_train": len(split.train),
         "n_val": len(split.validation),
@@ -114,7 +138,8 @@ def experiment(windows: WindowSet, split: Split, settings: Settings, console: Co
         "best_epoch": best_epoch(history) + 1,
         "refit": settings.REFIT,
         "seconds": sum(row["seconds"] for row in history),
-        "device": str(trainer.accelerator.device),
+        "device": str(trainer.device),
+        "processes": trainer.processes,
         "precision": trainer.precision,
         "versions": versions(),
     }
@@ -129,6 +154,12 @@ def experiment(windows: WindowSet, split: Split, settings: Settings, console: Co
     if settings.MODEL_SAVING_DIR:
         save_model(best, settings.MODEL_SAVING_DIR)
     logger.info(f"{run}: accuracy.png, loss.png, confusion_matrix.png, metrics.json, best_model/ and the rest")
+
+
+def write_settings(settings: Settings, run: Path) -> None:
+    """env.json: with the precision that was chosen, so that a resumed run computes in it too."""
+    chosen = {"PRECISION": choose_precision(settings.PRECISION)[0]}
+    write_json(run / "env.json", settings.model_dump(mode="json") | chosen)
 
 
 def describe_data(windows: WindowSet, split: Split, settings: Settings) -> None:
@@ -169,14 +200,14 @@ def draw(metrics: dict, history: list[dict], split: Split, settings: Settings, r
     draw_confusion_matrix(metrics, title, note, run)
 
 
-def start_log(console: Console, run: Path) -> None:
-    """Everything goes to the terminal, above the progress bar, and to log.txt."""
-    kept = logging.FileHandler(run / "log.txt", encoding="utf-8")
-    kept.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    logging.basicConfig(
-        level=logging.WARNING, format="%(message)s", handlers=[ConsoleHandler(console), kept], force=True
-    )
-    for name in ("main", "EMG_sweep", "EMG_utils", "EMG_model"):
+def start_log(console: Console, run: Path | None) -> None:
+    """Everything goes to the terminal, above the progress bar, and to log.txt; nothing of a process without a run."""
+    handlers = [ConsoleHandler(console)]
+    if run:
+        handlers.append(logging.FileHandler(run / "log.txt", encoding="utf-8"))
+        handlers[1].setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=handlers, force=True)
+    for name in ("main", "EMG_sweep", "EMG_utils", "EMG_trainer", "EMG_model"):
         logging.getLogger(name).setLevel(logging.INFO)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # it would list every block that BLOCKS leaves out

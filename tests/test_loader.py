@@ -1,6 +1,8 @@
 """Windows file → parts → statistics and batches."""
 
 import json
+import shutil
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -10,13 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import run
 
 from EMG_DATA_LOADER import (
     PARTS,
+    Feed,
     Split,
     WindowSet,
     batches,
     class_weights,
+    cut_rows,
     draw_rows,
     load_windows,
     reference_groups,
@@ -481,23 +486,54 @@ def test_at_most_so_many_rows_are_drawn():
     assert drawn.tolist() != draw_rows(np.arange(100), seed=1, at_most=10).tolist()
 
 
-def test_every_training_window_comes_once_an_epoch():
+def test_a_batch_holds_the_windows_that_were_asked_for():
     """The values of made-up windows are distinct, so they tell which windows a batch holds."""
     windows = made_up(recordings=3)
-    rows = np.arange(1, 72, 2)
-    shuffled = list(batches(windows, rows, 8, np.random.default_rng(3)))
-    assert [len(target) for _, target, _ in shuffled] == [8, 8, 8, 8, 4]
-    emg, target, told = map(torch.cat, zip(*shuffled, strict=True))
-    assert (emg.shape, emg.dtype, target.dtype) == ((36, 4, 2), torch.float32, torch.int64)
-    stored = {tuple((windows.emg[row] * 0.25).reshape(-1)): row for row in rows}
-    order = [stored[tuple(one.reshape(-1).tolist())] for one in emg]
-    assert sorted(order) == rows.tolist()
-    assert order != rows.tolist()
-    assert target.tolist() == windows.table["TRAJ_GT"].iloc[order].tolist()
-    assert told.tolist() == order
-    again = torch.cat([e for e, *_ in batches(windows, rows, 8, np.random.default_rng(3))])
-    other = torch.cat([e for e, *_ in batches(windows, rows, 8, np.random.default_rng(4))])
-    assert torch.equal(emg, again)
-    assert not torch.equal(emg, other)
-    in_order = torch.cat([e for e, *_ in batches(windows, rows, 8)])
-    assert np.array_equal(in_order.numpy(), windows.emg[rows] * np.float32(0.25))
+    rows = np.random.default_rng(3).permutation(np.arange(1, 72, 2))
+    cut = cut_rows(rows, 8)
+    assert [len(part) for part in cut] == [8, 8, 8, 8, 4]
+    for one in (batches(windows, rows, 8), Feed(windows, torch.device("cpu"))(iter(cut))):
+        emg, target, told = map(torch.cat, zip(*one, strict=True))
+        assert (emg.shape, emg.dtype, target.dtype) == ((36, 4, 2), torch.float32, torch.int64)
+        assert np.array_equal(emg.numpy(), windows.emg[rows] * np.float32(0.25))
+        assert target.tolist() == windows.table["TRAJ_GT"].iloc[rows].tolist()
+        assert told.tolist() == rows.tolist()
+
+
+def test_the_feed_reads_two_batches_ahead_and_no_more():
+    windows, asked = made_up(recordings=3), []
+    rows = cut_rows(np.arange(40), 4)
+    feed = Feed(windows, torch.device("cpu"))(asked.append(len(asked)) or part for part in rows)
+    next(feed)
+    assert len(asked) == 3
+    next(feed)
+    assert len(asked) == 4
+    feed.close()
+
+
+def test_what_goes_wrong_while_reading_ahead_is_raised():
+    feed = Feed(made_up(recordings=3), torch.device("cpu"))
+    with pytest.raises(IndexError):
+        list(feed([np.arange(4), np.array([10_000])]))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells where a mapped file lies")
+def test_a_mapped_file_lies_beside_the_windows_and_leaves_nothing(windows_file, tmp_path):
+    path = Path(shutil.copy(windows_file, tmp_path))
+    mapped = load_windows(Settings(DATA_LOCATION=path, MEMORY_GB=0))
+    assert f"{tmp_path}/" in Path("/proc/self/maps").read_text()
+    assert list(tmp_path.iterdir()) == [path]
+    del mapped
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit of a process's address space is Linux's")
+def test_windows_that_fit_nowhere_are_one_sentence(windows_file, tmp_path):
+    """No file of this process may be larger than 10 kB."""
+    script = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
+    script += "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    script += "import main, sys; sys.exit(main.main())"
+    done = run("-c", script, "--data-location", windows_file, "--memory-gb", "0", "--run-dir", tmp_path / "run")
+    assert done.returncode == 1
+    assert done.stderr.startswith("main.py: MEMORY_GB: neither ")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from EMG_DATA_LOADER import WindowSet
-from EMG_utils import balanced_loss, best_epoch, compute_metrics, epochs_since_best
+from EMG_trainer import best_epoch, epochs_since_best
+from EMG_utils import balanced_loss, compute_metrics
 
 CODES = [0, 1, 6]
 CALLED = [  # (subject, true class, predicted class)

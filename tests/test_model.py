@@ -48,10 +48,7 @@ def config(**changes) -> EMGConfig:
 def model(*tokens: str, **changes) -> EMGForSequenceClassification:
     """A ready model from random weights of the shape of `config`, in evaluation mode."""
     torch.manual_seed(0)
-    made = EMGForSequenceClassification(config(tokens=tokens or ["power"], **changes))
-    if "power" in made.tokenisers:
-        made.tokenisers["power"].spread_filters()
-    return made.eval()
+    return EMGForSequenceClassification(config(tokens=tokens or ["power"], **changes)).eval()
 
 
 def noise(amplitude=100.0, windows=5) -> torch.Tensor:
@@ -121,15 +118,19 @@ def test_each_window_is_classified_alone(tokens):
     assert not torch.allclose(together[0], together[1], atol=1e-3)
 
 
-def test_the_class_weights_weigh_the_loss():
-    """Weighted mean of the two windows' losses l0, l1 with weights 3 and 1: (3 · l0 + l1) / 4."""
-    made, emg = model(), noise(windows=2)
-    one_by_one = [made(emg=emg[i : i + 1], labels=torch.tensor([i])).loss.item() for i in range(2)]
-    weighted = made(emg=emg, labels=torch.tensor([0, 1]), weight=torch.tensor([3.0, 1, 1, 1])).loss.item()
-    assert weighted == pytest.approx((3 * one_by_one[0] + one_by_one[1]) / 4, rel=1e-4)
-
-
 # ---- tokens ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("taps", [5, 6])
+def test_the_power_is_that_behind_the_filters(taps):
+    """The mean square over each patch of the convolution with each filter, as torch computes it."""
+    made, emg = model("power", filter_taps=taps, filters=4), noise(1.0)
+    filters = torch.randn(4, taps, generator=torch.Generator().manual_seed(2))
+    made.tokenisers["power"].filters.data.copy_(filters)
+    signals = made.normalise(emg, made.reference)[0].transpose(1, 2).reshape(-1, 1, WINDOW)
+    filtered = torch.nn.functional.conv1d(signals, filters[:, None], padding="same")
+    power = filtered.square().reshape(len(emg), len(CHANNELS), 4, -1, PATCH).mean(4)
+    assert torch.allclose(log_power(made, emg), torch.log(power + POWER_FLOOR), atol=1e-3)
 
 
 @pytest.mark.parametrize("tokens", ["power", "bands"])
@@ -181,7 +182,7 @@ def test_the_power_in_a_bin_is_that_of_the_sine():
 def test_a_tone_lights_up_the_filter_around_it(filter_index):
     """Sixteen filters start at (i + 1/2) / 16 of 500 Hz."""
     made = model("power")
-    assert torch.allclose(made.tokenisers["power"].bank.weight.norm(dim=2), torch.tensor(1.0), atol=1e-5)
+    assert torch.allclose(made.tokenisers["power"].filters.norm(dim=1), torch.tensor(1.0), atol=1e-5)
     powers = log_power(made, tone((filter_index + 0.5) / 16 * 500, channel=0))[0, 0]  # (F, P)
     assert (powers[:, 1:-1].argmax(0) == filter_index).all()
 
@@ -270,7 +271,7 @@ def test_the_covariance_turns_with_the_channels(turn):
 def test_every_window_is_turned_by_itself_within_the_range():
     rings = Augmentation(config(channels=list("abcdef"), ring=6, rotation=1))
     signal = torch.arange(6.0).expand(200, 10, 6)
-    turned, covariance = rings(signal, torch.arange(21.0).expand(200, 21))
+    turned, covariance = rings(signal, torch.arange(21.0).expand(200, 21), rings.draw(200, seed=0))
     kinds = {tuple(window[0].int().tolist()) for window in turned}
     assert kinds == {(1, 2, 3, 4, 5, 0), (0, 1, 2, 3, 4, 5), (5, 0, 1, 2, 3, 4)}
     moved = covariance[:, 0].int()  # of the pair of channel 0 with itself; pairs 0, 6 and 20 are those of a, b and f
@@ -279,7 +280,8 @@ def test_every_window_is_turned_by_itself_within_the_range():
 
 def test_noise_has_the_standard_deviation_that_was_set():
     signal, covariance = torch.zeros(2000, 10, 3), torch.zeros(2000, 6)
-    same, noisy = Augmentation(config(noise=0.5))(signal, covariance)
+    augment = Augmentation(config(noise=0.5))
+    same, noisy = augment(signal, covariance, augment.draw(2000, seed=0))
     assert torch.equal(same, signal)
     assert noisy.std().item() == pytest.approx(0.5, rel=0.05)
 
@@ -289,13 +291,22 @@ def test_rings_that_do_not_fit_are_refused():
         model(rotation=1)
 
 
-def test_nothing_is_augmented_outside_of_training():
+def test_chance_is_a_function_of_the_seed_and_comes_in_shares():
+    augment = Augmentation(config(channels=list("abcdef"), ring=6, rotation=2, noise=1.0))
+    drawn, again, other = (augment.draw(20, seed) for seed in (1, 1, 2))
+    assert all(torch.equal(one, same) for one, same in zip(drawn, again, strict=True))
+    assert not torch.equal(drawn.noise, other.noise)
+    half = drawn.of(torch.arange(10, 20))
+    assert torch.equal(half.noise, drawn.noise[10:])
+    assert torch.equal(half.turn, drawn.turn[10:])
+
+
+def test_nothing_is_augmented_unless_chance_is_drawn():
     made = model("covariance", channels=list("abcdef"), ring=6, rotation=2, noise=1.0)
     emg = torch.randn(3, WINDOW, 6, generator=torch.Generator().manual_seed(0))
     assert torch.equal(made(emg=emg).logits, made(emg=emg).logits)
-    made.train()
-    made.dropout.p = 0.0
-    assert not torch.equal(made(emg=emg).logits, made(emg=emg).logits)
+    draws = made.augmentation.draw(3, seed=0)
+    assert not torch.equal(made(emg=emg, draws=draws).logits, made(emg=emg).logits)
 
 
 # ---- reference ------------------------------------------------------------------------------------------------

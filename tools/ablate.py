@@ -29,7 +29,8 @@ from EMG_figures import draw_confusion_matrix
 from EMG_model import EMGConfig, EMGForSequenceClassification, ModelError, build_model, load_model
 from EMG_run import make_folder, replace_folder, write_json, write_predictions, write_split
 from EMG_sweep import sweep
-from EMG_utils import Trainer, compute_metrics, describe_model, new_model, session_references
+from EMG_trainer import Trainer
+from EMG_utils import compute_metrics, describe_model, new_model, session_references
 from ENV import EMGError, Settings, from_command_line
 from main import close_log, start_log
 from tools.differences import SHUFFLED_TEST, print_results, read_figures, summarise, write_results

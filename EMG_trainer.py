@@ -1,0 +1,453 @@
+"""Training: one process or several, on CPU or GPU, stopped and resumed at any step."""
+
+import ctypes
+import json
+import logging
+import math
+import os
+import pickle
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from sklearn.metrics import accuracy_score
+from torch.nn import functional as F  # noqa: N812
+from transformers import get_cosine_schedule_with_warmup
+
+from EMG_DATA_LOADER import Batch, Feed, Split, WindowSet, class_weights, cut_rows
+from EMG_model import EMGForSequenceClassification, References
+from EMG_run import finish_replacement, replace_folder, replacement, start_replacement
+from EMG_utils import EVALUATION_BATCH, balanced_accuracy, balanced_loss, new_model, session_references
+from ENV import EMGError, Settings
+
+logger = logging.getLogger(__name__)
+
+WORTHWHILE = 1.3  # bfloat16 is taken where its products are at least this much faster
+CHECKPOINT_SHARE = 0.03  # of the time goes into checkpoints, at the most, but for the first and the last
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+STEPS_PER_LOOK = 10  # on a GPU: looking at the loss waits for it
+
+Shared = TypeVar("Shared")
+
+
+# ---- device and processes -------------------------------------------------------------------------------------
+
+
+@cache  # one answer per process: the measurement is noisy
+def choose_precision(wanted: str) -> tuple[str, str]:
+    """`fp32` or `bf16`, and why: the faster one on this machine where `auto` is wanted; the same on every process."""
+    return of_main_process(_choose_precision(wanted))
+
+
+def _choose_precision(wanted: str) -> tuple[str, str]:
+    device = PartialState().device.type
+    if wanted != "auto":
+        return wanted, "as set"
+    if device == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bf16", "the GPU computes it") if native else ("fp32", "the GPU lacks bfloat16")
+    if device != "cpu":
+        return "fp32", f"bfloat16 was not tried on {device}"
+    seconds = {dtype: _product_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    gain = seconds[torch.float32] / seconds[torch.bfloat16]
+    return ("bf16" if gain > WORTHWHILE else "fp32"), f"bfloat16 products take 1/{gain:.1f} of the time here"
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    a, b = torch.ones(512, 768, dtype=dtype), torch.ones(768, 3072, dtype=dtype)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def join_processes() -> PartialState:
+    """Where this process stands among those that torchrun or accelerate started together.
+
+    To be called first: accelerate wants to be told where such processes have no GPU.
+    """
+    together = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return PartialState(cpu=together and not torch.cuda.is_available())
+
+
+def of_main_process(value: Shared) -> Shared:
+    """What the main process has for `value`, on every process."""
+    if PartialState().num_processes == 1:
+        return value
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
+
+
+def keep_freed_memory() -> None:
+    """Let freed memory stay with the process (glibc alone): the system clears every page that it hands out anew, which
+    took a fifth of the time of a training step."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
+
+
+# ---- training -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Epoch:
+    """An epoch so far: steps, seconds, and sums over them of learning rate, loss times windows, and hits."""
+
+    step: int = 0
+    seconds: float = 0.0
+    lr_sum: float = 0.0
+    loss_sum: float | torch.Tensor = 0.0
+    right: float | torch.Tensor = 0.0
+
+    def add(self, lr: float, loss: torch.Tensor, right: torch.Tensor) -> None:
+        """One step; on a GPU the sums stay there, so that nobody waits for them."""
+        loss, right = (value if value.is_cuda else value.cpu() for value in (loss.detach(), right))
+        self.step, self.lr_sum = self.step + 1, self.lr_sum + lr
+        self.loss_sum, self.right = self.loss_sum + loss.double(), self.right + right.double()
+
+
+class Trainer:
+    """Trains one model on one split; the validation part chooses the epoch that is kept.
+
+    Random numbers are a function of seed, epoch and step, so a run that was resumed equals one that was left alone.
+    Several processes (torchrun, accelerate launch) take equal shares of every batch, and give what one process gives
+    for the whole batch within rounding; dropout alone is drawn by each for itself. `spent`: seconds of waiting for
+    `data` and of writing `checkpoints`.
+    """
+
+    def __init__(
+        self,
+        model: EMGForSequenceClassification,
+        windows: WindowSet,
+        split: Split,
+        references: References,
+        settings: Settings,
+        epochs: int,
+    ):
+        self.windows, self.split, self.settings, self.epochs = windows, split, settings, epochs
+        self.precision, reason = choose_precision(settings.PRECISION)
+        self.accelerator = Accelerator(mixed_precision="bf16" if self.precision == "bf16" else "no")
+        self.device, self.processes = self.accelerator.device, self.accelerator.num_processes
+        shared = f", {self.processes} processes" if self.processes > 1 else ""
+        logger.info(f"{self.device}{shared}, {self.precision} ({reason})")
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        if settings.DETERMINISTIC:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(settings.DETERMINISTIC)
+        if settings.COMPILE:
+            model.backbone.compile()
+        self.steps = -(-len(split.train) // settings.BATCH_SIZE)  # per epoch
+        optimizer = torch.optim.AdamW(
+            decay_groups(model, settings.WEIGHT_DECAY),
+            lr=settings.LR,
+            betas=(0.9, 0.95),
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        total = self.steps * epochs
+        self.schedule = get_cosine_schedule_with_warmup(optimizer, round(settings.WARMUP * total), total)
+        self.accelerator.register_for_checkpointing(self.schedule)  # prepared, it would step once per process
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.augmentation = model.augmentation
+        self.feed, self.references = Feed(windows, self.device), references.to(self.device)
+        self.weight = torch.ones(len(windows.classes), device=self.device)
+        if settings.BALANCE == "weights":
+            weight = class_weights(windows.targets[split.train], len(windows.classes))
+            self.weight = torch.from_numpy(weight).float().to(self.device)
+        self.best, self.history, self.epoch = None, [], Epoch()
+        self.spent, self.checkpoints, self.began = {"data": 0.0, "checkpoints": 0.0}, 0, time.perf_counter()
+
+    def fit(
+        self,
+        console: Console,
+        run: Path | None = None,
+        stop_after: int | None = None,
+        after_epoch: Callable[[dict], None] | None = None,
+    ) -> list[dict]:
+        """One row of history per epoch, to the last or until PATIENCE epochs brought no lower loss.
+
+        Without a validation part the latest epoch counts as the best, and `stop_after` epochs are enough. With a
+        `run` folder, history.csv is replaced after every epoch, and best_model/ and last/ at the end and now and then
+        in between, between any two steps; training goes on from last/ where there is one. `after_epoch` is given every
+        row, and ends the training where it raises. Raises EMGError where the loss is no longer finite, and
+        KeyboardInterrupt after SIGINT or SIGTERM, when the step is whole and the checkpoint written.
+        """
+        fresh = not (run and self._resume(run))
+        with _progress(console) as bar, _kept_signals() as asked:
+            while len(self.history) < (stop_after or self.epochs):
+                if epochs_since_best(self.history) >= self.settings.PATIENCE:
+                    logger.info(f"no better epoch in {self.settings.PATIENCE}: stopping early")
+                    break
+                self._train_epoch(bar, asked, run)
+                self._end_epoch(run)
+                if after_epoch:
+                    after_epoch(self.history[-1])
+                self._pause(asked, run)
+                fresh = True
+        if run and fresh:
+            self._checkpoint(run)
+        return self.history
+
+    def _train_epoch(self, bar: Progress, asked: list, run: Path | None) -> None:
+        self.model.train()
+        number, epoch, began = len(self.history), self.epoch, time.perf_counter() - self.epoch.seconds
+        rng = np.random.default_rng([self.settings.SEED, number])
+        parts = cut_rows(rng.permutation(self.split.train), self.settings.BATCH_SIZE)[epoch.step :]
+        named = {"description": f"epoch {number + 1}/{self.epochs}", "total": self.steps, "loss": 0.0, "accuracy": 0.0}
+        task = bar.add_task(**named, completed=epoch.step)
+        for rows, batch in zip(parts, self._timed(self.feed(map(self._share, parts))), strict=True):
+            self._train_step(batch, rows)
+            epoch.seconds = time.perf_counter() - began
+            if epoch.step % (1 if self.device.type == "cpu" else STEPS_PER_LOOK) == 0 or epoch.step == self.steps:
+                bar.update(task, completed=epoch.step, **self._look())
+                self._pause(asked, run)
+        bar.remove_task(task)
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.spent["data"] += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
+
+    def _train_step(self, batch: Batch, rows: np.ndarray) -> None:
+        """One step on this process's share of the windows `rows`."""
+        epoch, mine = self.epoch, torch.from_numpy(self._share(np.arange(len(rows))))
+        seed = np.random.SeedSequence([self.settings.SEED, len(self.history), epoch.step]).generate_state(2, np.uint64)
+        torch.manual_seed(int(seed[0] >> 1) + self.accelerator.process_index)
+        draws = self.augmentation.draw(len(rows), int(seed[1] >> 1)).of(mine).to(self.device)
+        with self.accelerator.autocast():
+            logits = self.model(emg=batch.emg, reference=self.references.of(batch.rows), draws=draws).logits
+        whole = self.weight[torch.from_numpy(self.windows.targets[rows]).to(self.device)].sum()
+        loss = F.cross_entropy(logits, batch.targets, self.weight, reduction="sum") / whole  # this share of the mean
+        self.optimizer.zero_grad()
+        self.accelerator.backward(loss * self.processes)  # the gradients are averaged over the processes
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.CLIP)
+        self.optimizer.step()
+        epoch.add(self.schedule.get_last_lr()[0], loss * len(rows), (logits.argmax(1) == batch.targets).sum())
+        self.schedule.step()
+
+    def _look(self) -> dict[str, float]:
+        """Running loss and accuracy of this process, times the number of processes."""
+        epoch, seen = self.epoch, min(self.epoch.step * self.settings.BATCH_SIZE, len(self.split.train))
+        loss, right = (self.processes * float(value) / seen for value in (epoch.loss_sum, epoch.right))
+        if not math.isfinite(loss):
+            raise EMGError(
+                f"the loss is {loss} in epoch {len(self.history) + 1}, step {epoch.step}; lower LR or look at the data"
+            )
+        return {"loss": loss, "accuracy": right}
+
+    def _end_epoch(self, run: Path | None) -> None:
+        """Validate, add the row of history, keep the weights where they are the best so far."""
+        began, epoch, seen = time.perf_counter(), self.epoch, len(self.split.train)
+        loss, right = self._whole_sums()
+        row = {"epoch": len(self.history) + 1, "lr": epoch.lr_sum / self.steps}
+        row |= {"train_loss": loss / seen, "train_accuracy": right / seen}
+        row |= self.validate() if len(self.split.validation) else {}
+        seconds, weights = epoch.seconds + time.perf_counter() - began, self.bare_model.config.weights
+        self.history.append(row | {"seconds": seconds, "weights": weights})
+        self.epoch = Epoch()
+        logger.info(_epoch_line(self.history[-1], self.epochs))
+        if run and epochs_since_best(self.history) == 0:
+            whole = self.accelerator.get_state_dict(self.model)
+            self.best = {name: tensor.detach().cpu().clone() for name, tensor in whole.items()}
+        if run and self.accelerator.is_main_process:
+            pd.DataFrame(self.history).to_csv(run / "history.csv", index=False)
+
+    def _whole_sums(self) -> tuple[float, float]:
+        """Loss and hits of the epoch so far, over all processes."""
+        sums = float(self.epoch.loss_sum), float(self.epoch.right)
+        if self.processes == 1:
+            return sums
+        return tuple(self.accelerator.reduce(torch.tensor(sums, dtype=torch.float64, device=self.device)).tolist())
+
+    @property
+    def bare_model(self) -> EMGForSequenceClassification:
+        return self.accelerator.unwrap_model(self.model)
+
+    def validate(self) -> dict:
+        probabilities = self.predict(self.model, self.split.validation)
+        target = self.windows.targets[self.split.validation]
+        predicted = probabilities.argmax(1)
+        return {
+            "validation_loss": balanced_loss(target, probabilities),
+            "validation_accuracy": accuracy_score(target, predicted),
+            "validation_balanced_accuracy": balanced_accuracy(target, predicted),
+        }
+
+    @torch.no_grad()  # inference mode would lock the buffers that processes share
+    def predict(self, model: EMGForSequenceClassification, rows: np.ndarray) -> np.ndarray:
+        """(n, K) probabilities of the windows `rows`, each predicted by one of the processes."""
+        model.to(self.device).eval()
+        cut, found = cut_rows(rows, EVALUATION_BATCH * self.processes), []
+        for batch in self.feed(map(self._share, cut)):
+            with self.accelerator.autocast():
+                logits = model(emg=batch.emg, reference=self.references.of(batch.rows)).logits
+            found.append(logits.softmax(1).float().cpu().numpy())
+        found = gather_object(found)  # the parts of the first process, then those of the second
+        return np.concatenate([part for first in range(len(cut)) for part in found[first :: len(cut)]])
+
+    def _share(self, rows: np.ndarray) -> np.ndarray:
+        """What this process computes of a batch."""
+        return np.array_split(rows, self.processes)[self.accelerator.process_index]
+
+    # ---- checkpoints
+
+    def _pause(self, asked: list, run: Path | None) -> None:
+        """Between two steps: write a checkpoint if one is due, and stop if that was asked for."""
+        due = run is not None and self.accelerator.is_main_process and self._due()
+        stop, due = self._any(bool(asked)), self._any(due)
+        if run and (stop or due):
+            self._checkpoint(run)
+        if stop:
+            raise KeyboardInterrupt
+
+    def _any(self, mine: bool) -> bool:
+        """Whether it is true of any process."""
+        if self.processes == 1:
+            return mine
+        return bool(self.accelerator.reduce(torch.tensor(float(mine), device=self.device)) > 0)
+
+    def _due(self) -> bool:
+        """Whether another checkpoint, as costly as those so far, keeps their share of the time."""
+        spent, written = self.spent["checkpoints"], self.checkpoints
+        one = spent / written if written else 0.0
+        return spent + one <= CHECKPOINT_SHARE * (time.perf_counter() - self.began)
+
+    def _checkpoint(self, run: Path) -> None:
+        """best_model/ where there is a better one, then last/; each is whole or absent."""
+        began, main = time.perf_counter(), self.accelerator.is_main_process
+        if self.best is not None and main:
+            replace_folder(
+                run / "best_model", lambda folder: self.bare_model.save_pretrained(folder, state_dict=self.best)
+            )
+        self.best = None
+        if main:
+            start_replacement(run / "last")
+        self.accelerator.wait_for_everyone()
+        folder, sums = replacement(run / "last"), self._whole_sums()
+        self.accelerator.save_state(str(folder))
+        self.accelerator.wait_for_everyone()
+        if main:
+            (folder / "history.json").write_text(json.dumps(self.history))
+            epoch = asdict(replace(self.epoch, loss_sum=sums[0], right=sums[1]))
+            (folder / "epoch.json").write_text(json.dumps(epoch))
+            finish_replacement(run / "last")
+        self.spent["checkpoints"] += time.perf_counter() - began
+        self.checkpoints += 1
+
+    def _resume(self, run: Path) -> bool:
+        """Go on from last/, if it is there; returns whether it is."""
+        last = run / "last"
+        if not (last / "history.json").is_file():
+            return False
+        try:
+            self.accelerator.load_state(str(last))
+            self.history = json.loads((last / "history.json").read_text())
+            self.epoch = Epoch(**json.loads((last / "epoch.json").read_text()))
+        except (OSError, ValueError, TypeError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            reason = str(error).partition("\n")[0]
+            raise EMGError(f"{last}: the state cannot be read ({reason}); start a new run") from None
+        if not self.accelerator.is_main_process:
+            self.epoch.loss_sum = self.epoch.right = 0.0  # the main process has the sums of all
+        logger.info(f"going on after epoch {len(self.history)}, step {self.epoch.step} of {last}")
+        return True
+
+
+def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
+    """Trained parameters: matrices with decay; norms, biases, positions and filters without."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decays = {name for name, p in trained if p.ndim == 2 and not name.endswith(("wpe.weight", "filters"))}
+    return [
+        {"params": [p for name, p in trained if name in decays], "weight_decay": weight_decay},
+        {"params": [p for name, p in trained if name not in decays], "weight_decay": 0.0},
+    ]
+
+
+def refit(windows: WindowSet, split: Split, settings: Settings, epochs: int, console: Console, run: Path) -> Trainer:
+    """Train anew on training and validation part together, for as many epochs as the validation part chose.
+
+    The result takes the place of the run's best_model/; refit/ holds the history and the state to resume from.
+    """
+    whole = split.with_validation()
+    logger.info(f"training anew on the validation part too: {len(whole.train)} windows, {epochs} epochs")
+    references = session_references(windows, whole, settings)
+    model = new_model(windows, whole, references, settings)
+    trainer = Trainer(model, windows, whole, references, settings, settings.NUM_EPOCHS)
+    trainer.fit(console, run / "refit", stop_after=epochs)
+    refitted = run / "refit" / "best_model"
+    if trainer.accelerator.is_main_process and refitted.exists():  # it does not where a finished run is resumed
+        replace_folder(run / "best_model", lambda folder: shutil.copytree(refitted, folder, dirs_exist_ok=True))
+        shutil.rmtree(refitted)
+    trainer.accelerator.wait_for_everyone()
+    return trainer
+
+
+def best_epoch(history: list[dict]) -> int:
+    """Index of the epoch with the lowest loss on the validation part; without one, of the last.
+
+    The loss tells epochs apart where the accuracy of a small validation part is the same, or jumps.
+    """
+    if "validation_loss" not in history[-1]:
+        return len(history) - 1
+    return int(np.argmin([row["validation_loss"] for row in history]))
+
+
+def epochs_since_best(history: list[dict]) -> int:
+    return len(history) - 1 - best_epoch(history) if history else 0
+
+
+def _epoch_line(row: dict, epochs: int) -> str:
+    words = [f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.3f}, accuracy {row['train_accuracy']:.3f}"]
+    if "validation_loss" in row:
+        words.append(
+            f"validation loss {row['validation_loss']:.3f}, accuracy {row['validation_accuracy']:.3f}, "
+            f"balanced {row['validation_balanced_accuracy']:.3f}"
+        )
+    return "; ".join([*words, f"{row['seconds']:.0f} s"])
+
+
+def _progress(console: Console) -> Progress:
+    live = "loss {task.fields[loss]:.3f}  accuracy {task.fields[accuracy]:.3f}"
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(live)]
+    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
+
+
+@contextmanager
+def _kept_signals() -> Iterator[list[int]]:
+    """Yields a list that takes SIGINT and SIGTERM, so that a step is not torn apart; the second one acts at once."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield []
+        return
+    asked = []
+
+    def keep(number: int, _) -> None:
+        asked.append(number)
+        signal.signal(number, before[number])
+
+    before = {number: signal.signal(number, keep) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
