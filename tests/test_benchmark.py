@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import STEM, run
 
-from tools.benchmark import exact_windows
+from tools.cost import exact_windows
 
 
 def test_preprocessing_is_measured_by_stage_and_as_a_whole(tiny_raw, tmp_path):
