@@ -30,8 +30,12 @@ except ImportError:  # Windows does not say how much memory a process took
     resource = None
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-PRODUCTS = 5  # matrix products whose median counts
+PRODUCTS = 3  # matrix products whose median counts
 SHAPES_ONLY = FakeTensorMode(allow_non_fake_inputs=True)  # tensors without numbers: they take no time and no memory
+
+
+class NoMemoryError(EMGError):
+    """What was measured takes more memory than there is."""
 
 
 class SpeedSettings(Settings):
@@ -69,15 +73,19 @@ class Process:
         if sys.platform == "linux":
             context.set_forkserver_preload([make.__module__])  # torch is imported once for all of them
         self.pool = ProcessPoolExecutor(1, mp_context=context)
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # new processes inherit it: Ctrl-C is this one's
         self.made = self.pool.submit(_make, make, given)
+        signal.signal(signal.SIGINT, handler)
 
     def ask(self, method: str, *given):
-        """What the object's method returns or raises, but EMGError where the memory did not suffice."""
+        """What the object's method returns or raises, but NoMemoryError where the memory did not suffice."""
         try:
             self.made.result()
             return self.pool.submit(_ask, method, given).result()
         except (BrokenProcessPool, MemoryError, torch.OutOfMemoryError):
-            raise EMGError(f"{self.name}: the process was ended, or its memory is full; try smaller batches") from None
+            raise NoMemoryError(
+                f"{self.name}: the memory is full, or the process was ended; free some, or lower the batch size"
+            ) from None
 
     def __enter__(self) -> "Process":
         return self
@@ -90,7 +98,6 @@ class Process:
 
 def _make(make: type, given: tuple) -> None:
     global _made  # there is one per process
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that began it ends it
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     _made = make(*given)
