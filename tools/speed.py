@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from EMG_DATA_LOADER import load_windows, read_emg, split_windows
-from EMG_model import EMGForSequenceClassification
-from EMG_utils import Trainer, choose_precision, new_model, session_references
+from EMG_model import EMGForSequenceClassification, build_model, measure_reference
+from EMG_utils import Trainer, choose_precision, describe_model, new_model, session_references
 from ENV import EMGError
 from tools.cost import print_wide
 from tools.measure import NoMemoryError, Process, SpeedSettings, Training, facts_of, now, peak_mb, rows_of_steps
@@ -253,10 +253,13 @@ class Prediction:
 
     def __init__(self, settings: PredictSettings):
         windows = load_windows(settings)
-        split = split_windows(windows, settings)
-        model = new_model(windows, split, session_references(windows, split, settings), settings)
-        self.model, self.precision = model.to(PartialState().device).eval(), settings.PRECISION
-        self.emg = read_emg(windows, np.resize(split.test, max(settings.BATCH_SIZES))).numpy()  # (n, T, C) in counts
+        rows = np.resize(split_windows(windows, settings).test, max(settings.BATCH_SIZES))
+        emg = read_emg(windows, rows)  # (n, T, C) in counts
+        model = build_model(
+            describe_model(windows, settings), settings.MODEL_NAME, settings.PRETRAINED, settings.BLOCKS
+        )
+        model.set_reference(measure_reference(emg))
+        self.model, self.precision, self.emg = model.to(PartialState().device).eval(), settings.PRECISION, emg.numpy()
         self.note = windows.metadata["note"]
 
     def seconds(self, batch_size: int, count: int) -> list[float]:
