@@ -1,13 +1,26 @@
 """The benchmarks run, and their figures hang together; what they measure is the machine's."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import STEM, run
+import torch
+from conftest import ROOT, STEM, run
+from huggingface_hub import constants
 
-from tools.benchmark import exact_windows
+from EMG_DATA_LOADER import load_windows, read_emg, split_windows
+from EMG_utils import Trainer, new_model, session_references
+from ENV import Settings
+from tools.benchmark import main
+from tools.cost import exact_windows
+from tools.rivals import find_tokenizer, tokenise
+from tools.speed import probabilities
 
 
 def test_preprocessing_is_measured_by_stage_and_as_a_whole(tiny_raw, tmp_path):
@@ -54,21 +67,190 @@ def test_the_error_is_that_of_the_windows_that_are_stored(tiny_raw, tmp_path):
     assert np.abs(stored - exact).max() <= 1 / 8
 
 
-def test_a_recording_that_cannot_be_read_is_one_sentence(tmp_path):
+def test_a_recording_that_cannot_be_read_is_one_sentence(tmp_path, capsys):
     path = tmp_path / f"{STEM}.hdf5"
     path.write_bytes(b"nonsense")
-    done = run("-m", "tools.benchmark", "storage", path)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(f"benchmark: {path}: the file cannot be read")
-    assert done.stderr.count("\n") == 1
+    assert main(["storage", str(path)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"benchmark: {path}: the file cannot be read")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("flags", "found"),
-    [(["storage", "--runs", "0"], "--runs: 0 is not a number from 1 to 99"), (["speed"], "invalid choice: 'speed'")],
+    [
+        (["storage", "--runs", "0"], "--runs: 0 is not a number from 1 to 99"),
+        (["speed"], "invalid choice: 'speed'"),
+        (["train", "--step", "3"], "--step 3: there is no such flag; did you mean --steps?"),
+        (["train", "--rounds", "0"], "ROUNDS = 0"),
+        (["train", "--batch-sizes", "8,8"], "BATCH_SIZES = 8,8: should be one number or more"),
+        (["predict", "--blocks-to-try", "0"], "BLOCKS_TO_TRY = 0: should be one number or more"),
+        (["predict", "--num-layers", "3"], "NUM_LAYERS = 3: input should be less than or equal to 0"),
+    ],
 )
-def test_a_wrong_command_line_is_one_sentence(flags, found):
-    done = run("-m", "tools.benchmark", *flags)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert found in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_a_wrong_command_line_is_one_sentence(flags, found, capsys):
+    assert main(flags) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("benchmark: ")
+    assert found in err
+    assert err.count("\n") == 1
+
+
+# ---- train and predict ----------------------------------------------------------------------------------------
+
+COMPACT = "models/gpt2-compact"
+WIDTH, BLOCKS, POSITIONS = 256, 4, 256  # of that GPT-2
+SAMPLES, PATCH, CHANNELS, CLASSES = 250, 50, 8, 8  # of the windows
+PAIRS = CHANNELS * (CHANNELS + 1) // 2
+
+
+@pytest.fixture(scope="module")
+def trained(small_file) -> dict:
+    """What `train` measured, with raw patches as tokens, and the seconds that the command took."""
+    began = time.perf_counter()
+    small = ["--batch-sizes", "16", "--batch-size", "16", "--steps", "4", "--rounds", "2", "--tokens", "raw"]
+    done = run("-m", "tools.benchmark", "train", "--data-location", small_file, "--model-name", COMPACT, *small)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["train"] | {"said": done.stderr, "wall_s": time.perf_counter() - began}
+
+
+def rows_of(trained: dict) -> dict[str, dict]:
+    return {row["name"]: row for comparison in trained["comparisons"] for row in comparison["rows"]}
+
+
+def test_training_is_measured_beside_other_ways(trained):
+    titles = [comparison["title"] for comparison in trained["comparisons"]]
+    assert titles == [
+        "batch size 16",
+        *(f"{what}, batch size 16" for what in ("frozen blocks", "mapped file", "checkpoints", "numbers as text")),
+    ]
+    for comparison in trained["comparisons"]:
+        rates = [row["windows_per_s"] for row in comparison["rows"]]
+        assert comparison["ratio"] == (pytest.approx(rates[0] / rates[1]) if len(rates) == 2 else None)
+    rows = rows_of(trained)
+    assert trained["comparisons"][-1]["ratio"] > 3  # at least: 256 tokens instead of 5
+    assert [rows[name]["batch_size"] for name in ("this project", "transformers.Trainer")] == [16, 16]
+    assert rows["text, batch size 4"]["batch_size"] == 4
+    assert trained["left_out"] == []
+    for said in ("numbers as text, batch size 16: 4 steps, round 2/2", "of matrix", "256 tokens a window, by"):
+        assert said in trained["said"]
+
+
+def test_figures_of_training_hang_together(trained, small_file):
+    settings = Settings(DATA_LOCATION=small_file)
+    training_windows = len(split_windows(load_windows(settings), settings).train)
+    rows = [row for comparison in trained["comparisons"] for row in comparison["rows"]]
+    assert sum(sum(row["seconds"]) for row in rows) < trained["wall_s"]
+    for row in rows:
+        steps = 1 if row["batch_size"] == 4 else 4
+        assert row["windows_per_s"] == pytest.approx(steps * row["batch_size"] / np.median(row["seconds"]))
+        assert row["step_s"] == pytest.approx(np.median(row["seconds"]) / steps)
+        assert row["tokens_per_s"] == pytest.approx(row["windows_per_s"] * row["tokens_per_window"])
+        assert row["epoch_s"] == pytest.approx(training_windows / row["windows_per_s"])
+        assert row["flops_per_s"] == pytest.approx(row["windows_per_s"] * row["flops_per_window"])
+        assert row["matrix_share"] == pytest.approx(row["flops_per_s"] / row["matrix_flops_per_s"])
+        assert 0.001 < row["matrix_share"] < 1
+        low, high = row["matrix_flops_per_s_range"]
+        assert low <= row["matrix_flops_per_s"] <= high
+        assert 200 < row["peak_mb"] < 4000
+
+
+def test_shares_of_the_time_are_known_of_this_project(trained):
+    rows = rows_of(trained)
+    for name in ("transformers.Trainer", "text, batch size 4"):
+        assert rows.pop(name)["data_share"] is None
+    for name, row in rows.items():
+        assert 0 < row["data_share"] < 1
+        saved = row["checkpoint_s"] / (row["checkpoint_s"] + row["epoch_s"])
+        assert row["checkpoint_share"] == pytest.approx(saved)
+        assert (row["checkpoint_share"] > 0) == (name == "with a run folder")
+
+
+def test_flops_are_those_counted_by_hand(trained):
+    """A matrix of n weights costs 2 n per token forward, and as much again for its own and for its input's gradient.
+
+    A block has 12 D² weights, and attention has 2 products of P² D multiply-adds.
+    """
+    weights = 12 * WIDTH**2
+    tokens = SAMPLES // PATCH
+    blocks = BLOCKS * 3 * (2 * weights * tokens + 2 * 2 * tokens**2 * WIDTH)
+    tokeniser = 2 * 2 * PATCH * CHANNELS * WIDTH * tokens  # samples need no gradient
+    head = 3 * 2 * WIDTH * CLASSES
+    covariance = 2 * CHANNELS**2 * SAMPLES + 2 * CHANNELS**3 + 2 * PAIRS * CLASSES  # fixed: forward alone
+    rows = rows_of(trained)
+    for name in ("this project", "transformers.Trainer"):
+        assert rows[name]["flops_per_window"] == blocks + tokeniser + head + covariance
+    assert rows["NUM_LAYERS = -3"]["trained_blocks"] == BLOCKS - 1
+    frozen = 2 * weights * tokens  # the gradient of one block's weights
+    assert rows["NUM_LAYERS = -3"]["flops_per_window"] == rows["this project"]["flops_per_window"] - frozen
+    text = BLOCKS * 3 * (2 * weights * POSITIONS + 2 * 2 * POSITIONS**2 * WIDTH) + head * POSITIONS
+    assert rows["text, batch size 4"]["tokens_per_window"] == POSITIONS
+    assert rows["text, batch size 4"]["flops_per_window"] == text
+
+
+def test_prediction_is_measured_by_batch_size(small_file, tiny_gpt2):
+    small = ["--batch-sizes", "8", "--predictions", "100", "--blocks-to-try", "2", "--precision", "fp32"]
+    done = run("-m", "tools.benchmark", "predict", "--data-location", small_file, "--model-name", tiny_gpt2, *small)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)
+    assert measured["threads"] == 1
+    assert measured["processor"]
+    (one, eight), text = measured["predict"]["rows"], measured["predict"]["text"]
+    assert [(row["batch_size"], row["predictions"]) for row in (one, eight, text)] == [(1, 100), (8, 12), (1, 10)]
+    assert one["p99_ms"] >= one["median_ms"]
+    assert eight["p99_ms"] is text["p99_ms"] is None  # of so few that would be the largest
+    for row in (one, eight, text):
+        assert row["blocks"] == 2
+        assert row["windows_per_s"] == pytest.approx(1000 * row["batch_size"] / row["median_ms"])
+        assert 200 < row["peak_mb"] < 4000
+    assert text["ratio"] == pytest.approx(text["median_ms"] / one["median_ms"])
+    assert text["ratio"] > 1
+    for said in ("2 blocks, fp32, batch size 8: 12 predictions", "p99, ms", "random weights"):
+        assert said in done.stderr
+
+
+def test_what_is_timed_is_the_prediction_of_the_project(small_file, tiny_gpt2, one_thread):
+    settings = Settings(DATA_LOCATION=small_file, MODEL_NAME=str(tiny_gpt2), SCALE="training", PRECISION="fp32")
+    windows = load_windows(settings)
+    split = split_windows(windows, settings)
+    references = session_references(windows, split, settings)
+    model = new_model(windows, split, references, settings)
+    expected = Trainer(model, windows, split, references, settings, 1).predict(model, split.test)
+    found = probabilities(model, read_emg(windows, split.test).numpy(), "fp32")
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_text_of_a_window_is_its_numbers(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    tokenizer, _ = find_tokenizer()
+    windows = [{"emg": torch.tensor([[12.0, -345.25], [7.5, 999.0]]), "labels": 3}] * 2
+    inputs = tokenise(windows, tokenizer, 1024)
+    assert tokenizer.decode(inputs["input_ids"][1]) == "12.0 -345.25 7.5 999.0"
+    assert inputs["labels"].tolist() == [3, 3]
+    assert tokenise(windows, tokenizer, 5)["input_ids"].shape == (2, 5)
+    assert len(tokenizer("12 345 7 999")["input_ids"]) == 4  # as GPT-2's: up to three digits are one token
+
+
+def test_data_that_are_not_there_are_one_sentence(tmp_path, capsys):
+    path = tmp_path / "nothing.parquet"
+    assert main(["predict", "--data-location", str(path), "--precision", "fp32"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    *progress, last = err.splitlines()
+    assert len(progress) == 2  # what is measured, and the first thing that is
+    assert last.startswith(f"benchmark: {path}: there is no such file")
+
+
+def test_an_interrupted_measurement_ends_at_once(small_file, tiny_gpt2):
+    command = [sys.executable, "-m", "tools.benchmark", "predict", "--predictions", "10000000", "--precision", "fp32"]
+    command += ["--data-location", small_file, "--model-name", tiny_gpt2]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **streams)
+    while "batch size 1" not in process.stderr.readline():
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, out) == (130, "")
+    assert err == "benchmark: interrupted\n"
