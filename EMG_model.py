@@ -510,7 +510,7 @@ def _load_backbone(model_name: str, blocks: int) -> GPT2Model | None:
     if config is None:
         return None
     config.n_layer = min(blocks, config.n_layer)
-    options = {"config": config, "local_files_only": folder.is_dir() or not _hub_answers(), "use_safetensors": True}
+    options = {"config": config, "local_files_only": folder.is_dir() or not hub_answers(), "use_safetensors": True}
     try:
         backbone, info = GPT2Model.from_pretrained(model_name, output_loading_info=True, **options)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
@@ -535,7 +535,7 @@ def _architecture(model_name: str) -> GPT2Config:
 
 def _read_config(model_name: str) -> GPT2Config | None:
     """The config.json in a folder, in the cache or on the hub; None where there is none, ModelError if no GPT-2's."""
-    local = Path(model_name).is_dir() or not _hub_answers()
+    local = Path(model_name).is_dir() or not hub_answers()
     try:
         content, _ = GPT2Config.get_config_dict(model_name, local_files_only=local)
     except (OSError, ValueError):
@@ -547,7 +547,7 @@ def _read_config(model_name: str) -> GPT2Config | None:
     return GPT2Config.from_dict(content)
 
 
-def _hub_answers() -> bool:
+def hub_answers() -> bool:
     """One quick question: transformers itself would ask five times, for half a minute, before it gives up."""
     if constants.is_offline_mode():
         return False

@@ -117,7 +117,7 @@ class Training:
     facts: dict
 
     def epoch(self) -> dict:
-        """`seconds`, and those of it that are known to have gone into `data` and, besides, `checkpoints`."""
+        """`seconds`, those of it that went into `data`, and the seconds of a `checkpoint`, as far as they are known."""
         raise NotImplementedError
 
     def measured_epoch(self) -> dict:

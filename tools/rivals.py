@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from EMG_DATA_LOADER import WindowSet, load_windows, read_emg, split_windows
-from EMG_model import _hub_answers
+from EMG_model import hub_answers
 from EMG_utils import new_model, session_references
 from ENV import Settings
 from tools.measure import (
@@ -206,7 +206,7 @@ def text_facts(config: GPT2Config, tokens: int) -> dict:
 def find_tokenizer() -> tuple[PreTrainedTokenizerBase, str]:
     """GPT-2's where cache or hub have it; else a byte-level BPE that also gives every number up to 999 one token."""
     with suppress(OSError, ValueError):
-        found = GPT2TokenizerFast.from_pretrained("gpt2", local_files_only=not _hub_answers())
+        found = GPT2TokenizerFast.from_pretrained("gpt2", local_files_only=not hub_answers())
         if found.vocab_size == VOCABULARY:  # it is empty where there was none to be had
             found.pad_token = found.eos_token
             return found, "GPT-2's tokenizer"

@@ -21,7 +21,8 @@ from rich.table import Table
 
 from EMG_DATA_LOADER import load_windows, read_emg, split_windows
 from EMG_model import EMGForSequenceClassification, build_model, measure_reference
-from EMG_utils import Trainer, choose_precision, describe_model, new_model, session_references
+from EMG_trainer import CHECKPOINT_SHARE, Trainer, choose_precision
+from EMG_utils import describe_model, new_model, session_references
 from ENV import EMGError
 from tools.cost import print_wide
 from tools.measure import NoMemoryError, Process, SpeedSettings, Training, facts_of, now, peak_mb, rows_of_steps
@@ -81,11 +82,12 @@ class ThisTraining(Training):
         self.trainer = Trainer(model, windows, steps, references, settings, settings.ROUNDS + 1)
 
     def epoch(self) -> dict:
-        """With a run folder the next epoch of the run, else the first one again."""
-        before, self.epochs = dict(self.trainer.spent), self.epochs + 1
-        history = self.trainer.fit(Console(quiet=True), self.run, stop_after=self.epochs if self.run else 1)
-        spent = {name: value - before[name] for name, value in self.trainer.spent.items()}
-        return {"seconds": history[-1]["seconds"], "data": spent["data"], "checkpoints": spent["checkpoints"]}
+        """The next one; `checkpoint` is what one took on average so far."""
+        waited, self.epochs = self.trainer.spent["data"], self.epochs + 1
+        history = self.trainer.fit(Console(quiet=True), self.run, stop_after=self.epochs)
+        checkpoint = self.trainer.spent["checkpoints"] / max(1, self.trainer.checkpoints)
+        waited = self.trainer.spent["data"] - waited
+        return {"seconds": history[-1]["seconds"], "data": waited, "checkpoint": checkpoint}
 
 
 class Row(NamedTuple):
@@ -180,7 +182,6 @@ def summarise(epochs: list[dict], facts: dict) -> dict:
     products = [rate for epoch in epochs for rate in epoch["matrix_flops_per_s"]]
     rate = facts["windows"] / median(seconds)
     epoch_s = facts["training_windows"] / rate
-    checkpoint_s = median(epoch.get("checkpoints", 0.0) for epoch in epochs)
     return {
         "seconds": seconds,
         "windows_per_s": rate,
@@ -188,8 +189,7 @@ def summarise(epochs: list[dict], facts: dict) -> dict:
         "step_s": facts["batch_size"] / rate,
         "epoch_s": epoch_s,
         "data_share": sum(epoch["data"] for epoch in epochs) / sum(seconds) if "data" in epochs[0] else None,
-        "checkpoint_s": checkpoint_s,
-        "checkpoint_share": checkpoint_s / (checkpoint_s + epoch_s),
+        "checkpoint_s": epochs[-1].get("checkpoint") or None,
         "flops_per_s": rate * facts["flops_per_window"],
         "matrix_flops_per_s": median(products),
         "matrix_flops_per_s_range": [min(products), max(products)],
@@ -198,7 +198,7 @@ def summarise(epochs: list[dict], facts: dict) -> dict:
 
 
 def print_training(compared: list[dict], console: Console) -> None:
-    headings = ("windows/s", "tokens/s", "epoch, s", "data", "saving", "GFLOP/s", "of matrix", "MB", "ratio")
+    headings = ("windows/s", "tokens/s", "epoch, s", "data", "saving, s", "GFLOP/s", "of matrix", "MB", "ratio")
     table = Table("", *headings, box=None)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -209,7 +209,8 @@ def print_training(compared: list[dict], console: Console) -> None:
             table.add_row(f"  {row['name']}", *training_cells(row), "" if ratio is None else f"{ratio:.3g} ×")
     print_wide(table, console)
     console.print(
-        "epoch: the whole training part at this rate; data: waiting for it; saving: one checkpoint per epoch; "
+        "epoch: the whole training part at this rate; data: waiting for it; saving: one checkpoint "
+        f"(they take {CHECKPOINT_SHARE:.0%} of the time at the most, but for the first and the last); "
         "of matrix: FLOP/s over those of a square product; ratio: windows/s of the first row over the second's",
         *describe_rows(compared),
         sep="\n",
@@ -224,7 +225,7 @@ def training_cells(row: dict) -> list[str]:
         f"{row['tokens_per_s']:.0f}",
         f"{row['epoch_s']:.4g}",
         "–" if row["data_share"] is None else f"{row['data_share']:.1%}",
-        f"{row['checkpoint_share']:.1%}",
+        "–" if row["checkpoint_s"] is None else f"{row['checkpoint_s']:.3f}",
         f"{row['flops_per_s'] / 1e9:.1f}",
         f"{row['matrix_share']:.1%}",
         "–" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}",
