@@ -129,8 +129,8 @@ class Trainer:
 
     Random numbers are a function of seed, epoch and step, so a run that was resumed equals one that was left alone.
     Several processes (torchrun, accelerate launch) take equal shares of every batch, and give what one process gives
-    for the whole batch within rounding; dropout alone is drawn by each for itself. `spent`: seconds of waiting for
-    `data` and of writing `checkpoints`.
+    for the whole batch within rounding; dropout alone is drawn by each for itself. `spent`: seconds in `steps`, those
+    of them spent waiting for `data`, and in `checkpoints`.
     """
 
     def __init__(
@@ -150,6 +150,7 @@ class Trainer:
         logger.info(f"{self.device}{shared}, {self.precision} ({reason})")
         if self.device.type == "cpu":
             keep_freed_memory()
+            model.set_attn_implementation("eager")  # for so few tokens it is faster than the fused one, there
         if settings.DETERMINISTIC:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(settings.DETERMINISTIC)
@@ -173,7 +174,8 @@ class Trainer:
             weight = class_weights(windows.targets[split.train], len(windows.classes))
             self.weight = torch.from_numpy(weight).float().to(self.device)
         self.best, self.history, self.epoch = None, [], Epoch()
-        self.spent, self.checkpoints, self.began = {"data": 0.0, "checkpoints": 0.0}, 0, time.perf_counter()
+        self.spent, self.checkpoints, self.trained = {"steps": 0.0, "data": 0.0, "checkpoints": 0.0}, 0, 0
+        self.began = time.perf_counter()
 
     def fit(
         self,
@@ -204,22 +206,38 @@ class Trainer:
                 fresh = True
         if run and fresh:
             self._checkpoint(run)
+            self._log_speed()
         return self.history
 
     def _train_epoch(self, bar: Progress, asked: list, run: Path | None) -> None:
         self.model.train()
-        number, epoch, began = len(self.history), self.epoch, time.perf_counter() - self.epoch.seconds
+        number, epoch = len(self.history), self.epoch
         rng = np.random.default_rng([self.settings.SEED, number])
         parts = cut_rows(rng.permutation(self.split.train), self.settings.BATCH_SIZE)[epoch.step :]
         named = {"description": f"epoch {number + 1}/{self.epochs}", "total": self.steps, "loss": 0.0, "accuracy": 0.0}
-        task = bar.add_task(**named, completed=epoch.step)
+        task, began = bar.add_task(**named, completed=epoch.step), time.perf_counter()
         for rows, batch in zip(parts, self._timed(self.feed(map(self._share, parts))), strict=True):
             self._train_step(batch, rows)
-            epoch.seconds = time.perf_counter() - began
-            if epoch.step % (1 if self.device.type == "cpu" else STEPS_PER_LOOK) == 0 or epoch.step == self.steps:
-                bar.update(task, completed=epoch.step, **self._look())
+            look = epoch.step % (1 if self.device.type == "cpu" else STEPS_PER_LOOK) == 0 or epoch.step == self.steps
+            running, seconds = self._look() if look else {}, time.perf_counter() - began
+            self.trained += len(rows)
+            self.spent["steps"] += seconds
+            epoch.seconds += seconds
+            if look:
+                bar.update(task, completed=epoch.step, **running)
                 self._pause(asked, run)
+            began = time.perf_counter()
         bar.remove_task(task)
+
+    def _log_speed(self) -> None:
+        """Of this process's time, what did not go into steps; the checkpoint at the end included."""
+        if not self.trained:
+            return
+        whole, spent = time.perf_counter() - self.began, self.spent
+        logger.info(
+            f"{self.trained / spent['steps']:.0f} windows/s; {spent['data'] / whole:.1%} of the time went into waiting "
+            f"for data, {spent['checkpoints'] / whole:.1%} into {self.checkpoints} checkpoints"
+        )
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         while True:
@@ -240,11 +258,14 @@ class Trainer:
             logits = self.model(emg=batch.emg, reference=self.references.of(batch.rows), draws=draws).logits
         whole = self.weight[torch.from_numpy(self.windows.targets[rows]).to(self.device)].sum()
         loss = F.cross_entropy(logits, batch.targets, self.weight, reduction="sum") / whole  # this share of the mean
+        right = (logits.argmax(1) == batch.targets).sum()
+        if not self._counts(rows):
+            loss, right = 0 * loss, 0 * right
         self.optimizer.zero_grad()
         self.accelerator.backward(loss * self.processes)  # the gradients are averaged over the processes
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.CLIP)
         self.optimizer.step()
-        epoch.add(self.schedule.get_last_lr()[0], loss * len(rows), (logits.argmax(1) == batch.targets).sum())
+        epoch.add(self.schedule.get_last_lr()[0], loss * len(rows), right)
         self.schedule.step()
 
     def _look(self) -> dict[str, float]:
@@ -300,16 +321,22 @@ class Trainer:
         """(n, K) probabilities of the windows `rows`, each predicted by one of the processes."""
         model.to(self.device).eval()
         cut, found = cut_rows(rows, EVALUATION_BATCH * self.processes), []
-        for batch in self.feed(map(self._share, cut)):
+        for part, batch in zip(cut, self.feed(map(self._share, cut)), strict=True):
             with self.accelerator.autocast():
                 logits = model(emg=batch.emg, reference=self.references.of(batch.rows)).logits
-            found.append(logits.softmax(1).float().cpu().numpy())
+            counting = logits if self._counts(part) else logits[:0]
+            found.append(counting.softmax(1).float().cpu().numpy())
         found = gather_object(found)  # the parts of the first process, then those of the second
         return np.concatenate([part for first in range(len(cut)) for part in found[first :: len(cut)]])
 
     def _share(self, rows: np.ndarray) -> np.ndarray:
-        """What this process computes of a batch."""
-        return np.array_split(rows, self.processes)[self.accelerator.process_index]
+        """What this process computes of a batch: a window at least, though it may not count."""
+        share = np.array_split(rows, self.processes)[self.accelerator.process_index]
+        return share if len(share) else rows[:1]
+
+    def _counts(self, rows: np.ndarray) -> bool:
+        """Whether the batch has a share for this process."""
+        return self.accelerator.process_index < len(rows)
 
     # ---- checkpoints
 

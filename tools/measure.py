@@ -30,7 +30,7 @@ except ImportError:  # Windows does not say how much memory a process took
     resource = None
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-PRODUCTS = 3  # matrix products whose median counts
+PRODUCTS = 9  # matrix products whose median counts
 SHAPES_ONLY = FakeTensorMode(allow_non_fake_inputs=True)  # tensors without numbers: they take no time and no memory
 
 

@@ -1,0 +1,387 @@
+"""Training: stopped anywhere and resumed, on several processes, from a mapped file, compiled, deterministic."""
+
+import io
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import ROOT, run
+from rich.console import Console
+from safetensors.torch import load_file
+from test_main import flags, history, one_sentence, read, start
+from torch._dynamo.utils import counters
+
+from EMG_DATA_LOADER import Split, load_windows, split_windows
+from EMG_trainer import CHECKPOINT_SHARE, Trainer
+from EMG_utils import new_model, session_references
+from ENV import Settings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def settings(small_file: Path, tiny_gpt2: Path, **changes) -> Settings:
+    """Few windows, all that chance can do, and a patience that ends the training early."""
+    few = {"DATA_LOCATION": small_file, "MODEL_NAME": str(tiny_gpt2), "BATCH_SIZE": 16, "NUM_EPOCHS": 3, "LR": 3e-3}
+    few |= {"FILTERS": 4, "PRECISION": "fp32", "SAMPLING_RATIO": 0.2, "RING": 4, "ROTATION": 1, "REFIT": False}
+    return Settings(**few | changes)
+
+
+def trainer(chosen: Settings, split: Split | None = None) -> Trainer:
+    windows = load_windows(chosen)
+    split = split or split_windows(windows, chosen)
+    references = session_references(windows, split, chosen)
+    model = new_model(windows, split, references, chosen)
+    return Trainer(model, windows, split, references, chosen, chosen.NUM_EPOCHS)
+
+
+def fit(chosen: Settings, folder: Path | None = None) -> Trainer:
+    trained = trainer(chosen)
+    trained.fit(Console(file=io.StringIO()), folder)
+    return trained
+
+
+def weights(trained: Trainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in trained.bare_model.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def without_seconds(rows: list[dict]) -> list[dict]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+# ---- stopped and resumed --------------------------------------------------------------------------------------
+
+
+def interrupt_at(trained: Trainer, number: int) -> None:
+    """Send SIGINT when the batch `number` of the fit has been read: its step is then done, and no other."""
+    really, count = trained.feed.__class__.__call__, iter(range(10**6))
+
+    def feed(parts):
+        for batch in really(trained.feed_itself, parts):
+            if trained.model.training and next(count) == number:
+                signal.raise_signal(signal.SIGINT)
+            yield batch
+
+    trained.feed_itself, trained.feed = trained.feed, feed
+
+
+def test_stopped_after_any_step_and_resumed_training_ends_as_if_left_alone(small_file, tiny_gpt2, tmp_path):
+    chosen = settings(small_file, tiny_gpt2)
+    alone = fit(chosen, tmp_path / "alone")
+    best = load_file(tmp_path / "alone" / "best_model" / "model.safetensors")
+    for number in range(2 * alone.steps + 1):
+        folder, stopped = tmp_path / f"{number}", trainer(chosen)
+        interrupt_at(stopped, number)
+        with pytest.raises(KeyboardInterrupt):
+            stopped.fit(Console(file=io.StringIO()), folder)
+        assert len(read(folder / "last", "history.json")) == number // alone.steps
+        assert read(folder / "last", "epoch.json")["step"] == number % alone.steps + 1
+        resumed = fit(chosen, folder)
+        assert same(weights(resumed), weights(alone)), number
+        assert without_seconds(resumed.history) == without_seconds(alone.history), number
+        assert same(load_file(folder / "best_model" / "model.safetensors"), best), number
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def long_flags(small_file, tiny_gpt2) -> list[str]:
+    """A run of some seconds, with all that chance can do, that goes through a second training too."""
+    chosen = {"DATA_LOCATION": small_file, "MODEL_NAME": tiny_gpt2, "LR": 3e-3, "BATCH_SIZE": 8, "FILTERS": 4}
+    return flags(**chosen, PRECISION="fp32", NUM_EPOCHS=4, ROTATION=1)
+
+
+@pytest.fixture(scope="module")
+def left_alone(long_flags, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "alone"
+    done = run("main.py", *long_flags, *flags(RUN_DIR=folder))
+    assert (done.returncode, done.stderr) == (0, "")
+    return folder
+
+
+def wait_for_a_checkpoint(folder: Path, process: subprocess.Popen) -> None:
+    end = time.monotonic() + 120
+    while not (folder / "last" / "history.json").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_killed_again_and_again_a_run_ends_as_if_left_alone(long_flags, left_alone, tmp_path):
+    """SIGKILL at random moments, until the run gets to its end before the next one."""
+    folder, chance, kills = tmp_path / "run", random.Random(0), 0
+    process = start(*long_flags, *flags(RUN_DIR=folder))
+    wait_for_a_checkpoint(folder, process)
+    while True:
+        try:
+            process.wait(chance.uniform(0.3, 1.5) if kills == 0 else chance.uniform(5, 9))
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+            process = start(*flags(RESUME=folder))
+    assert process.returncode == 0, process.communicate()
+    process.communicate()
+    assert kills
+    compare_runs(folder, left_alone)
+
+
+def compare_runs(one: Path, other: Path) -> None:
+    """Bit for bit, but for the clock."""
+    for inside in (".", "refit"):
+        pd.testing.assert_frame_equal(history(one / inside), history(other / inside), check_exact=True)
+    ours, theirs = (load_file(folder / "best_model" / "model.safetensors") for folder in (one, other))
+    assert same(ours, theirs)
+    metrics, expected = read(one, "metrics.json"), read(other, "metrics.json")
+    assert {key for key, value in metrics.items() if value != expected[key]} == {"seconds"}
+    assert {path.name for path in one.iterdir()} == {path.name for path in other.iterdir()}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_asked_to_stop_writes_a_checkpoint_first(number, long_flags, left_alone, tmp_path):
+    """SIGTERM is what a cluster sends before it takes the machine back."""
+    folder = tmp_path / "run"
+    process = start(*long_flags, *flags(RUN_DIR=folder))
+    wait_for_a_checkpoint(folder, process)
+    time.sleep(0.5)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"interrupted; go on with --resume {folder}" in one_sentence(errors)
+    saved = folder / "refit" / "last" if (folder / "refit" / "last").exists() else folder / "last"
+    when = time.time() - (saved / "epoch.json").stat().st_mtime
+    assert when < 5
+    done = run("main.py", *flags(RESUME=folder))
+    assert done.returncode == 0, done.stderr
+    compare_runs(folder, left_alone)
+
+
+def test_a_second_signal_acts_at_once(small_file, tiny_gpt2):
+    trained = trainer(settings(small_file, tiny_gpt2))
+
+    def feed(parts):
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise LookupError("in the middle of a step")
+        yield
+
+    trained.feed = feed
+    with pytest.raises(LookupError):
+        trained.fit(Console(file=io.StringIO()))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_checkpoints_keep_their_share_of_the_time(small_file, tiny_gpt2):
+    """Two took 4 s together, so a third makes 6 s: CHECKPOINT_SHARE of 6 s / CHECKPOINT_SHARE."""
+    trained = trainer(settings(small_file, tiny_gpt2))
+    assert trained._due()  # the first one tells what they cost
+    trained.spent["checkpoints"], trained.checkpoints = 4.0, 2
+    trained.began = time.perf_counter() - 6 / CHECKPOINT_SHARE + 5
+    assert not trained._due()
+    trained.began -= 10
+    assert trained._due()
+
+
+def test_the_log_says_how_fast_it_was(left_alone):
+    log = (left_alone / "log.txt").read_text()
+    speeds = re.findall(r"(\d+) windows/s; (.*)% of the time went into waiting for data, (.*)% into (\d+) chec", log)
+    assert len(speeds) == 2  # of both trainings
+    for rate, data, saving, checkpoints in speeds:
+        assert int(rate) > 10
+        assert float(data) < 50
+        assert float(saving) < 50
+        assert int(checkpoints) >= 2
+
+
+# ---- loss -----------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_its_windows_weighted_by_class(small_file, tiny_gpt2):
+    """Nothing is learned and nothing is random, so the saved model gives every window's loss again."""
+    still = {"LR": 1e-30, "DROPOUT": 0, "NOISE": 0, "ROTATION": 0, "TOKENS": "covariance", "NUM_EPOCHS": 1}
+    chosen = settings(small_file, tiny_gpt2, **still, BATCH_SIZE=10**6)
+    trained = fit(chosen)
+    rows = trained.split.train
+    target = torch.from_numpy(trained.windows.targets[rows])
+    batch = trained.feed.read(rows)
+    with torch.no_grad():
+        logits = trained.model(emg=batch.emg, reference=trained.references.of(batch.rows)).logits
+    losses = torch.nn.functional.cross_entropy(logits, target, reduction="none")
+    weight = 1 / torch.bincount(target).double()[target]
+    row = trained.history[0]
+    assert row["train_loss"] == pytest.approx(float((weight * losses).sum() / weight.sum()), rel=1e-5)
+    assert row["train_accuracy"] == pytest.approx(float((logits.argmax(1) == target).double().mean()))
+
+
+def test_frozen_blocks_have_no_gradients_and_no_state(small_file, tiny_gpt2):
+    """Of two blocks one is trained: below it only the norms, each twice 32 · 2 numbers, and AdamW keeps two of each."""
+    whole, last = (fit(settings(small_file, tiny_gpt2, NUM_LAYERS=layers, NUM_EPOCHS=1)) for layers in (-2, -1))
+    sizes = []
+    for trained in (whole, last):
+        state = trained.optimizer.state_dict()["state"]
+        sizes.append(sum(one["exp_avg"].numel() + one["exp_avg_sq"].numel() for one in state.values()))
+        frozen = [p for p in trained.model.parameters() if not p.requires_grad]
+        assert all(p.grad is None for p in frozen)
+    assert sizes[0] - sizes[1] == 2 * (12 * 32**2 + 9 * 32)  # the block's matrices and their biases
+
+
+# ---- the same result ------------------------------------------------------------------------------------------
+
+
+def test_deterministic_algorithms_train_as_the_others_do_here(small_file, tiny_gpt2):
+    plain = fit(settings(small_file, tiny_gpt2, NUM_EPOCHS=1))
+    strict = fit(settings(small_file, tiny_gpt2, NUM_EPOCHS=1, DETERMINISTIC=True))
+    assert torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    assert same(weights(strict), weights(plain))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_backbone_is_compiled_once_and_learns_the_same(small_file, tiny_gpt2):
+    """The last batch of an epoch is smaller, and validation is another mode: all of that in the first epoch."""
+    still = {"DROPOUT": 0, "NUM_EPOCHS": 3, "BLOCKS": 1}
+    plain = fit(settings(small_file, tiny_gpt2, **still))
+    compiled, graphs = trainer(settings(small_file, tiny_gpt2, **still, COMPILE=True)), []
+    compiled.fit(Console(file=io.StringIO()), after_epoch=lambda _: graphs.append(counters["stats"]["unique_graphs"]))
+    assert graphs[0] > 0
+    assert graphs == [graphs[0]] * 3
+    for one, other in zip(compiled.history, plain.history, strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
+
+
+# ---- several processes ----------------------------------------------------------------------------------------
+
+
+def launch(processes: int, *arguments: str) -> subprocess.CompletedProcess:
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes, "main.py", *arguments]
+    return run(*command)
+
+
+@pytest.fixture(scope="module")
+def together_flags(small_file, tiny_gpt2) -> list[str]:
+    """The second batch of an epoch is a single window, which one process has and the other has not."""
+    chosen = Settings(DATA_LOCATION=small_file)
+    count = len(split_windows(load_windows(chosen), chosen).train)
+    named = {"DATA_LOCATION": small_file, "MODEL_NAME": tiny_gpt2, "LR": 3e-3, "BATCH_SIZE": count - 1}
+    return flags(**named, FILTERS=4, PRECISION="fp32", NUM_EPOCHS=8, DROPOUT=0, ROTATION=1, REFIT=False)
+
+
+@pytest.fixture(scope="module")
+def one_and_two(together_flags, tmp_path_factory) -> list[Path]:
+    """The same run by one process and by two."""
+    folders = [tmp_path_factory.mktemp("together") / str(processes) for processes in (1, 2)]
+    for processes, folder in zip((1, 2), folders, strict=True):
+        done = launch(processes, *together_flags, *flags(RUN_DIR=folder))
+        assert done.returncode == 0, done.stderr
+    return folders
+
+
+def test_two_processes_train_like_one(one_and_two):
+    one, two = (history(folder) for folder in one_and_two)
+    pd.testing.assert_frame_equal(one, two, check_exact=False, rtol=1e-3)
+    first, second = (read(folder, "metrics.json") for folder in one_and_two)
+    assert (first["processes"], second["processes"]) == (1, 2)
+    assert second["balanced_accuracy"] == pytest.approx(first["balanced_accuracy"], abs=5e-3)
+
+
+def test_two_processes_predict_every_window_once(one_and_two):
+    one, two = (pd.read_parquet(folder / "predictions.parquet") for folder in one_and_two)
+    identity = [column for column in one.columns if not column.startswith("p")]
+    pd.testing.assert_frame_equal(one[identity], two[identity])
+    probabilities = [column for column in one.columns if column.startswith("p_")]
+    assert np.allclose(one[probabilities], two[probabilities], atol=2e-3)
+    assert len(two) == read(one_and_two[1], "metrics.json")["n_test"]
+
+
+def test_one_of_two_processes_writes(one_and_two):
+    one, two = one_and_two
+    names = {path.name for path in one.iterdir()}
+    assert {path.name for path in two.iterdir()} == names
+    log = (two / "log.txt").read_text()
+    assert log.count("cpu:0, 2 processes") == 1
+    assert log.count("epoch 1/8") == 1
+
+
+def test_two_processes_that_were_killed_end_as_if_left_alone(one_and_two, together_flags, tmp_path):
+    folder, command = tmp_path / "run", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    variables = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    arguments = list(map(str, [sys.executable, *command, "main.py", *together_flags, *flags(RUN_DIR=folder)]))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(arguments, cwd=ROOT, env=variables, **pipes)
+    wait_for_a_checkpoint(folder, process)
+    for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+        one.kill()
+    process.communicate()
+    assert not (folder / "metrics.json").exists()
+    done = launch(2, *flags(RESUME=folder))
+    assert done.returncode == 0, done.stderr
+    pd.testing.assert_frame_equal(history(folder), history(one_and_two[1]), check_exact=True)
+    ours, theirs = (load_file(one / "best_model" / "model.safetensors") for one in (folder, one_and_two[1]))
+    assert same(ours, theirs)
+
+
+def test_accelerate_launches_it_too(together_flags, tmp_path):
+    command = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "main.py", *together_flags]
+    done = run(*command, *flags(RUN_DIR=tmp_path / "run", NUM_EPOCHS=1))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "metrics.json").is_file()
+
+
+def test_processes_that_train_together_do_not_sweep(together_flags, tmp_path):
+    done = launch(2, *together_flags, "--sweep", *flags(RUN_DIR=tmp_path / "run"))
+    assert done.returncode != 0
+    assert "main.py: SWEEP: processes that train together try no settings" in done.stderr
+    assert "main.py (process 1): SWEEP: " in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+# ---- more than memory -----------------------------------------------------------------------------------------
+
+CAPPED = """
+import re, resource, sys
+import main
+taken = int(re.search(r"VmData:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (taken + 800_000_000,) * 2)
+sys.exit(main.main())
+"""
+
+
+@pytest.fixture(scope="module")
+def large_file(small_file, tmp_path_factory) -> Path:
+    """1.2 GB of windows: those of `small_file` again and again."""
+    table = pq.read_table(small_file)
+    path = tmp_path_factory.mktemp("large") / "large.parquet"
+    with pq.ParquetWriter(path, table.schema) as writer:
+        for _ in range(-(-1_200_000_000 // (table.num_rows * 4000))):
+            writer.write_table(table)
+    return path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit of a process's memory is Linux's")
+def test_windows_that_are_larger_than_memory_are_trained_on(large_file, tiny_gpt2, tmp_path):
+    """The process may take 800 MB more than it has once torch is imported."""
+    named = {"DATA_LOCATION": large_file, "MODEL_NAME": tiny_gpt2, "FILTERS": 4, "PRECISION": "fp32", "NUM_EPOCHS": 1}
+    command = ["-c", CAPPED, *flags(**named, BATCH_SIZE=16, SAMPLING_RATIO=0.01, SPLIT="repetition", REFIT=False)]
+    done = run(*command, *flags(RUN_DIR=tmp_path / "memory"))
+    assert done.returncode == 1
+    assert "the memory is full; lower BATCH_SIZE, BLOCKS or MEMORY_GB" in one_sentence(done.stderr)
+    done = run(*command, *flags(RUN_DIR=tmp_path / "mapped", MEMORY_GB=0.5))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mapped" / "metrics.json").is_file()
