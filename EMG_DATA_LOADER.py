@@ -118,7 +118,7 @@ def _read_emg(file: pq.ParquetFile, metadata: dict, folder: Path, memory_gb: flo
     """(n, T, C) in the smallest type that holds every stored value."""
     shape = (file.metadata.num_rows, metadata["window"], len(metadata["channels"]))
     dtype = _smallest_type(file)
-    emg = _empty(shape, dtype, folder, in_memory=np.prod(shape) * dtype.itemsize <= memory_gb * 1e9)
+    emg = empty_array(shape, dtype, folder, in_memory=np.prod(shape) * dtype.itemsize <= memory_gb * 1e9)
     row = 0
     for group in range(file.num_row_groups):  # `iter_batches` would keep the compressed column
         values = file.read_row_group(group, ["emg"])["emg"].combine_chunks().flatten()
@@ -142,7 +142,7 @@ def _smallest_type(file: pq.ParquetFile) -> np.dtype:
     return np.dtype(np.int16) if peak <= np.iinfo(np.int16).max else stored
 
 
-def _empty(shape: tuple[int, ...], dtype: np.dtype, folder: Path, in_memory: bool) -> np.ndarray:
+def empty_array(shape: tuple[int, ...], dtype: np.dtype, folder: Path, in_memory: bool) -> np.ndarray:
     """An array in memory, or in a nameless temporary file in `folder` that vanishes with the process.
 
     Where `folder` cannot be written, the file lies in the system's place for such files, which may be memory.
@@ -462,11 +462,10 @@ class Feed:
     """
 
     def __init__(self, windows: WindowSet, device: torch.device):
-        self.scale, self.device = windows.metadata["scale"], device
-        self.emg, self.targets = torch.from_numpy(windows.emg), torch.from_numpy(windows.targets)
-        self.pinned = device.type == "cuda"
-        if self.pinned and self.emg.nbytes <= torch.cuda.mem_get_info(device)[0] / 2:
-            self.emg, self.targets = self.emg.to(device), self.targets.to(device)
+        self.windows, self.scale, self.device = windows, windows.metadata["scale"], device
+        self.there = None
+        if device.type == "cuda" and windows.emg.nbytes <= torch.cuda.mem_get_info(device)[0] / 2:
+            self.there = torch.from_numpy(windows.emg).to(device)
 
     def __call__(self, parts: Iterable[np.ndarray]) -> Iterator[Batch]:
         """A batch for the rows of every part, read one or two batches ahead."""
@@ -480,12 +479,16 @@ class Feed:
                 yield waiting.popleft().result()
 
     def read(self, rows: np.ndarray) -> Batch:
-        chosen = torch.from_numpy(rows)
-        there = chosen.to(self.emg.device)
-        emg, targets, chosen = (self._bring(part) for part in (self.emg[there], self.targets[there], chosen))
-        return Batch(emg.float() * self.scale, targets, chosen)
+        chosen, targets = (self._bring(torch.from_numpy(part)) for part in (rows, self.windows.targets[rows]))
+        if self.device.type == "cpu":  # by numpy: torch would start threads that disturb those of the model
+            emg = torch.from_numpy(self.windows.emg[rows].astype(np.float32) * np.float32(self.scale))
+        elif self.there is None:
+            emg = self._bring(torch.from_numpy(self.windows.emg[rows])).float() * self.scale
+        else:
+            emg = self.there[chosen].float() * self.scale
+        return Batch(emg, targets, chosen)
 
     def _bring(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self.pinned and tensor.device != self.device:
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=self.pinned)
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)

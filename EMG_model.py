@@ -112,6 +112,14 @@ class Reference(NamedTuple):
         return Reference(*(tensor.to(device) for tensor in self))
 
 
+class Below(NamedTuple):
+    """What B windows are when they reach the first trained block: hidden (B, P, D), and logits (B, K) of the linear
+    path."""
+
+    hidden: torch.Tensor
+    logits: torch.Tensor
+
+
 class References(NamedTuple):
     """What every window is measured against: a row of `reference` per group, and the group (n,) of each window."""
 
@@ -387,6 +395,7 @@ class EMGForSequenceClassification(PreTrainedModel):
         self.head = nn.Linear(width, classes)
         self.linear = nn.Linear(pairs, classes).requires_grad_(False) if config.linear_path else None
         self.residual_weight = nn.Parameter(torch.tensor(RESIDUAL_WEIGHT if config.linear_path else 1.0))
+        self.first_trained = 0
         self.post_init()
 
     def get_input_embeddings(self) -> None:
@@ -394,28 +403,48 @@ class EMGForSequenceClassification(PreTrainedModel):
 
     def forward(
         self,
-        emg: torch.Tensor,
+        emg: torch.Tensor | None = None,
         reference: Reference | None = None,
         labels: torch.Tensor | None = None,
         draws: Draws | None = None,
+        below: Below | None = None,
         **_,
     ):
         """emg (B, T, C) in the unit of the training data → logits (B, K); with labels (B,) also the loss.
 
         reference: one row per window, of the session it is from; None: the training part's. labels are class
-        indices; draws: of `augmentation`, in training.
+        indices; draws: of `augmentation`, in training; below: in place of emg, what the method `below` made of it.
         """
+        if below is None:
+            hidden, linear = self._from_samples(emg, reference or self.reference, draws)
+        else:
+            hidden, linear = self._above(below.hidden), below.logits
+        logits = linear + self.residual_weight * self.head(self.dropout(hidden.mean(1))).float()  # (B, K)
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def _from_samples(self, emg: torch.Tensor, reference: Reference, draws: Draws | None) -> tuple[torch.Tensor, ...]:
+        """Hidden states (B, P, D) and the logits of the linear path (B, K)."""
         with torch.autocast(emg.device.type, enabled=False):  # powers span 60 dB: more than bfloat16 resolves
-            signal, covariance = self.normalise(emg, reference or self.reference)
+            signal, covariance = self.normalise(emg, reference)
             if draws is not None:
                 signal, covariance = self.augmentation(signal, covariance, draws)
             tokens = self.tokenise(signal, covariance)  # (B, P, D)
         hidden = self.backbone(inputs_embeds=tokens, use_cache=False).last_hidden_state  # (B, P, D)
-        logits = self.residual_weight * self.head(self.dropout(hidden.mean(1))).float()  # (B, K)
-        if self.linear is not None:
-            logits = logits + self.linear_logits(covariance)
-        loss = None if labels is None else F.cross_entropy(logits, labels)
-        return SequenceClassifierOutput(loss=loss, logits=logits)
+        return hidden, self.linear_logits(covariance)
+
+    @torch.no_grad()
+    def below(self, emg: torch.Tensor, reference: Reference) -> Below:
+        """What training does not change where all below the trained blocks is frozen; in evaluation mode."""
+        with torch.autocast(emg.device.type, enabled=False):
+            signal, covariance = self.normalise(emg, reference)
+            hidden = self.tokenise(signal, covariance)
+        hidden = hidden + self.backbone.wpe.weight[: hidden.shape[1]]
+        hidden = run_blocks(self.backbone.h[: self.first_trained], hidden)
+        return Below(hidden.float(), self.linear_logits(covariance))
+
+    def _above(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.backbone.ln_f(run_blocks(self.backbone.h[self.first_trained :], hidden))
 
     @torch.no_grad()
     def normalise(self, emg: torch.Tensor, reference: Reference) -> tuple[torch.Tensor, torch.Tensor]:
@@ -430,6 +459,9 @@ class EMGForSequenceClassification(PreTrainedModel):
         return torch.cat([kind(covariance if name == "covariance" else whole) for name, kind in kinds], 1)
 
     def linear_logits(self, covariance: torch.Tensor) -> torch.Tensor:
+        """(B, K); zeros without a linear path."""
+        if self.linear is None:
+            return covariance.new_zeros(len(covariance), self.head.out_features)
         with torch.autocast(covariance.device.type, enabled=False):
             return self.linear(covariance)
 
@@ -442,18 +474,33 @@ class EMGForSequenceClassification(PreTrainedModel):
         for name, tensor in reference._asdict().items():
             getattr(self, name).copy_(tensor)
 
-    def train_last(self, blocks: int) -> None:
+    def train_last(self, blocks: int, freeze: bool = False) -> None:
         """Train the last `blocks` blocks; below them only layer norms, positions, tokenisers and head train.
 
-        The recipe of GPT4TS (Zhou et al., NeurIPS 2023). The linear path never trains: it is fitted in closed form.
+        The recipe of GPT4TS (Zhou et al., NeurIPS 2023); with `freeze` nothing trains below them. The linear path never
+        trains: it is fitted in closed form.
         """
-        frozen = self.backbone.h[: max(0, len(self.backbone.h) - blocks)]
+        self.first_trained = max(0, len(self.backbone.h) - blocks)
+        frozen = self.backbone.h[: self.first_trained]
         self.requires_grad_(True)
+        if freeze:
+            for part in (self.tokenisers, self.backbone.wpe, frozen):
+                part.requires_grad_(False)
+            frozen = []
         if self.linear is not None:
             self.linear.requires_grad_(False)
         for block in frozen:
             for name, parameter in block.named_parameters():
                 parameter.requires_grad = name.startswith(("ln_1", "ln_2"))
+
+
+def run_blocks(blocks: nn.ModuleList, hidden: torch.Tensor) -> torch.Tensor:
+    """hidden (B, P, D) through some of GPT-2's blocks, where each token sees itself and those before it."""
+    tokens = hidden.shape[1]
+    unseen = torch.full((tokens, tokens), torch.finfo(hidden.dtype).min, device=hidden.device).triu(1)
+    for block in blocks:
+        hidden = block(hidden, attention_mask=unseen[None, None])
+    return hidden
 
 
 @torch.no_grad()

@@ -30,9 +30,9 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import get_cosine_schedule_with_warmup
 
 from EMG_DATA_LOADER import Batch, Feed, Split, WindowSet, class_weights, cut_rows
-from EMG_model import EMGForSequenceClassification, References
+from EMG_model import Below, Draws, EMGForSequenceClassification, References
 from EMG_run import finish_replacement, replace_folder, replacement, start_replacement
-from EMG_utils import EVALUATION_BATCH, balanced_accuracy, balanced_loss, new_model, session_references
+from EMG_utils import EVALUATION_BATCH, balanced_accuracy, balanced_loss, new_model, outputs_below, session_references
 from ENV import EMGError, Settings
 
 logger = logging.getLogger(__name__)
@@ -168,7 +168,8 @@ class Trainer:
         self.accelerator.register_for_checkpointing(self.schedule)  # prepared, it would step once per process
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.augmentation = model.augmentation
-        self.feed, self.references = Feed(windows, self.device), references.to(self.device)
+        self.samples, self.references = Feed(windows, self.device), references.to(self.device)
+        self.feed = self._feed_below(model) if settings.FREEZE else self.samples  # of the model that is trained
         self.weight = torch.ones(len(windows.classes), device=self.device)
         if settings.BALANCE == "weights":
             weight = class_weights(windows.targets[split.train], len(windows.classes))
@@ -176,6 +177,22 @@ class Trainer:
         self.best, self.history, self.epoch = None, [], Epoch()
         self.spent, self.checkpoints, self.trained = {"steps": 0.0, "data": 0.0, "checkpoints": 0.0}, 0, 0
         self.began = time.perf_counter()
+
+    def _feed_below(self, model: EMGForSequenceClassification) -> Feed:
+        """A feed of what the windows are when they reach the first trained block, in place of their samples."""
+        used = np.concatenate([self.split.train, self.split.validation])
+        with self.accelerator.autocast():
+            below = outputs_below(model, self.samples, used, self.references, self.settings)
+        self.linear_logits = below.logits.to(self.device)
+        metadata = self.windows.metadata | {"scale": 1}
+        return Feed(replace(self.windows, emg=below.hidden.numpy(), metadata=metadata), self.device)
+
+    def _logits(self, model: torch.nn.Module, batch: Batch, draws: Draws | None = None) -> torch.Tensor:
+        """(B, K) from a batch of `feed` for the model that is trained, of `samples` for another one."""
+        with self.accelerator.autocast():
+            if self.settings.FREEZE and model is self.model:
+                return model(below=Below(batch.emg, self.linear_logits[batch.rows])).logits
+            return model(emg=batch.emg, reference=self.references.of(batch.rows), draws=draws).logits
 
     def fit(
         self,
@@ -254,8 +271,7 @@ class Trainer:
         seed = np.random.SeedSequence([self.settings.SEED, len(self.history), epoch.step]).generate_state(2, np.uint64)
         torch.manual_seed(int(seed[0] >> 1) + self.accelerator.process_index)
         draws = self.augmentation.draw(len(rows), int(seed[1] >> 1)).of(mine).to(self.device)
-        with self.accelerator.autocast():
-            logits = self.model(emg=batch.emg, reference=self.references.of(batch.rows), draws=draws).logits
+        logits = self._logits(self.model, batch, draws)
         whole = self.weight[torch.from_numpy(self.windows.targets[rows]).to(self.device)].sum()
         loss = F.cross_entropy(logits, batch.targets, self.weight, reduction="sum") / whole  # this share of the mean
         right = (logits.argmax(1) == batch.targets).sum()
@@ -320,10 +336,10 @@ class Trainer:
     def predict(self, model: EMGForSequenceClassification, rows: np.ndarray) -> np.ndarray:
         """(n, K) probabilities of the windows `rows`, each predicted by one of the processes."""
         model.to(self.device).eval()
+        feed = self.feed if model is self.model else self.samples
         cut, found = cut_rows(rows, EVALUATION_BATCH * self.processes), []
-        for part, batch in zip(cut, self.feed(map(self._share, cut)), strict=True):
-            with self.accelerator.autocast():
-                logits = model(emg=batch.emg, reference=self.references.of(batch.rows)).logits
+        for part, batch in zip(cut, feed(map(self._share, cut)), strict=True):
+            logits = self._logits(model, batch)
             counting = logits if self._counts(part) else logits[:0]
             found.append(counting.softmax(1).float().cpu().numpy())
         found = gather_object(found)  # the parts of the first process, then those of the second

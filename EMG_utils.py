@@ -17,15 +17,19 @@ from sklearn.metrics import (
 )
 
 from EMG_DATA_LOADER import (
+    Feed,
     Split,
     WindowSet,
     batches,
+    cut_rows,
     draw_rows,
+    empty_array,
     read_emg,
     reference_groups,
     rows_to_measure,
 )
 from EMG_model import (
+    Below,
     EMGConfig,
     EMGForSequenceClassification,
     Reference,
@@ -59,7 +63,9 @@ def new_model(
     model.set_reference(measure_reference(read_emg(windows, draw_rows(split.train, settings.SEED))))
     if settings.LINEAR_PATH:
         fit_linear_path(model, windows, split, references, settings.SEED)
-    model.train_last(-settings.NUM_LAYERS)
+    if settings.FREEZE:
+        calibrate(model, windows, split, references, settings.SEED)
+    model.train_last(-settings.NUM_LAYERS, settings.FREEZE)
     return model
 
 
@@ -121,6 +127,37 @@ def fit_linear_path(
     coefficients, intercepts = linear_discriminant(covariance[:, turns].flatten(0, 1), targets, len(windows.classes))
     model.linear.weight.data.copy_(LINEAR_WEIGHT * coefficients)
     model.linear.bias.data.copy_(LINEAR_WEIGHT * intercepts)
+
+
+@torch.no_grad()
+def calibrate(
+    model: EMGForSequenceClassification, windows: WindowSet, split: Split, references: References, seed: int
+) -> None:
+    """Let the norms of tokenisers that will not train measure the training part: the mean over its batches."""
+    norms = [module for module in model.tokenisers.modules() if isinstance(module, torch.nn.BatchNorm1d)]
+    model.tokenisers.train()
+    for number, batch in enumerate(batches(windows, draw_rows(split.train, seed), EVALUATION_BATCH)):
+        for norm in norms:
+            norm.momentum = 1 / (number + 1)
+        model.tokenise(*model.normalise(batch.emg, references.of(batch.rows)))
+    model.tokenisers.eval()
+
+
+def outputs_below(
+    model: EMGForSequenceClassification, feed: Feed, rows: np.ndarray, references: References, settings: Settings
+) -> Below:
+    """(n, P, D) and (n, K) of the windows `rows`; in a mapped file where they take more than MEMORY_GB."""
+    model.to(feed.device).eval()
+    found = None
+    for batch in feed(cut_rows(rows, EVALUATION_BATCH)):
+        below = model.below(batch.emg, references.of(batch.rows))
+        if found is None:
+            shapes = [(len(references.groups), *part.shape[1:]) for part in below]
+            fits = 4 * np.prod(shapes[0]) <= settings.MEMORY_GB * 1e9
+            found = [empty_array(shape, np.dtype(np.float32), settings.DATA_LOCATION.parent, fits) for shape in shapes]
+        for whole, part in zip(found, below, strict=True):
+            whole[batch.rows.cpu()] = part.cpu()
+    return Below(*map(torch.from_numpy, found))
 
 
 def linear_discriminant(

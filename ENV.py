@@ -134,6 +134,9 @@ class Settings(BaseSettings):
     NUM_LAYERS: int = Field(-9, le=0)
     """−n trains the last n blocks, the others stay frozen but for their layer norms; 0 trains none; x ≤ 0."""
 
+    FREEZE: bool = False
+    """Freeze all below the trained blocks, tokenisers too: computed once, without NOISE, so epochs take seconds."""
+
     SCALE: Literal["session", "training"] = "session"
     """What a window is measured against: the signal of its person and day (no labels), or the training part's."""
 
@@ -281,6 +284,14 @@ class Settings(BaseSettings):
         if not values or not all(map(legal, values)):
             raise ValueError(f"should be at least one legal value of {info.field_name.removeprefix('SWEEP_')}")
         return values
+
+    @model_validator(mode="after")
+    def _frozen_windows_do_not_turn(self):
+        if self.FREEZE and self.ROTATION:
+            raise ValueError(
+                f"FREEZE with ROTATION = {self.ROTATION}: windows that are computed once cannot be turned; set one only"
+            )
+        return self
 
     @model_validator(mode="after")
     def _band_rises(self):

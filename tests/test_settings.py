@@ -71,6 +71,7 @@ OTHER_VALUES = {
     "ROTATION": "2",
     "CLIP": "2",
     "PRECISION": "fp32",
+    "FREEZE": ("true", True),
     "COMPILE": ("true", True),
     "DETERMINISTIC": ("true", True),
     "SEED": "9",

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import ROOT, run
+from pydantic import ValidationError
 from rich.console import Console
 from safetensors.torch import load_file
 from test_main import flags, history, one_sentence, read, start
@@ -239,6 +240,43 @@ def test_frozen_blocks_have_no_gradients_and_no_state(small_file, tiny_gpt2):
         frozen = [p for p in trained.model.parameters() if not p.requires_grad]
         assert all(p.grad is None for p in frozen)
     assert sizes[0] - sizes[1] == 2 * (12 * 32**2 + 9 * 32)  # the block's matrices and their biases
+
+
+@pytest.mark.parametrize("layers", [-1, 0])
+def test_what_is_computed_once_is_what_the_samples_give(layers, small_file, tiny_gpt2):
+    trained = fit(settings(small_file, tiny_gpt2, NUM_LAYERS=layers, FREEZE=True, ROTATION=0))
+    model, rows = trained.bare_model.eval(), trained.split.validation
+    batch, own = trained.samples.read(rows), trained.feed.read(rows)
+    with torch.no_grad():
+        expected = model(emg=batch.emg, reference=trained.references.of(batch.rows)).logits
+        found = trained._logits(trained.model, own)
+    assert own.emg.shape == (len(rows), 6, 32)
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert expected.std() > 0.1
+
+
+def test_freezing_leaves_all_below_the_trained_blocks_as_it_was(small_file, tiny_gpt2):
+    chosen = settings(small_file, tiny_gpt2, NUM_LAYERS=-1, FREEZE=True, ROTATION=0)
+    before, after = weights(trainer(chosen)), weights(fit(chosen))
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    trains = ("backbone.h.1.", "backbone.ln_f.", "head.", "residual_weight")
+    assert changed == {name for name in before if name.startswith(trains)}
+
+
+def test_frozen_tokenisers_have_the_norms_of_the_training_part(small_file, tiny_gpt2):
+    """With them the log powers of the training part have mean 0 and deviation 1, almost: two batches count the same."""
+    trained = trainer(settings(small_file, tiny_gpt2, FREEZE=True, ROTATION=0, TOKENS="power", SAMPLING_RATIO=1))
+    batch, seen, norm = trained.samples.read(trained.split.train), [], trained.bare_model.tokenisers["power"].norm
+    norm.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    with torch.no_grad():
+        trained.bare_model.eval()(emg=batch.emg, reference=trained.references.of(batch.rows))
+    assert seen[0].mean((0, 2)).abs().max() < 0.2
+    assert (seen[0].std((0, 2)) - 1).abs().max() < 0.2
+
+
+def test_windows_that_are_computed_once_cannot_be_turned():
+    with pytest.raises(ValidationError, match="FREEZE with ROTATION = 1"):
+        Settings(FREEZE=True, ROTATION=1)
 
 
 # ---- the same result ------------------------------------------------------------------------------------------

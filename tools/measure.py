@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from EMG_DATA_LOADER import Split, WindowSet
-from EMG_model import EMGForSequenceClassification, build_model
+from EMG_model import Below, EMGForSequenceClassification, build_model
 from EMG_utils import describe_model
 from ENV import EMGError, Settings
 
@@ -138,15 +138,17 @@ def facts_of(windows: WindowSet, split: Split, settings: Settings) -> dict:
     """What a row of this project's model trains; FLOPs are counted from the model's shapes."""
     with SHAPES_ONLY:
         model = model_of_shapes(windows, settings)
-        model.train_last(-settings.NUM_LAYERS)
-    emg = torch.zeros(1, *windows.emg.shape[1:])  # (1, T, C)
+        model.train_last(-settings.NUM_LAYERS, settings.FREEZE)
     config, patches = model.config, model.config.window // model.config.patch
+    tokens = sum(1 if kind == "covariance" else patches for kind in config.tokens)
+    samples = {"emg": torch.zeros(1, *windows.emg.shape[1:])}  # (1, T, C)
+    computed = {"below": Below(torch.zeros(1, tokens, config.backbone["n_embd"]), torch.zeros(1, 1))}
     return {
         "batch_size": settings.BATCH_SIZE,
         "blocks": config.backbone["n_layer"],
         "trained_blocks": min(-settings.NUM_LAYERS, config.backbone["n_layer"]),
-        "tokens_per_window": sum(1 if kind == "covariance" else patches for kind in config.tokens),
-        "flops_per_window": training_flops(model, emg=emg),
+        "tokens_per_window": tokens,
+        "flops_per_window": training_flops(model, **computed if settings.FREEZE else samples),
         "windows": settings.STEPS * settings.BATCH_SIZE,
         "training_windows": len(split.train),
     }
@@ -157,7 +159,7 @@ def model_of_shapes(windows: WindowSet, settings: Settings) -> EMGForSequenceCla
     return build_model(describe_model(windows, settings), settings.MODEL_NAME, "never", settings.BLOCKS)
 
 
-def training_flops(model: PreTrainedModel, **window: torch.Tensor) -> int:
+def training_flops(model: PreTrainedModel, **window) -> int:
     """FLOPs of a forward and backward pass over one window, in matrix products and convolutions, 2 per multiply-add.
 
     All P² products of attention are counted, masked ones too. `model` has no numbers.

@@ -147,6 +147,8 @@ def comparisons(settings: TrainSettings, folder: Path) -> Iterator[Comparison]:
     size, trained = f"batch size {settings.BATCH_SIZE}", settings.NUM_LAYERS
     few = ours(f"NUM_LAYERS = {FEW_TRAINED}", NUM_LAYERS=FEW_TRAINED)
     yield Comparison(f"frozen blocks, {size}", [few, ours(f"NUM_LAYERS = {trained}")])
+    once = ours(f"NUM_LAYERS = {FEW_TRAINED}, FREEZE", NUM_LAYERS=FEW_TRAINED, FREEZE=True)
+    yield Comparison(f"computed once, {size}", [once, ours(f"NUM_LAYERS = {trained}")])
     yield Comparison(f"mapped file, {size}", [ours("windows in a mapped file", MEMORY_GB=0), ours("windows in memory")])
     yield Comparison(f"checkpoints, {size}", [ours("with a run folder", RUN_DIR=folder / "run")])
     yield Comparison(f"numbers as text, {size}", [ours(), rival("text, batch size 4", TextTraining)])
