@@ -181,8 +181,8 @@ class SharedStudy:
         except optuna.TrialPruned:
             logger.info(f"trial {trial.number + 1} is stopped: it lies below the median of the trials before")
             self.study.tell(trial, state=TrialState.PRUNED)
-        except (EMGError, ModelError, torch.OutOfMemoryError) as error:
-            reason = str(error).partition("\n")[0]
+        except (EMGError, ModelError, MemoryError, torch.OutOfMemoryError) as error:
+            reason = str(error).partition("\n")[0] or "the memory is full"
             logger.warning(f"trial {trial.number + 1} failed: {reason}")
             trial.set_user_attr("error", reason)
             self.study.tell(trial, state=TrialState.FAIL)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import TypeVar
 
@@ -104,6 +104,21 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
+def with_memory_errors(function: Callable) -> Callable:
+    """Full memory on a CPU is a RuntimeError to torch; the function raises MemoryError for it."""
+
+    @wraps(function)
+    def wrapped(*given, **named):
+        try:
+            return function(*given, **named)
+        except RuntimeError as error:
+            if "can't allocate memory" in str(error):
+                raise MemoryError(str(error)) from None
+            raise
+
+    return wrapped
+
+
 # ---- training -------------------------------------------------------------------------------------------------
 
 
@@ -148,14 +163,7 @@ class Trainer:
         self.device, self.processes = self.accelerator.device, self.accelerator.num_processes
         shared = f", {self.processes} processes" if self.processes > 1 else ""
         logger.info(f"{self.device}{shared}, {self.precision} ({reason})")
-        if self.device.type == "cpu":
-            keep_freed_memory()
-            model.set_attn_implementation("eager")  # for so few tokens it is faster than the fused one, there
-        if settings.DETERMINISTIC:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(settings.DETERMINISTIC)
-        if settings.COMPILE:
-            model.backbone.compile()
+        self._suit_the_device(model)
         self.steps = -(-len(split.train) // settings.BATCH_SIZE)  # per epoch
         optimizer = torch.optim.AdamW(
             decay_groups(model, settings.WEIGHT_DECAY),
@@ -170,13 +178,27 @@ class Trainer:
         self.augmentation = model.augmentation
         self.samples, self.references = Feed(windows, self.device), references.to(self.device)
         self.feed = self._feed_below(model) if settings.FREEZE else self.samples  # of the model that is trained
-        self.weight = torch.ones(len(windows.classes), device=self.device)
-        if settings.BALANCE == "weights":
-            weight = class_weights(windows.targets[split.train], len(windows.classes))
-            self.weight = torch.from_numpy(weight).float().to(self.device)
+        self.weight = self._class_weight()
         self.best, self.history, self.epoch = None, [], Epoch()
         self.spent, self.checkpoints, self.trained = {"steps": 0.0, "data": 0.0, "checkpoints": 0.0}, 0, 0
         self.began = time.perf_counter()
+
+    def _suit_the_device(self, model: EMGForSequenceClassification) -> None:
+        if self.device.type == "cpu":
+            keep_freed_memory()
+            model.set_attn_implementation("eager")  # for so few tokens it is faster than the fused one, there
+        if self.settings.DETERMINISTIC:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        if self.settings.COMPILE:
+            model.backbone.compile()
+
+    def _class_weight(self) -> torch.Tensor:
+        """(K,)"""
+        if self.settings.BALANCE != "weights":
+            return torch.ones(len(self.windows.classes), device=self.device)
+        weight = class_weights(self.windows.targets[self.split.train], len(self.windows.classes))
+        return torch.from_numpy(weight).float().to(self.device)
 
     def _feed_below(self, model: EMGForSequenceClassification) -> Feed:
         """A feed of what the windows are when they reach the first trained block, in place of their samples."""
@@ -194,6 +216,7 @@ class Trainer:
                 return model(below=Below(batch.emg, self.linear_logits[batch.rows])).logits
             return model(emg=batch.emg, reference=self.references.of(batch.rows), draws=draws).logits
 
+    @with_memory_errors
     def fit(
         self,
         console: Console,
@@ -332,6 +355,7 @@ class Trainer:
             "validation_balanced_accuracy": balanced_accuracy(target, predicted),
         }
 
+    @with_memory_errors
     @torch.no_grad()  # inference mode would lock the buffers that processes share
     def predict(self, model: EMGForSequenceClassification, rows: np.ndarray) -> np.ndarray:
         """(n, K) probabilities of the windows `rows`, each predicted by one of the processes."""

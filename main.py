@@ -53,9 +53,7 @@ def main() -> int:
         run = of_main_process(open_run(settings) if first else None)
         start_log(console, run if first else None)
         experiment(windows, split, settings, console, run)
-    except (EMGError, ModelError, OSError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
-            raise
+    except (EMGError, ModelError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         print(f"main.py{told_apart()}: {explain(error)}", file=sys.stderr)
         if run and first:
             close_log()
@@ -76,14 +74,9 @@ def told_apart() -> str:
     return f" (process {number})" if number else ""
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """On a CPU torch says so in words alone."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 def explain(error: Exception) -> str:
     """One sentence."""
-    if is_out_of_memory(error):
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return "the memory is full; lower BATCH_SIZE, BLOCKS or MEMORY_GB"
     if isinstance(error, OSError):
         return (
