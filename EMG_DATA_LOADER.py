@@ -4,6 +4,7 @@ Groups are split, never windows: no two parts share a raw sample, not even throu
 """
 
 import json
+import mmap
 import os
 import tempfile
 from collections import deque
@@ -463,6 +464,9 @@ class Feed:
 
     def __init__(self, windows: WindowSet, device: torch.device):
         self.windows, self.scale, self.device = windows, windows.metadata["scale"], device
+        self.file = windows.emg.base if isinstance(windows.emg.base, mmap.mmap) else None
+        if self.file and hasattr(mmap, "MADV_RANDOM"):
+            self.file.madvise(mmap.MADV_RANDOM)  # else a window brings ten times its size from the disk
         self.there = None
         if device.type == "cuda" and windows.emg.nbytes <= torch.cuda.mem_get_info(device)[0] / 2:
             self.there = torch.from_numpy(windows.emg).to(device)
@@ -479,6 +483,8 @@ class Feed:
                 yield waiting.popleft().result()
 
     def read(self, rows: np.ndarray) -> Batch:
+        if self.file and hasattr(mmap, "MADV_WILLNEED"):
+            self._announce(rows)
         chosen, targets = (self._bring(torch.from_numpy(part)) for part in (rows, self.windows.targets[rows]))
         if self.device.type == "cpu":  # by numpy: torch would start threads that disturb those of the model
             emg = torch.from_numpy(self.windows.emg[rows].astype(np.float32) * np.float32(self.scale))
@@ -487,6 +493,13 @@ class Feed:
         else:
             emg = self.there[chosen].float() * self.scale
         return Batch(emg, targets, chosen)
+
+    def _announce(self, rows: np.ndarray) -> None:
+        """Let the system read all windows of a batch from the disk at once, not page by page."""
+        size = self.windows.emg[0].nbytes
+        for first in (rows * size).tolist():
+            start = first // mmap.PAGESIZE * mmap.PAGESIZE
+            self.file.madvise(mmap.MADV_WILLNEED, start, first + size - start)
 
     def _bring(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.device.type != "cuda":
