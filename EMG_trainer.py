@@ -38,7 +38,8 @@ from ENV import EMGError, Settings
 logger = logging.getLogger(__name__)
 
 WORTHWHILE = 1.3  # bfloat16 is taken where its products are at least this much faster
-CHECKPOINT_SHARE = 0.03  # of the time goes into checkpoints, at the most, but for the first and the last
+CHECKPOINT_SHARE = 0.03  # of the time goes into checkpoints, at the most, but for the last one
+GUESSED_RATE = 5e8  # bytes of a checkpoint per second, until one was written
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 STEPS_PER_LOOK = 10  # on a GPU: looking at the loss waits for it
 
@@ -398,8 +399,12 @@ class Trainer:
     def _due(self) -> bool:
         """Whether another checkpoint, as costly as those so far, keeps their share of the time."""
         spent, written = self.spent["checkpoints"], self.checkpoints
-        one = spent / written if written else 0.0
+        one = spent / written if written else self._checkpoint_bytes() / GUESSED_RATE
         return spent + one <= CHECKPOINT_SHARE * (time.perf_counter() - self.began)
+
+    def _checkpoint_bytes(self) -> int:
+        """Weights, and two moments of those that are trained."""
+        return sum(4 * p.numel() * (3 if p.requires_grad else 1) for p in self.model.parameters())
 
     def _checkpoint(self, run: Path) -> None:
         """best_model/ where there is a better one, then last/; each is whole or absent."""

@@ -25,7 +25,7 @@ from test_main import flags, history, one_sentence, read, start
 from torch._dynamo.utils import counters
 
 from EMG_DATA_LOADER import Split, load_windows, split_windows
-from EMG_trainer import CHECKPOINT_SHARE, Trainer
+from EMG_trainer import CHECKPOINT_SHARE, GUESSED_RATE, Trainer
 from EMG_utils import new_model, session_references
 from ENV import Settings
 
@@ -191,7 +191,11 @@ def test_a_second_signal_acts_at_once(small_file, tiny_gpt2):
 def test_checkpoints_keep_their_share_of_the_time(small_file, tiny_gpt2):
     """Two took 4 s together, so a third makes 6 s: CHECKPOINT_SHARE of 6 s / CHECKPOINT_SHARE."""
     trained = trainer(settings(small_file, tiny_gpt2))
-    assert trained._due()  # the first one tells what they cost
+    first = 12 * sum(p.numel() for p in trained.model.parameters()) / GUESSED_RATE  # the linear path's 8 · 37 apart
+    trained.began = time.perf_counter()
+    assert not trained._due()
+    trained.began -= 1.01 * first / CHECKPOINT_SHARE
+    assert trained._due()
     trained.spent["checkpoints"], trained.checkpoints = 4.0, 2
     trained.began = time.perf_counter() - 6 / CHECKPOINT_SHARE + 5
     assert not trained._due()

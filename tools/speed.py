@@ -212,7 +212,7 @@ def print_training(compared: list[dict], console: Console) -> None:
     print_wide(table, console)
     console.print(
         "epoch: the whole training part at this rate; data: waiting for it; saving: one checkpoint "
-        f"(they take {CHECKPOINT_SHARE:.0%} of the time at the most, but for the first and the last); "
+        f"(they take {CHECKPOINT_SHARE:.0%} of the time at the most, but for the last); "
         "of matrix: FLOP/s over those of a square product; ratio: windows/s of the first row over the second's",
         *describe_rows(compared),
         sep="\n",
