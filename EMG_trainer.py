@@ -38,7 +38,7 @@ from ENV import EMGError, Settings
 logger = logging.getLogger(__name__)
 
 WORTHWHILE = 1.3  # bfloat16 is taken where its products are at least this much faster
-CHECKPOINT_SHARE = 0.03  # of the time goes into checkpoints, at the most, but for the last one
+CHECKPOINT_SHARE = 0.03  # of the time goes into checkpoints, at the most, but for the short one at the end
 GUESSED_RATE = 5e8  # bytes of a checkpoint per second, until one was written
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 STEPS_PER_LOOK = 10  # on a GPU: looking at the loss waits for it
@@ -233,6 +233,8 @@ class Trainer:
         row, and ends the training where it raises. Raises EMGError where the loss is no longer finite, and
         KeyboardInterrupt after SIGINT or SIGTERM, when the step is whole and the checkpoint written.
         """
+        if run:
+            run.mkdir(parents=True, exist_ok=True)
         fresh = not (run and self._resume(run))
         with _progress(console) as bar, _kept_signals() as asked:
             while len(self.history) < (stop_after or self.epochs):
@@ -246,7 +248,7 @@ class Trainer:
                 self._pause(asked, run)
                 fresh = True
         if run and fresh:
-            self._checkpoint(run)
+            self.checkpoint(run, state=False)
             self._log_speed()
         return self.history
 
@@ -386,7 +388,7 @@ class Trainer:
         due = run is not None and self.accelerator.is_main_process and self._due()
         stop, due = self._any(bool(asked)), self._any(due)
         if run and (stop or due):
-            self._checkpoint(run)
+            self.checkpoint(run)
         if stop:
             raise KeyboardInterrupt
 
@@ -406,8 +408,11 @@ class Trainer:
         """Weights, and two moments of those that are trained."""
         return sum(4 * p.numel() * (3 if p.requires_grad else 1) for p in self.model.parameters())
 
-    def _checkpoint(self, run: Path) -> None:
-        """best_model/ where there is a better one, then last/; each is whole or absent."""
+    def checkpoint(self, run: Path, state: bool = True) -> None:
+        """best_model/ where there is a better one, then last/; each is whole or absent.
+
+        A training that has ended needs no `state` of weights and optimiser: its best model and history are enough.
+        """
         began, main = time.perf_counter(), self.accelerator.is_main_process
         if self.best is not None and main:
             replace_folder(
@@ -418,7 +423,8 @@ class Trainer:
             start_replacement(run / "last")
         self.accelerator.wait_for_everyone()
         folder, sums = replacement(run / "last"), self._whole_sums()
-        self.accelerator.save_state(str(folder))
+        if state:
+            self.accelerator.save_state(str(folder / "state"))
         self.accelerator.wait_for_everyone()
         if main:
             (folder / "history.json").write_text(json.dumps(self.history))
@@ -434,7 +440,8 @@ class Trainer:
         if not (last / "history.json").is_file():
             return False
         try:
-            self.accelerator.load_state(str(last))
+            if (last / "state").is_dir():
+                self.accelerator.load_state(str(last / "state"))
             self.history = json.loads((last / "history.json").read_text())
             self.epoch = Epoch(**json.loads((last / "epoch.json").read_text()))
         except (OSError, ValueError, TypeError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:

@@ -15,7 +15,8 @@ from conftest import ROOT, STEM, run
 from huggingface_hub import constants
 
 from EMG_DATA_LOADER import load_windows, read_emg, split_windows
-from EMG_utils import Trainer, new_model, session_references
+from EMG_trainer import Trainer
+from EMG_utils import new_model, session_references
 from ENV import Settings
 from tools.benchmark import main
 from tools.cost import exact_windows
@@ -124,7 +125,10 @@ def test_training_is_measured_beside_other_ways(trained):
     titles = [comparison["title"] for comparison in trained["comparisons"]]
     assert titles == [
         "batch size 16",
-        *(f"{what}, batch size 16" for what in ("frozen blocks", "mapped file", "checkpoints", "numbers as text")),
+        *(
+            f"{what}, batch size 16"
+            for what in ("frozen blocks", "computed once", "mapped file", "checkpoints", "numbers as text")
+        ),
     ]
     for comparison in trained["comparisons"]:
         rates = [row["windows_per_s"] for row in comparison["rows"]]
@@ -163,9 +167,7 @@ def test_shares_of_the_time_are_known_of_this_project(trained):
         assert rows.pop(name)["data_share"] is None
     for name, row in rows.items():
         assert 0 < row["data_share"] < 1
-        saved = row["checkpoint_s"] / (row["checkpoint_s"] + row["epoch_s"])
-        assert row["checkpoint_share"] == pytest.approx(saved)
-        assert (row["checkpoint_share"] > 0) == (name == "with a run folder")
+        assert (row["checkpoint_s"] is not None) == (name == "with a run folder")
 
 
 def test_flops_are_those_counted_by_hand(trained):

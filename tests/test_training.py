@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import psutil
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -407,12 +409,13 @@ sys.exit(main.main())
 
 @pytest.fixture(scope="module")
 def large_file(small_file, tmp_path_factory) -> Path:
-    """1.2 GB of windows: those of `small_file` again and again."""
+    """1.2 GB of windows: those of `small_file` again and again, as ever new repetitions."""
     table = pq.read_table(small_file)
-    path = tmp_path_factory.mktemp("large") / "large.parquet"
+    path, place = tmp_path_factory.mktemp("large") / "large.parquet", table.schema.get_field_index("repetition")
     with pq.ParquetWriter(path, table.schema) as writer:
-        for _ in range(-(-1_200_000_000 // (table.num_rows * 4000))):
-            writer.write_table(table)
+        for copy in range(-(-1_200_000_000 // (table.num_rows * 4000))):
+            later = pc.add(table["repetition"], pa.scalar(10 * copy, pa.int16()))
+            writer.write_table(table.set_column(place, table.schema.field(place), later))
     return path
 
 
@@ -420,7 +423,8 @@ def large_file(small_file, tmp_path_factory) -> Path:
 def test_windows_that_are_larger_than_memory_are_trained_on(large_file, tiny_gpt2, tmp_path):
     """The process may take 800 MB more than it has once torch is imported."""
     named = {"DATA_LOCATION": large_file, "MODEL_NAME": tiny_gpt2, "FILTERS": 4, "PRECISION": "fp32", "NUM_EPOCHS": 1}
-    command = ["-c", CAPPED, *flags(**named, BATCH_SIZE=16, SAMPLING_RATIO=0.01, SPLIT="repetition", REFIT=False)]
+    command = ["-c", CAPPED, *flags(**named, BATCH_SIZE=16, SAMPLING_RATIO=0.01, SPLIT="repetition", REFIT=False)
+    command += flags(TEST_SHARE=0.01, VALIDATION_SHARE=0.01)]
     done = run(*command, *flags(RUN_DIR=tmp_path / "memory"))
     assert done.returncode == 1
     assert "the memory is full; lower BATCH_SIZE, BLOCKS or MEMORY_GB" in one_sentence(done.stderr)

@@ -67,7 +67,7 @@ class PredictSettings(SpeedSettings):
 
 
 class ThisTraining(Training):
-    """This project's Trainer on STEPS batches; it writes checkpoints where RUN_DIR is set."""
+    """This project's Trainer on STEPS batches; it writes a checkpoint after every epoch where RUN_DIR is set."""
 
     def __init__(self, settings: TrainSettings):
         windows = load_windows(settings)
@@ -84,7 +84,9 @@ class ThisTraining(Training):
     def epoch(self) -> dict:
         """The next one; `checkpoint` is what one took on average so far."""
         waited, self.epochs = self.trainer.spent["data"], self.epochs + 1
-        history = self.trainer.fit(Console(quiet=True), self.run, stop_after=self.epochs)
+        history = self.trainer.fit(Console(quiet=True), stop_after=self.epochs)
+        if self.run:
+            self.trainer.checkpoint(self.run)
         checkpoint = self.trainer.spent["checkpoints"] / max(1, self.trainer.checkpoints)
         waited = self.trainer.spent["data"] - waited
         return {"seconds": history[-1]["seconds"], "data": waited, "checkpoint": checkpoint}
@@ -212,7 +214,7 @@ def print_training(compared: list[dict], console: Console) -> None:
     print_wide(table, console)
     console.print(
         "epoch: the whole training part at this rate; data: waiting for it; saving: one checkpoint "
-        f"(they take {CHECKPOINT_SHARE:.0%} of the time at the most, but for the last); "
+        f"(they take {CHECKPOINT_SHARE:.0%} of the time at the most); "
         "of matrix: FLOP/s over those of a square product; ratio: windows/s of the first row over the second's",
         *describe_rows(compared),
         sep="\n",
