@@ -423,8 +423,8 @@ def large_file(small_file, tmp_path_factory) -> Path:
 def test_windows_that_are_larger_than_memory_are_trained_on(large_file, tiny_gpt2, tmp_path):
     """The process may take 800 MB more than it has once torch is imported."""
     named = {"DATA_LOCATION": large_file, "MODEL_NAME": tiny_gpt2, "FILTERS": 4, "PRECISION": "fp32", "NUM_EPOCHS": 1}
-    command = ["-c", CAPPED, *flags(**named, BATCH_SIZE=16, SAMPLING_RATIO=0.01, SPLIT="repetition", REFIT=False)
-    command += flags(TEST_SHARE=0.01, VALIDATION_SHARE=0.01)]
+    command = ["-c", CAPPED, *flags(**named, BATCH_SIZE=16, SAMPLING_RATIO=0.01, SPLIT="repetition", REFIT=False)]
+    command += flags(TEST_SHARE=0.01, VALIDATION_SHARE=0.01)
     done = run(*command, *flags(RUN_DIR=tmp_path / "memory"))
     assert done.returncode == 1
     assert "the memory is full; lower BATCH_SIZE, BLOCKS or MEMORY_GB" in one_sentence(done.stderr)
