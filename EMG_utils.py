@@ -16,6 +16,7 @@ from sklearn.metrics import (
     recall_score,
 )
 
+from EMG_build import build_model
 from EMG_DATA_LOADER import (
     Feed,
     Split,
@@ -28,15 +29,7 @@ from EMG_DATA_LOADER import (
     reference_groups,
     rows_to_measure,
 )
-from EMG_model import (
-    Below,
-    EMGConfig,
-    EMGForSequenceClassification,
-    Reference,
-    References,
-    build_model,
-    measure_reference,
-)
+from EMG_model import Below, EMGConfig, EMGForSequenceClassification, Reference, References, measure_reference
 from ENV import EMGError, Settings
 
 logger = logging.getLogger(__name__)

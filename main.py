@@ -18,9 +18,10 @@ from accelerate import PartialState
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
+from EMG_build import load_model
 from EMG_DATA_LOADER import Split, WindowSet, load_windows, split_windows
 from EMG_figures import draw_confusion_matrix, draw_history
-from EMG_model import ModelError, load_model
+from EMG_model import ModelError
 from EMG_run import (
     discard_if_empty,
     open_run,
@@ -207,7 +208,7 @@ def start_log(console: Console, run: Path | None) -> None:
         handlers.append(logging.FileHandler(run / "log.txt", encoding="utf-8"))
         handlers[1].setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=handlers, force=True)
-    for name in ("main", "EMG_sweep", "EMG_utils", "EMG_trainer", "EMG_model"):
+    for name in ("main", "EMG_sweep", "EMG_utils", "EMG_trainer", "EMG_build"):
         logging.getLogger(name).setLevel(logging.INFO)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # it would list every block that BLOCKS leaves out

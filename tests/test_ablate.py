@@ -14,8 +14,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2Model
 
+from EMG_build import load_model
 from EMG_DATA_LOADER import WindowSet, load_windows, read_emg, split_windows
-from EMG_model import load_model, log_covariance
+from EMG_model import log_covariance
 from EMG_utils import session_references
 from ENV import Settings
 from tools.ablate import ARMS, AblationSettings, main, plan_all, predict, shuffle_patches

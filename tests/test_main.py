@@ -18,8 +18,9 @@ import torch
 from conftest import ROOT, run
 from safetensors.torch import load_file
 
+from EMG_build import load_model
 from EMG_DATA_LOADER import WindowSet, load_windows, read_emg
-from EMG_model import load_model, measure_reference
+from EMG_model import measure_reference
 from EMG_run import open_run, resumed_settings
 from ENV import EMGError, Settings
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, GPT2Model
 
+from EMG_build import build_model, load_model
 from EMG_model import (
     POWER_FLOOR,
     SPREAD_FLOOR,
@@ -22,8 +23,6 @@ from EMG_model import (
     EMGForSequenceClassification,
     ModelError,
     Reference,
-    build_model,
-    load_model,
     log_covariance,
     measure_reference,
     turn_rings,
@@ -149,7 +148,8 @@ def test_the_power_is_that_behind_the_filters(taps):
     filters = torch.randn(4, taps, generator=torch.Generator().manual_seed(2))
     made.tokenisers["power"].filters.data.copy_(filters)
     signals = made.normalise(emg, made.reference)[0].transpose(1, 2).reshape(-1, 1, WINDOW)
-    filtered = torch.nn.functional.conv1d(signals, filters[:, None], padding="same")
+    padded = torch.nn.functional.pad(signals, ((taps - 1) // 2, taps // 2))
+    filtered = torch.nn.functional.conv1d(padded, filters[:, None])
     power = filtered.square().reshape(len(emg), len(CHANNELS), 4, -1, PATCH).mean(4)
     assert torch.allclose(log_power(made, emg), torch.log(power + POWER_FLOOR), atol=1e-3)
 
@@ -575,11 +575,11 @@ def shape_only(tiny_gpt2, tmp_path) -> Path:
 
 
 def test_without_weights_auto_says_in_one_line_that_they_are_random(shape_only, caplog):
-    with caplog.at_level(logging.WARNING, "EMG_model"):
+    with caplog.at_level(logging.WARNING, "EMG_build"):
         made = build_model(config(), str(shape_only), "auto", 2)
     assert made.config.weights == "random"
     assert made.config.backbone["n_embd"] == 32
-    messages = [record.getMessage() for record in caplog.records if record.name == "EMG_model"]
+    messages = [record.getMessage() for record in caplog.records if record.name == "EMG_build"]
     assert len(messages) == 1
     assert "random weights" in messages[0]
     assert str(shape_only) in messages[0]

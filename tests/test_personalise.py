@@ -15,8 +15,9 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from sklearn.preprocessing import StandardScaler
 
+from EMG_build import load_model
 from EMG_DATA_LOADER import WindowSet
-from EMG_model import EMGConfig, EMGForSequenceClassification, load_model, measure_reference
+from EMG_model import EMGConfig, EMGForSequenceClassification, measure_reference
 from ENV import EMGError
 from tools.personalise import adapt, best_factor, check_apart, main, order_of_repetitions
 

@@ -14,6 +14,7 @@ MODULES = [
     "Preprocessing",
     "EMG_DATA_LOADER",
     "EMG_model",
+    "EMG_build",
     "EMG_utils",
     "EMG_trainer",
     "EMG_sweep",

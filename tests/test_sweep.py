@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from test_main import ONE_THREAD, SMALL, flags, history, read, start
 
 import EMG_sweep
+from EMG_build import load_model
 from EMG_DATA_LOADER import load_windows, split_windows
-from EMG_model import load_model
 from EMG_run import write_split
 from EMG_sweep import SharedStudy, identity, sweep, written
 from EMG_utils import session_references

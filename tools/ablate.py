@@ -24,9 +24,10 @@ from pydantic_settings import NoDecode
 from rich.console import Console
 from transformers import GPT2Config
 
+from EMG_build import build_model, load_model
 from EMG_DATA_LOADER import Split, WindowSet, load_windows, split_windows
 from EMG_figures import draw_confusion_matrix
-from EMG_model import EMGConfig, EMGForSequenceClassification, ModelError, build_model, load_model
+from EMG_model import EMGConfig, EMGForSequenceClassification, ModelError
 from EMG_run import make_folder, replace_folder, write_json, write_predictions, write_split
 from EMG_sweep import sweep
 from EMG_trainer import Trainer

@@ -19,8 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from EMG_build import build_model
 from EMG_DATA_LOADER import Split, WindowSet
-from EMG_model import Below, EMGForSequenceClassification, build_model
+from EMG_model import Below, EMGForSequenceClassification
 from EMG_utils import describe_model
 from ENV import EMGError, Settings
 

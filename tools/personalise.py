@@ -39,9 +39,10 @@ from scipy.special import softmax
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
+from EMG_build import load_model
 from EMG_DATA_LOADER import MIN_TRAINING_WINDOWS, Split, WindowSet, batches, load_windows, read_emg
 from EMG_figures import BLUE, GREY, ORANGE, plt
-from EMG_model import EMGForSequenceClassification, ModelError, load_model, measure_reference
+from EMG_model import EMGForSequenceClassification, ModelError, measure_reference
 from EMG_run import make_folder, replace_folder, write_json
 from EMG_utils import EVALUATION_BATCH, LINEAR_WEIGHT, balanced_loss, compute_metrics, linear_discriminant, versions
 from EMG_windows import RATE_TOLERANCE

@@ -20,8 +20,8 @@ from transformers import (
     default_data_collator,
 )
 
+from EMG_build import hub_answers
 from EMG_DATA_LOADER import WindowSet, load_windows, read_emg, split_windows
-from EMG_model import hub_answers
 from EMG_utils import new_model, session_references
 from ENV import Settings
 from tools.measure import (

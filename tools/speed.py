@@ -19,8 +19,9 @@ from pydantic_settings import NoDecode
 from rich.console import Console
 from rich.table import Table
 
+from EMG_build import build_model
 from EMG_DATA_LOADER import load_windows, read_emg, split_windows
-from EMG_model import EMGForSequenceClassification, build_model, measure_reference
+from EMG_model import EMGForSequenceClassification, measure_reference
 from EMG_trainer import CHECKPOINT_SHARE, Trainer, choose_precision
 from EMG_utils import describe_model, new_model, session_references
 from ENV import EMGError
