@@ -464,11 +464,13 @@ class Feed:
 
     def __init__(self, windows: WindowSet, device: torch.device):
         self.windows, self.scale, self.device = windows, windows.metadata["scale"], device
-        self.file = windows.emg.base if isinstance(windows.emg.base, mmap.mmap) else None
+        base = getattr(windows.emg, "base", None)
+        self.file = base if isinstance(base, mmap.mmap) else None
         if self.file and hasattr(mmap, "MADV_RANDOM"):
             self.file.madvise(mmap.MADV_RANDOM)  # else a window brings ten times its size from the disk
         self.there = None
-        if device.type == "cuda" and windows.emg.nbytes <= torch.cuda.mem_get_info(device)[0] / 2:
+        whole = device.type == "cuda" and isinstance(windows.emg, np.ndarray)  # tools.ablate shuffles as it reads
+        if whole and windows.emg.nbytes <= torch.cuda.mem_get_info(device)[0] / 2:
             self.there = torch.from_numpy(windows.emg).to(device)
 
     def __call__(self, parts: Iterable[np.ndarray]) -> Iterator[Batch]:
