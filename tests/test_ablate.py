@@ -51,7 +51,7 @@ def environment(run_folder: Path) -> dict:
     return json.loads((run_folder / "env.json").read_text())
 
 
-GIVEN = ["--seeds", "0", "--shares", "1", "--rates", "1e-5,3e-2"]
+GIVEN = ["--seeds", "0", "--shares", "1", "--rates", "3e-2,1e-5"]
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_the_learning_rate_is_chosen_per_arm_on_validation(ablated):
             made = environment(ablated[0] / "runs" / f"{arm['name']}-{which}-seed0")
             assert made["LR"] == best
             assert made["NUM_EPOCHS"] == 1
-    assert 0.03 in chosen  # not merely the first one
+    assert 1e-05 in chosen  # not merely the first one
 
 
 # ---- shuffled patches -----------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ def test_the_same_command_goes_on(ablated, small_file, tiny_gpt2, tmp_path, caps
     [
         (["--batch-size", "32"], "its runs were made with BATCH_SIZE = 64, not 32; name another --out"),
         (["--seeds", "1,0"], "its runs were made with first of SEEDS = 0, not 1; name another --out"),
-        (["--rates", "1e-3"], "its runs were made with RATES = [1e-05, 0.03], not [0.001]; name another --out"),
+        (["--rates", "1e-3"], "its runs were made with RATES = [0.03, 1e-05], not [0.001]; name another --out"),
         (["--pretrained", "never"], "tools.ablate sets PRETRAINED itself; leave out --pretrained"),
         (["--sampling-ratio", "0.5"], "tools.ablate sets SAMPLING_RATIO itself; leave out --sampling-ratio"),
         (["--blocks", "0"], "BLOCKS = 0: there is no language model to ask about; set BLOCKS to 1 or more"),
