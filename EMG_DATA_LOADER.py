@@ -469,9 +469,7 @@ class Feed:
         if self.file and hasattr(mmap, "MADV_RANDOM"):
             self.file.madvise(mmap.MADV_RANDOM)  # else a window brings ten times its size from the disk
         self.there = None
-        whole = device.type == "cuda" and isinstance(
-            windows.emg, np.ndarray
-        )  # not an array where it is made as it is read
+        whole = device.type == "cuda" and isinstance(windows.emg, np.ndarray)  # others are made as they are read
         if whole and windows.emg.nbytes <= torch.cuda.mem_get_info(device)[0] / 2:
             self.there = torch.from_numpy(windows.emg).to(device)
 

@@ -51,7 +51,7 @@ def environment(run_folder: Path) -> dict:
     return json.loads((run_folder / "env.json").read_text())
 
 
-GIVEN = ["--seeds", "0", "--shares", "1", "--rates", "3e-2,1e-5"]
+GIVEN = ["--seeds", "0", "--shares", "1", "--rates", "1e-5,3e-2"]
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_every_arm_share_and_seed_is_planned(small_file):
 
 
 def test_the_learning_rate_is_chosen_per_arm_on_validation(ablated):
-    chosen = set()
+    differ = False
     for arm in read(ablated[0])["arms"]:
         if arm["name"] == "linear":
             assert arm["lr"] is None
@@ -138,13 +138,13 @@ def test_the_learning_rate_is_chosen_per_arm_on_validation(ablated):
         trials = pd.read_csv(ablated[0] / "rates" / arm["name"] / "sweep.csv")
         assert sorted(trials["LR"]) == [1e-05, 0.03]
         best = trials.loc[trials["validation_balanced_accuracy"].idxmax(), "LR"]
-        chosen.add(best)
+        differ |= trials["validation_balanced_accuracy"].nunique() > 1
         assert arm["lr"] == best
         for which in ("share1", "shuffled-share1"):
             made = environment(ablated[0] / "runs" / f"{arm['name']}-{which}-seed0")
             assert made["LR"] == best
             assert made["NUM_EPOCHS"] == 1
-    assert 1e-05 in chosen  # not merely the first one
+    assert differ  # so there was something to choose
 
 
 # ---- shuffled patches -----------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ def test_the_same_command_goes_on(ablated, small_file, tiny_gpt2, tmp_path, caps
     [
         (["--batch-size", "32"], "its runs were made with BATCH_SIZE = 64, not 32; name another --out"),
         (["--seeds", "1,0"], "its runs were made with first of SEEDS = 0, not 1; name another --out"),
-        (["--rates", "1e-3"], "its runs were made with RATES = [0.03, 1e-05], not [0.001]; name another --out"),
+        (["--rates", "1e-3"], "its runs were made with RATES = [1e-05, 0.03], not [0.001]; name another --out"),
         (["--pretrained", "never"], "tools.ablate sets PRETRAINED itself; leave out --pretrained"),
         (["--sampling-ratio", "0.5"], "tools.ablate sets SAMPLING_RATIO itself; leave out --sampling-ratio"),
         (["--blocks", "0"], "BLOCKS = 0: there is no language model to ask about; set BLOCKS to 1 or more"),
