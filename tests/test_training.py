@@ -131,7 +131,7 @@ def test_killed_again_and_again_a_run_ends_as_if_left_alone(long_flags, left_alo
     wait_for_a_checkpoint(folder, process)
     while True:
         try:
-            process.wait(chance.uniform(0.3, 1.5) if kills == 0 else chance.uniform(5, 9))
+            process.wait(chance.uniform(0.1, 0.5) if kills == 0 else chance.uniform(5, 9))
             break
         except subprocess.TimeoutExpired:
             process.kill()
@@ -161,7 +161,7 @@ def test_a_run_that_is_asked_to_stop_writes_a_checkpoint_first(number, long_flag
     folder = tmp_path / "run"
     process = start(*long_flags, *flags(RUN_DIR=folder))
     wait_for_a_checkpoint(folder, process)
-    time.sleep(0.5)
+    time.sleep(0.1)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
