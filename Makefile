@@ -19,6 +19,6 @@ lint: .venv/tested
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-.venv/tested: requirements-test.txt .venv/installed
+.venv/tested: requirements-test.txt requirements-optional.txt .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	@touch $@
