@@ -12,7 +12,8 @@ from joblib import Parallel, parallel_config
 
 from ENV import EMGError, Settings
 
-MODULES = ("ENV.py", "EMG_recording.py", "EMG_filter.py", "EMG_windows.py")  # what a cluster's workers run, in order
+# What a cluster's workers run, in order.
+MODULES = ("EMG_help.py", "ENV.py", "EMG_recording.py", "EMG_filter.py", "EMG_windows.py")
 CLUSTER_PATIENCE = 10  # s, for the scheduler's answer, and for a worker where there is none
 ORPHAN_PATIENCE = 20  # s without work, after which the processes of a killed run end too
 

@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, NoDecode, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliPositionalArg,
+    CliSettingsSource,
+    NoDecode,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from EMG_help import SettingsParser, command_name, sections_of
 
 
 class EMGError(ValueError):
@@ -311,14 +321,19 @@ class PreprocessingSettings(Settings):
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
-def from_command_line(settings_class: type[AnySettings], argv: list[str] | None = None) -> AnySettings:
+def from_command_line(
+    settings_class: type[AnySettings], argv: list[str] | None = None, command: str | None = None
+) -> AnySettings:
     """The settings of one run: flags, then EMG_* variables, then the defaults of this file.
 
-    Raises EMGError that names each wrong setting, its value and its legal range.
+    `command` is what --help calls the script, where its name alone does not. Raises EMGError that names each wrong
+    setting, its value and its legal range.
     """
     _refuse_unknown_variables()
+    parser = SettingsParser(settings_class, sections_of(Settings), command or command_name())
+    flags = CliSettingsSource(settings_class, root_parser=parser, add_argument_method=SettingsParser.add_setting)
     try:
-        return CliApp.run(settings_class, _join_negative_values(sys.argv[1:] if argv is None else argv))
+        return CliApp.run(settings_class, _join_negative_values(sys.argv[1:] if argv is None else argv), flags)
     except ValidationError as error:
         raise EMGError("; ".join(_explain(settings_class, detail) for detail in error.errors())) from None
     except SettingsError as error:

@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
 def measure_speed(argv: list[str], console: Console) -> dict:
     """`train` or `predict`; raises EMGError, ModelError."""
     measure, settings_class = SPEED[argv[0]]
-    return {argv[0]: measure(from_command_line(settings_class, argv[1:]), console)}
+    settings = from_command_line(settings_class, argv[1:], f"python -m tools.benchmark {argv[0]}")
+    return {argv[0]: measure(settings, console)}
 
 
 def measure_cost(argv: list[str], console: Console) -> dict:
