@@ -3,13 +3,23 @@
 import argparse
 from collections.abc import Callable
 
-from ENV import EMGError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ENV import EMGError, closest
 
 
 class Parser(argparse.ArgumentParser):
     """Raises EMGError for a wrong command line, so that it ends in one sentence like every other error."""
 
+    def __init__(self, **options):
+        super().__init__(**options, allow_abbrev=False)
+
     def error(self, message: str):
+        unknown = message.partition("unrecognized arguments: ")[2]
+        if unknown:
+            known = list(self._option_string_actions)
+            message = f"{unknown}: there is no such flag{closest(unknown.split()[0], known)}"
         raise EMGError(f"{message}; --help lists the flags")
 
 
@@ -23,3 +33,9 @@ def between(kind: type, low: float, high: float) -> Callable[[str], float]:
         return value
 
     return number
+
+
+def progress(console: Console) -> Progress:
+    """A bar that shows how many are done and the time left, on a terminal; nothing elsewhere."""
+    columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
