@@ -49,8 +49,8 @@ def apply_filter(
 ) -> np.ndarray:
     """Filter (N, C) samples taken at (N,) `time` in s, an even clock; returns (N, C) float32.
 
-    `kind` is `putemg`, `causal` or `none`; `band` is (low, high) in Hz. With `overwrite` `putemg` puts the filtered
-    samples in the place of those in a float32 `emg`, which spares 170 MB on a full recording.
+    `kind` is `putemg`, `causal` or `none`; `band` is (low, high) in Hz. With `overwrite` the filtered samples take
+    the place of those in a float32 `emg`, which spares 170 MB on a full recording.
     """
     emg = emg.astype(np.float32, copy=not overwrite)
     if kind == "none":
@@ -140,17 +140,15 @@ class CausalFilter:
         self.state = None
 
     def __call__(self, emg: np.ndarray) -> np.ndarray:
-        """(n, C) samples, n ≥ 1 → (n, C) float32. The first sample of all counts as having lasted for ever.
+        """(n, C) float32 samples, n ≥ 1, in place, which are returned. The first of all counts as having lasted for ever.
 
         One channel at a time: float64 copies of 24 channels of a recording would take a gigabyte.
         """
         if self.state is None:
             self.state = [sosfilt_zi(self.sections) * first for first in emg[0].astype(np.float64)]
-        filtered = np.empty(emg.shape, np.float32)
         for number, channel in enumerate(emg.T):
-            samples, self.state[number] = sosfilt(self.sections, channel.astype(np.float64), zi=self.state[number])
-            filtered[:, number] = samples
-        return filtered
+            channel[:], self.state[number] = sosfilt(self.sections, channel.astype(np.float64), zi=self.state[number])
+        return emg
 
 
 class Resampler:
