@@ -7,6 +7,7 @@ Butterworth band-pass forward and backward. `causal` is the same pass band, forw
 
 import math
 from cmath import exp
+from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
@@ -38,6 +39,7 @@ PUTEMG_RATE = 5124.07211903  # Hz, hard-coded in the reference
 TAYLOR_TERMS = 11  # 2π · 0.01 Hz · 5 s = 0.31 rad, and 0.31^11 / 11! < 1e-13
 SETTLED = 1e-9  # share of an impulse that is left when the band-pass counts as settled
 NEW_ITERATION, EVALUATE = 1, 3  # what L-BFGS-B asks its caller for
+OUTPUTS_AT_ONCE = 1000  # of `Resampler`: their input samples are gathered into one array
 BLOCK = 30_000  # samples that are convolved at once: large for the FFT, small for the cache
 
 
@@ -56,11 +58,9 @@ def apply_filter(
     rate = (len(time) - 1) / (time[-1] - time[0])
     if kind == "putemg" and abs(rate / PUTEMG_RATE - 1) < 1e-3:
         rate = PUTEMG_RATE  # as the reference does: its fit is bounded in Hz, where the fifth digit shows
-    sections = _band_pass(rate, band)
     if kind == "causal":
-        _filter_forward(emg, np.concatenate([_notches(rate), sections]))
-    else:
-        _filter_as_reference(emg, time, rate, sections)
+        return CausalFilter(rate, band)(emg)
+    _filter_as_reference(emg, time, rate, _band_pass(rate, band))
     return emg
 
 
@@ -92,11 +92,18 @@ def resample(emg: np.ndarray, rate: float, target: float) -> tuple[np.ndarray, f
 
 def _period_filters(up: int, down: int) -> tuple[np.ndarray, int]:
     """(up, near + down + near) float32: each output of a period from the samples in it and `near` on either side."""
-    half = 10 * max(up, down)
-    taps = up * firwin(2 * half + 1, 1 / max(up, down), window=("kaiser", 5.0))  # as resample_poly has it
+    taps, half = _anti_alias(up, down)
     near = math.ceil(half / up)
     place = half + np.arange(up)[:, None] * down - np.arange(-near, down + near) * up
     return np.where(abs(place - half) <= half, taps[place.clip(0, 2 * half)], 0).astype(np.float32), near
+
+
+def _anti_alias(up: int, down: int) -> tuple[np.ndarray, int]:
+    """(2 · half + 1,) taps of the filter that `resample_poly` uses, and `half`."""
+    if up == down:
+        return np.ones(1), 0
+    half = 10 * max(up, down)
+    return up * firwin(2 * half + 1, 1 / max(up, down), window=("kaiser", 5.0)), half
 
 
 def resampled_rate(rate: float, target: float) -> float:
@@ -122,11 +129,71 @@ def _band_pass(rate: float, band: tuple[float, float]) -> np.ndarray:
     return butter(BAND_ORDER, low, "highpass", fs=rate, output="sos")
 
 
-def _filter_forward(emg: np.ndarray, sections: np.ndarray) -> None:
-    """In place, one channel at a time: float64 copies of 24 channels at once would take a gigabyte."""
-    for channel in emg.T:
-        samples = channel.astype(np.float64)
-        channel[:] = sosfilt(sections, samples, zi=sosfilt_zi(sections) * samples[0])[0]
+class CausalFilter:
+    """`FILTER = "causal"` for signals that come in pieces: its state is carried from one to the next.
+
+    rate: Hz; band: (low, high) in Hz. Raises EMGError where the band lies above the Nyquist frequency.
+    """
+
+    def __init__(self, rate: float, band: tuple[float, float]):
+        self.sections = np.concatenate([_notches(rate), _band_pass(rate, band)])
+        self.state = None
+
+    def __call__(self, emg: np.ndarray) -> np.ndarray:
+        """(n, C) float32 samples, n ≥ 1, in place, which are returned. The first of all counts as having lasted for ever.
+
+        One channel at a time: float64 copies of 24 channels of a recording would take a gigabyte.
+        """
+        if self.state is None:
+            self.state = [sosfilt_zi(self.sections) * first for first in emg[0].astype(np.float64)]
+        for number, channel in enumerate(emg.T):
+            channel[:], self.state[number] = sosfilt(self.sections, channel.astype(np.float64), zi=self.state[number])
+        return emg
+
+
+class Resampler:
+    """`resample` for signals that come in pieces, its state carried from one to the next.
+
+    The same filter, so an output sample comes when the ten output samples after it have been seen. `rate` is that of
+    the output, in Hz. At the beginning the signal counts as zero before its first sample.
+    """
+
+    def __init__(self, rate: float, target: float):
+        ratio = _resampling_ratio(rate, target)
+        self.up, self.down = ratio.numerator, ratio.denominator
+        self.rate = resampled_rate(rate, target)
+        self.taps, self.half = _anti_alias(self.up, self.down)
+        self.reach = math.ceil(self.half / self.up)  # input samples to either side of an output sample
+        self.kept, self.first = None, -self.reach  # input samples that are still wanted, place of the first of them
+        self.made = 0  # output samples
+
+    def __call__(self, emg: np.ndarray) -> np.ndarray:
+        """(n, C) float32 samples → (m, C) float32, m ≥ 0, as many as can be told by now."""
+        if self.up == self.down:
+            return emg
+        if self.kept is None:
+            self.kept = np.zeros((self.reach, emg.shape[1]), np.float32)
+        signal = np.concatenate([self.kept, emg])
+        seen = self.first + len(signal)
+        ready = max(self.made, ((seen - 1 - self.reach) * self.up) // self.down + 1)
+        made = [self._samples(signal, range(*few)) for few in _cut(self.made, ready, OUTPUTS_AT_ONCE)]
+        self.made = ready
+        wanted = max(self.first, self.made * self.down // self.up - self.reach)
+        self.kept, self.first = signal[wanted - self.first :].copy(), wanted
+        return np.concatenate([np.empty((0, emg.shape[1]), np.float32), *made])
+
+    def _samples(self, signal: np.ndarray, outputs: range) -> np.ndarray:
+        """(m, C): each output sample from the input samples within its reach."""
+        place = np.arange(outputs.start, outputs.stop) * self.down
+        near = (place // self.up)[:, None] + np.arange(-self.reach, self.reach + 1)  # (m, taps)
+        taps = self.half + place[:, None] - near * self.up
+        weights = np.where(abs(taps - self.half) <= self.half, self.taps[taps.clip(0, 2 * self.half)], 0)
+        around = signal[(near - self.first).clip(0, len(signal) - 1)]  # (m, taps, C)
+        return np.matmul(weights.astype(np.float32)[:, None], around)[:, 0]
+
+
+def _cut(first: int, end: int, size: int) -> Iterator[tuple[int, int]]:
+    return ((start, min(start + size, end)) for start in range(first, end, size))
 
 
 def _filter_as_reference(emg: np.ndarray, time: np.ndarray, rate: float, sections: np.ndarray) -> None:

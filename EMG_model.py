@@ -30,11 +30,11 @@ class EMGConfig(PreTrainedConfig):
 
     backbone: arguments of GPT2Config; tokens: kinds, of TOKENISERS, in their order; patch, window, filter_taps:
     samples; linear_path: whether logits of log covariances are added to the backbone's; ring: electrodes per ring,
-    consecutive channels; rotation: of the rings in training, ± electrodes; noise: on the log covariances in training,
-    in their standard deviations; sampling_rate: Hz; class_codes: the data set's label of each class; class_names: its
-    name; channels: names; preprocessing: the settings of Preprocessing.py, to be repeated before prediction; unit: of
-    the samples; weights: `pretrained` or `random`, what the backbone started from; data_note: where the training data
-    came from.
+    consecutive channels; rotation: of the rings in training, ± electrodes; noise: on the log covariances in
+    training, in their standard deviations; sampling_rate: Hz; class_codes: the data set's label of each class;
+    class_names: its name; channels: names; preprocessing: the settings of Preprocessing.py, to be repeated before
+    prediction; unit: of the samples; scale: `session` or `training`, what windows were measured against; weights:
+    `pretrained` or `random`, what the backbone started from; data_note: where the training data came from.
     """
 
     model_type = "emg-gpt2"
@@ -58,6 +58,7 @@ class EMGConfig(PreTrainedConfig):
         channels: Sequence[str] = ("EMG_1",),
         preprocessing: dict | None = None,
         unit: str = "count",
+        scale: str = "session",
         weights: str = "random",
         data_note: str = "",
         **kwargs,
@@ -66,7 +67,7 @@ class EMGConfig(PreTrainedConfig):
         self.tokens, self.patch, self.window = list(tokens), patch, window
         self.filters, self.filter_taps, self.dropout = filters, filter_taps, dropout
         self.linear_path, self.ring, self.rotation, self.noise = linear_path, ring, rotation, noise
-        self.sampling_rate, self.channels, self.unit = sampling_rate, list(channels), unit
+        self.sampling_rate, self.channels, self.unit, self.scale = sampling_rate, list(channels), unit, scale
         self.class_codes, self.class_names = list(class_codes), list(class_names)
         self.preprocessing, self.weights, self.data_note = preprocessing or {}, weights, data_note
         super().__init__(**{"id2label": dict(enumerate(self.class_names))} | kwargs)

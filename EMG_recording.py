@@ -28,7 +28,7 @@ RECORDING_NAME = re.compile(
 )
 SUFFIXES = (".hdf5", ".csv", ".zip")
 LABEL_COLUMN = "TRAJ_GT"  # ground truth from video, after the data set's own processing
-UNLABELLED = -1  # relax and pause: never a class
+UNLABELLED = ABSENT = -1  # relax and pause: never a class; and what stands for a column that is not there
 ROWS_PER_READ = 100_000
 MAX_CHUNK_BYTES = 1 << 24  # larger HDF5 chunks than pandas makes are left to h5py
 DEFLATE_LIMIT = 1032  # deflate makes no file smaller than this
@@ -73,8 +73,10 @@ def find_recordings(places: list[Path]) -> list[Path]:
     return sorted(set(found), key=lambda path: (path.stem, path.suffix, str(path)))
 
 
-def read_recording(path: Path) -> Recording:
-    """Read one HDF5, CSV or zipped CSV file.
+def read_recording(path: Path, labelled: bool = True) -> Recording:
+    """Read one HDF5, CSV or zipped CSV file; unless it has to be `labelled`, clock and channels are enough.
+
+    Labels that are not there are −1 throughout.
 
     Raises EMGError, in one sentence with the file's name, for everything that is wrong with the file: no HDF5 or
     CSV, truncated, another layout, missing channels or labels, values that are not finite, a clock that jumps or
@@ -82,12 +84,13 @@ def read_recording(path: Path) -> Recording:
     """
     with named(path), _explained():
         identity = _parse_name(path.stem)
-        channels, rows, chunks = _read_hdf5(path) if path.suffix.lower() == ".hdf5" else _read_csv(path)
+        read = _read_hdf5 if path.suffix.lower() == ".hdf5" else _read_csv
+        channels, rows, chunks = read(path, labelled)
         time, emg, labels, subjects = _join(chunks, rows, len(channels))
         _check_clock(time)
         _check_emg(emg, channels)
         _check_labels(labels)
-        _check_subject(subjects, identity["subject"])
+        _check_subject(subjects if labelled else subjects[subjects != ABSENT], identity["subject"])
         return Recording(path.stem, **identity, channels=channels, time=time, emg=emg, labels=labels.astype(np.int8))
 
 
@@ -128,14 +131,14 @@ def _parse_name(stem: str) -> dict[str, str]:
 # ---- HDF5 -----------------------------------------------------------------------------------------------------
 
 
-def _read_hdf5(path: Path) -> tuple[tuple[str, ...], int, Iterator[Chunk]]:
+def _read_hdf5(path: Path, labelled: bool) -> tuple[tuple[str, ...], int, Iterator[Chunk]]:
     """Channel names, number of rows, and the recording in chunks."""
     with h5py.File(path) as file:
         table = _table(file)
         places, count = _column_places(table), len(table)
         if count * table.dtype.itemsize > DEFLATE_LIMIT * path.stat().st_size:
             raise EMGError(f"the file claims {count} rows, more than it can hold; download it again")
-    channels = _choose_columns(list(places))
+    channels = _choose_columns(list(places), labelled)
     blocks = {block for block, _ in (places[channel] for channel in channels)}
     parts = [(b, [i for i, c in enumerate(channels) if places[c][0] == b]) for b in sorted(blocks)]
 
@@ -145,10 +148,15 @@ def _read_hdf5(path: Path) -> tuple[tuple[str, ...], int, Iterator[Chunk]]:
                 emg = np.empty((len(rows), len(channels)), np.float32)
                 for block, numbers in parts:
                     emg[:, numbers] = rows[block][:, [places[channels[n]][1] for n in numbers]]
-                labels, subjects = (rows[block][:, i] for block, i in (places[LABEL_COLUMN], places["subject"]))
+                labels, subjects = (_values(rows, places.get(name)) for name in (LABEL_COLUMN, "subject"))
                 yield rows["index"], emg, labels, subjects
 
     return channels, count, chunks()
+
+
+def _values(rows: np.ndarray, place: tuple[str, int] | None) -> np.ndarray:
+    """(n,) of one column, or ABSENT."""
+    return np.full(len(rows), ABSENT) if place is None else rows[place[0]][:, place[1]]
 
 
 def _rows(table: h5py.Dataset) -> Iterator[np.ndarray]:
@@ -221,20 +229,20 @@ class _PlainUnpickler(pickle.Unpickler):
 # ---- CSV ------------------------------------------------------------------------------------------------------
 
 
-def _read_csv(path: Path) -> tuple[tuple[str, ...], int, Iterator[Chunk]]:
+def _read_csv(path: Path, labelled: bool) -> tuple[tuple[str, ...], int, Iterator[Chunk]]:
     """Channel names, number of rows, and the recording in chunks."""
     with _csv_stream(path) as stream:
         header = pd.read_csv(stream, nrows=0).columns
-    channels = _choose_columns(list(header[1:]))
+    channels = _choose_columns(list(header[1:]), labelled)
 
-    wanted = [header[0], *channels, LABEL_COLUMN, "subject"]
+    wanted = [header[0], *channels, *(name for name in (LABEL_COLUMN, "subject") if name in header)]
     options = {"usecols": wanted, "dtype": dict.fromkeys(wanted, np.float64), "chunksize": ROWS_PER_READ}
     with _csv_stream(path) as stream:
         chunks = [
             (
                 frame[header[0]].to_numpy(),
                 frame[list(channels)].to_numpy(np.float32),
-                *(frame[name].to_numpy() for name in (LABEL_COLUMN, "subject")),
+                *(frame.get(name, pd.Series(ABSENT, frame.index)).to_numpy() for name in (LABEL_COLUMN, "subject")),
             )
             for frame in pd.read_csv(stream, **options)
         ]
@@ -258,8 +266,8 @@ def _csv_stream(path: Path) -> Iterator[io.IOBase]:
 # ---- what both have in common ---------------------------------------------------------------------------------
 
 
-def _choose_columns(columns: list[str]) -> tuple[str, ...]:
-    """Channel names EMG_1 … EMG_C; raises EMGError where they or the label or the subject are missing."""
+def _choose_columns(columns: list[str], labelled: bool) -> tuple[str, ...]:
+    """Channel names EMG_1 … EMG_C; raises EMGError where they, or needed labels and subject, are missing."""
     numbers = sorted(int(c[4:]) for c in columns if re.fullmatch(r"EMG_[1-9]\d{0,3}", c))
     if not numbers:
         raise EMGError("there are no columns EMG_1, EMG_2, …; only putEMG's own layout can be read")
@@ -269,7 +277,7 @@ def _choose_columns(columns: list[str]) -> tuple[str, ...]:
     if "TRAJ_2" in columns or "FORCE_1" in columns:
         raise EMGError("the columns are those of a putEMG-Force recording, which has no gesture labels; leave it out")
     absent = [c for c in (LABEL_COLUMN, "subject") if c not in columns]
-    if absent:
+    if absent and labelled:
         raise EMGError(f"the column {absent[0]} is missing; only putEMG's own layout can be read")
     return tuple(f"EMG_{n}" for n in numbers)
 
@@ -317,10 +325,14 @@ def _check_emg(emg: np.ndarray, channels: tuple[str, ...]) -> None:
 
 def check_electrodes(recording: Recording) -> None:
     """Raises EMGError that names the channels which hold one value from beginning to end."""
-    spans = np.ptp(recording.emg, axis=0)
-    constant = [name for name, span in zip(recording.channels, spans, strict=True) if span == 0]
-    if constant:
+    if constant := constant_channels(recording):
         raise EMGError(f"{', '.join(constant)} never changes, so the electrode was off; leave the recording out")
+
+
+def constant_channels(recording: Recording) -> list[str]:
+    """Those that hold one value from beginning to end."""
+    spans = np.ptp(recording.emg, axis=0)
+    return [name for name, span in zip(recording.channels, spans, strict=True) if span == 0]
 
 
 def _check_labels(labels: np.ndarray) -> None:

@@ -6,11 +6,12 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from EMG_DATA_LOADER import Split, WindowSet
 from EMG_model import EMGForSequenceClassification
@@ -107,6 +108,15 @@ def save_model(model: EMGForSequenceClassification, folder: Path) -> None:
         raise EMGError(f"{folder}: the model cannot be written ({error.strerror}); name another folder") from None
 
 
+def trained_recordings(model_folder: Path) -> set[str]:
+    """The recordings in the training and validation part of the run that the model is of; none if of no run."""
+    path = model_folder.parent / "split.csv"
+    if not path.is_file():
+        return set()
+    kept = pd.read_csv(path, usecols=["recording", "part"], keep_default_na=False)
+    return set(kept.loc[kept["part"].isin(["train", "validation"]), "recording"])
+
+
 def resumed_settings(settings: Settings, name: str = "RESUME") -> Settings:
     """The settings that the run was started with which `name` names; raises EMGError where there is none."""
     run, others = getattr(settings, name), sorted(settings.model_fields_set - {name})
@@ -117,6 +127,17 @@ def resumed_settings(settings: Settings, name: str = "RESUME") -> Settings:
         return type(settings)(**saved | {name: run})
     except (OSError, ValueError):
         raise EMGError(f"{name} = {run}: there is no run; name a folder under runs") from None
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary name to write to, which becomes `path` when the file is complete; raises OSError."""
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: dict) -> None:

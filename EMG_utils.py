@@ -91,6 +91,7 @@ def describe_model(windows: WindowSet, settings: Settings) -> EMGConfig:
         channels=described["channels"],
         preprocessing=described["settings"],
         unit=described["unit"],
+        scale=settings.SCALE,
         data_note=described["note"],
     )
 

@@ -18,12 +18,13 @@ MODULES = [
     "EMG_model",
     "EMG_build",
     "EMG_utils",
+    "EMG_decisions",
     "EMG_trainer",
     "EMG_sweep",
     "EMG_run",
     "EMG_figures",
 ]
-MODULES += ["main", "tools.simulate", "tools.download", "tools.inspect", "tools.benchmark"]
+MODULES += ["main", "tools.simulate", "tools.download", "tools.inspect", "tools.benchmark", "tools.predict"]
 SCRIPTS = ("main.py", "Preprocessing.py")
 
 # A legal value of every setting that is not its default: as it is written, and as it is read.

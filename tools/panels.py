@@ -79,7 +79,7 @@ def draw_labels(axes: plt.Axes, recording: Recording, names: list[str]) -> None:
     time, labels = recording.time, recording.labels
     runs = label_runs(labels)
     present, ends = np.unique(labels), np.append(time, time[-1])
-    for label, colour, name in zip(present, _label_colours(present), names, strict=True):
+    for label, colour, name in zip(present, label_colours(present), names, strict=True):
         spans = [(time[first], ends[end] - time[first]) for first, end, one in runs if one == label]  # start, length, s
         style = {"hatch": "////", "edgecolor": "#c0c0c0", "lw": 0} if label == UNLABELLED else {}
         axes.broken_barh(spans, (0, 1), facecolor=colour, label=name, **style)
@@ -89,7 +89,7 @@ def draw_labels(axes: plt.Axes, recording: Recording, names: list[str]) -> None:
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=columns, fontsize=8, frameon=False)
 
 
-def _label_colours(labels: np.ndarray) -> list:
+def label_colours(labels: np.ndarray) -> list:
     """White for no label, light grey for rest (0), and a colour of its own for every gesture."""
     gestures = labels[labels > 0]
     few = [plt.cm.tab10(i) for i in (0, 1, 2, 3, 4, 5, 6, 8, 9)]  # 7 is grey
@@ -101,7 +101,7 @@ def draw_channels(axes: plt.Axes, recording: Recording, findings: list[Finding],
     """Raw channels below each other, less their medians; what leaves the lane ends at the middle of the next."""
     edges = np.unique(np.linspace(0, len(recording.time), COLUMNS, endpoint=False).astype(int))
     curves = [envelope(x, edges) - np.median(x) for x in recording.emg.T]  # C × (2M,)
-    lane = _round_up(2 * np.median([np.percentile(np.abs(curve), 95) for curve in curves]))
+    lane = round_up(2 * np.median([np.percentile(np.abs(curve), 95) for curve in curves]))
     time, kinds = np.repeat(recording.time[edges], 2), _kinds(findings)
     for channel, (curve, x) in enumerate(zip(curves, recording.emg.T, strict=True)):
         colour = ORANGE if channel in kinds else BLUE
@@ -121,7 +121,7 @@ def envelope(x: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return np.stack([np.minimum.reduceat(x, edges), np.maximum.reduceat(x, edges)], axis=1).reshape(-1)
 
 
-def _round_up(value: float) -> float:
+def round_up(value: float) -> float:
     """To 1, 2 or 5 times a power of ten."""
     power = 10.0 ** np.floor(np.log10(max(value, 1e-12)))
     return next(step * power for step in (1, 2, 5, 10) if step * power >= value)

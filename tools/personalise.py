@@ -43,7 +43,7 @@ from EMG_build import load_model
 from EMG_DATA_LOADER import MIN_TRAINING_WINDOWS, Split, WindowSet, batches, load_windows, read_emg
 from EMG_figures import BLUE, GREY, ORANGE, plt
 from EMG_model import EMGForSequenceClassification, ModelError, measure_reference
-from EMG_run import make_folder, replace_folder, write_json
+from EMG_run import make_folder, replace_folder, trained_recordings, write_json
 from EMG_utils import EVALUATION_BATCH, LINEAR_WEIGHT, balanced_loss, compute_metrics, linear_discriminant, versions
 from EMG_windows import RATE_TOLERANCE
 from ENV import EMGError, Settings, from_command_line
@@ -259,16 +259,6 @@ def check_apart(windows: WindowSet, calibration: np.ndarray) -> None:
         )
 
 
-def was_trained_on(model_folder: Path, windows: WindowSet) -> bool:
-    """Whether the split.csv of the model's run has recordings of these windows in its training or validation part."""
-    path = model_folder.parent / "split.csv"
-    if not path.is_file():
-        return False
-    kept = pd.read_csv(path, usecols=["recording", "part"], keep_default_na=False)
-    trained = kept.loc[kept["part"].isin(["train", "validation"]), "recording"]
-    return bool(windows.table["recording"].isin(trained).any())
-
-
 # ---- adaptation -----------------------------------------------------------------------------------------------
 
 
@@ -394,7 +384,7 @@ def describe(model: EMGForSequenceClassification, windows: WindowSet, split: Spl
         "n_test": len(split.test),
         "classes": dict(zip(map(str, windows.classes), windows.class_names, strict=True)),
         "chance": 1 / len(windows.classes),
-        "trained_on_this_session": was_trained_on(args.model, windows),
+        "trained_on_this_session": bool(windows.table["recording"].isin(trained_recordings(args.model)).any()),
         "versions": versions() | {"scikit-learn": sklearn.__version__},
     }
 

@@ -13,7 +13,6 @@ from statistics import median
 from typing import Annotated, NamedTuple
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from pydantic import Field
 from pydantic_settings import NoDecode
@@ -22,7 +21,8 @@ from rich.table import Table
 
 from EMG_build import build_model
 from EMG_DATA_LOADER import load_windows, read_emg, split_windows
-from EMG_model import EMGForSequenceClassification, measure_reference
+from EMG_decisions import probabilities
+from EMG_model import measure_reference
 from EMG_trainer import CHECKPOINT_SHARE, Trainer, choose_precision
 from EMG_utils import describe_model, new_model, session_references, time_to_go
 from ENV import EMGError
@@ -280,20 +280,13 @@ class Prediction:
     def _predict(self, number: int, batch_size: int) -> float:
         emg = np.take(self.emg, np.arange(number, number + batch_size), axis=0, mode="wrap")
         began = now()
-        probabilities(self.model, emg, self.precision)
+        probabilities(self.model, emg, precision=self.precision)
         return now() - began
 
     def described(self) -> dict:
         config = self.model.config
         facts = {"blocks": config.backbone["n_layer"], "weights": config.weights, "data_note": self.note}
         return facts | {"peak_mb": peak_mb()}
-
-
-@torch.inference_mode()
-def probabilities(model: EMGForSequenceClassification, emg: np.ndarray, precision: str) -> np.ndarray:
-    """Windows emg (B, T, C) float in the unit of the training data → (B, K)."""
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        return model(emg=torch.from_numpy(emg).to(model.device)).logits.softmax(1).float().cpu().numpy()
 
 
 def predict(settings: PredictSettings, console: Console) -> dict:
