@@ -360,7 +360,7 @@ def _refuse_unknown_variables() -> None:
     known = [f"EMG_{name}" for name in Settings.model_fields]
     for variable in sorted(os.environ):
         if variable.upper().startswith("EMG_") and variable.upper() not in known:
-            raise EMGError(f"{variable}: the environment sets a setting that does not exist{closest(variable, known)}")
+            raise EMGError(f"{variable}: the environment sets a setting that does not exist{_closest(variable, known)}")
 
 
 def _explain(settings_class: type[Settings], detail: dict) -> str:
@@ -377,14 +377,20 @@ def _explain(settings_class: type[Settings], detail: dict) -> str:
 def _explain_flags(settings_class: type[Settings], message: str) -> str:
     if "required: RAW" in message:
         return "no recording was named; name at least one file or folder, --help lists the flags"
+    return explain_flags(message, [flag(name) for name in settings_class.model_fields])
+
+
+def explain_flags(message: str, known: list[str]) -> str:
+    """What argparse says of a wrong command line, with the nearest of the `known` flags where one is unknown."""
     unknown = message.partition("unrecognized arguments: ")[2]
-    if not unknown:
-        return f"{message}; --help lists the flags"
-    flags = [flag(name) for name in settings_class.model_fields]
-    return f"{unknown}: there is no such flag{closest(unknown.split()[0], flags)}; --help lists them all"
+    if unknown:
+        what = (
+            f"there is no such flag{_closest(unknown.split()[0], known)}" if unknown[0] == "-" else "not expected here"
+        )
+        message = f"{unknown}: {what}"
+    return f"{message}; --help lists the flags"
 
 
-def closest(word: str, known: list[str]) -> str:
-    """--num-epoch → `; did you mean --num-epochs?`; nothing where none of the `known` words is like it."""
+def _closest(word: str, known: list[str]) -> str:
     matches = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {matches[0]}?" if matches else ""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ENV import EMGError, closest
+from ENV import EMGError, explain_flags
 
 
 class Parser(argparse.ArgumentParser):
@@ -16,11 +16,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str):
-        unknown = message.partition("unrecognized arguments: ")[2]
-        if unknown:
-            known = list(self._option_string_actions)
-            message = f"{unknown}: there is no such flag{closest(unknown.split()[0], known)}"
-        raise EMGError(f"{message}; --help lists the flags")
+        raise EMGError(explain_flags(message, list(self._option_string_actions)))
 
 
 def between(kind: type, low: float, high: float) -> Callable[[str], float]:

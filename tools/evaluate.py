@@ -33,7 +33,7 @@ from rich.console import Console
 
 from EMG_DATA_LOADER import Split, WindowSet, load_windows, split_windows
 from EMG_model import ModelError
-from EMG_run import open_run, recover_folder, resumed_settings, write_json
+from EMG_run import make_folder, open_run, recover_folder, resumed_settings, write_json
 from EMG_utils import time_to_go
 from ENV import EMGError, Settings, flag, from_command_line
 from main import close_log, experiment, explain, start_log
@@ -187,7 +187,7 @@ def describe(given: EvaluationSettings, windows: WindowSet, runs: list[Run], lef
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
     """One process at a time works in `out`."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     lock = FileLock(out / ".lock", timeout=0)
     try:
         lock.acquire()
