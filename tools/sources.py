@@ -42,14 +42,15 @@ class Trouble(NamedTuple):
 
 
 class Source(NamedTuple):
-    """rate: Hz, of the raw samples; start: s, the time of sample 0; live: whether samples come wanted or not.
+    """rate: Hz, of the raw samples; start: s, the time of sample 0; live: whether they come at the speed of life.
 
-    packets: yields them until the function that it is given says so.
+    waits: whether they wait to be taken; packets: yields them until the function that it is given says so.
     """
 
     rate: float
     start: float
     live: bool
+    waits: bool
     packets: Callable[[Callable[[], bool]], Iterator[Packet | Trouble]]
 
 
@@ -89,7 +90,7 @@ def replay(path: Path, channels: int, speed: float) -> Source:
                 return
             yield Packet(first, part, time.perf_counter())
 
-    return Source(rate, float(recording.time[0]), bool(speed), packets)
+    return Source(rate, float(recording.time[0]), bool(speed), not speed, packets)
 
 
 # ---- standard input -------------------------------------------------------------------------------------------
@@ -111,7 +112,7 @@ def stdin_source(channels: int, rate: float, encoding: str) -> Source:
         if rest:
             yield Trouble("unreadable", f"standard input ended in the middle of a sample ({len(rest)} bytes)")
 
-    return Source(rate, 0.0, True, packets)
+    return Source(rate, 0.0, True, True, packets)
 
 
 def _lines(text: bytes, channels: int, _: str) -> tuple[np.ndarray, bytes, list[str]]:
@@ -175,7 +176,7 @@ def udp_source(name: str, channels: int, rate: float, encoding: str) -> Source:
             usual = len(samples)
             yield Packet(HEADER.unpack_from(data)[0], samples.astype(np.float32), arrived)
 
-    return Source(rate, 0.0, True, packets)
+    return Source(rate, 0.0, True, False, packets)
 
 
 # ---- Lab Streaming Layer --------------------------------------------------------------------------------------
@@ -214,4 +215,4 @@ def lsl_source(name: str, channels: int) -> Source:
                 first += end - begin
             last = stamps[-1]
 
-    return Source(rate, 0.0, True, packets)
+    return Source(rate, 0.0, True, False, packets)

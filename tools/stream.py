@@ -19,9 +19,10 @@ with the training part.
 What goes wrong is reported and does not end the stream. Lost samples are filled with the last one that came; a packet
 that comes late, when its place was filled, is dropped. After a gap of more than a second, or where the samples are
 numbered anew, the signal begins anew. Samples that are no numbers take the last value of their channel. When this
-machine falls behind by more than a second, decisions are skipped. At the end (of the source, after `--seconds`, or by
-Ctrl-C) a summary says what was seen; `--summary FILE` keeps it as JSON. Latency is the time from the arrival of the
-last sample of a window to the written decision; the resampler, which looks ten of its samples ahead, is part of it.
+machine falls behind by more than a second, decisions are skipped (not those of standard input, which waits). At the
+end (of the source, after `--seconds`, or by Ctrl-C) a summary says what was seen; `--summary FILE` keeps it as JSON.
+Latency is the time from the arrival of the last sample of a window to the written decision; the resampler, which looks
+ten of its samples ahead, is part of it.
 Exit status: 0 the source or the time ended, 1 something that the user can put right, 130 interrupted.
 """
 
@@ -70,7 +71,8 @@ class Reader:
     """Reads a source in a thread of its own, so that arrival is noted while a window is being classified."""
 
     def __init__(self, source: Source):
-        self.waiting = queue.Queue(0 if source.live else 100)  # a file can wait
+        self.waiting = queue.Queue(100 if source.waits else 0)
+        self.patience = STALL_S if source.live else None
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._read, args=(source,), daemon=True)
         self.thread.start()
@@ -87,18 +89,21 @@ class Reader:
         """All that has come since, at least one; an empty list where nothing came for STALL_S."""
         while True:
             try:
-                items = [self.waiting.get(timeout=STALL_S)]
+                items = [self.waiting.get(timeout=self.patience)]
             except queue.Empty:
                 yield []
                 continue
             while not self.waiting.empty():
                 items.append(self.waiting.get())
-            last = items[-1]
+            *before, last = items
             if isinstance(last, Exception):
                 raise last
-            yield [item for item in items if item is not None]
-            if last is None:
-                return
+            if last is not None:
+                yield items
+                continue
+            if before:
+                yield before
+            return
 
 
 class Troubles:
@@ -184,7 +189,7 @@ class Decider:
         self.joiner = Joiner(config.channels, source.rate, self.troubles)
         self.hop = hop_of(args.hop_ms, model)
         self.measure = known_reference(model, args) or RunningReference(model, self.hop)
-        self.most = max(1, round(1000 * BEHIND_S / args.hop_ms)) if source.live else None
+        self.most = max(1, round(1000 * BEHIND_S / args.hop_ms)) if not source.waits else None
         self.origin, self.arrivals = 0, deque()  # sample that the signal began with; (samples so far, when) of packets
         self.seconds = self.busy = 0.0
         self._begin()
