@@ -25,12 +25,14 @@ PRIOR_WINDOWS = 30  # as many windows of the session as count as much as the tra
 class CausalPath:
     """Raw samples → the samples that windows are cut from, in pieces, by the model's band, rate and scale.
 
-    raw_rate: Hz; rate: of what comes out. Raises EMGError where the raw rate does not lead to the model's.
+    raw_rate: Hz; rate: of what comes out. A model of FILTER = "none" gets no filter, any other the causal one. Raises
+    EMGError where the raw rate does not lead to the model's.
     """
 
     def __init__(self, model: EMGForSequenceClassification, raw_rate: float):
         made = model.config.preprocessing
-        self.filter, self.resampler = CausalFilter(raw_rate, made["BAND_HZ"]), Resampler(raw_rate, made["SAMPLE_RATE"])
+        self.filter = (lambda emg: emg) if made["FILTER"] == "none" else CausalFilter(raw_rate, made["BAND_HZ"])
+        self.resampler = Resampler(raw_rate, made["SAMPLE_RATE"])
         self.rate, self.unit = self.resampler.rate, model.config.unit
         check_rate(self.rate, model)
 
@@ -66,7 +68,7 @@ def every_window(samples: np.ndarray, length: int, step: int) -> np.ndarray:
 class FixedReference:
     """The same one always: of the training part, or of a session that is known beforehand."""
 
-    every = 256  # windows that may be classified at once
+    left = 256  # windows that may be classified at once
 
     def __init__(self, reference: Reference):
         self.reference = reference
@@ -85,9 +87,15 @@ class RunningReference:
 
     every = 20  # a second, at a hop of 50 ms
 
+    @property
+    def left(self) -> int:
+        """Windows until it changes."""
+        return self.every - self.seen % self.every
+
     def __init__(self, model: EMGForSequenceClassification, hop: int):
-        self.prior = self.reference = model.reference
-        self.spacing, self.seen, self.kept = math.ceil(model.config.window / hop), 0, []
+        self.prior = self.latest = model.reference
+        self.spacing, self.kept = math.ceil(model.config.window / hop), []
+        self.seen = self.measured = 0  # windows; how many had been seen when it was measured
 
     def see(self, windows: np.ndarray) -> None:
         """The next windows (n, T, C), after the decisions on them."""
@@ -97,9 +105,15 @@ class RunningReference:
             if len(self.kept) > MEASURED_WINDOWS:
                 self.kept, self.spacing = self.kept[::2], 2 * self.spacing
             self.seen += 1
-        if self.seen % self.every == 0:
-            measured = measure_reference(torch.from_numpy(np.stack(self.kept)).to(self.prior.scale.device))
-            self.reference = mixed(self.prior, measured, len(self.kept) / (len(self.kept) + PRIOR_WINDOWS))
+
+    @property
+    def reference(self) -> Reference:
+        """One row; measured when it is first asked for after `every` windows."""
+        if self.seen - self.measured >= self.every:
+            kept = torch.from_numpy(np.stack(self.kept)).to(self.prior.scale.device)
+            share = len(self.kept) / (len(self.kept) + PRIOR_WINDOWS)
+            self.latest, self.measured = mixed(self.prior, measure_reference(kept), share), self.seen
+        return self.latest
 
 
 def mixed(one: Reference, other: Reference, share: float) -> Reference:
@@ -121,7 +135,7 @@ def probabilities(
 ) -> np.ndarray:
     """Windows emg (B, T, C) in the unit of the training data, measured against one reference → (B, K) float32."""
     with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        emg = torch.from_numpy(np.ascontiguousarray(emg)).to(model.device)
+        emg = torch.from_numpy(np.array(emg)).to(model.device)  # a copy: views cannot be written to, which torch minds
         return model(emg=emg, reference=reference).logits.softmax(1).float().cpu().numpy()
 
 
@@ -135,31 +149,37 @@ class Probabilities(NamedTuple):
 class Classifier:
     """Samples in pieces → probabilities of a window every `hop` samples, each measured against `measure.reference`.
 
-    hop: at most a window's length.
+    hop: at most a window's length; decided, skipped: windows so far.
     """
 
     def __init__(self, model: EMGForSequenceClassification, hop: int, measure: FixedReference | RunningReference):
         self.model, self.hop, self.measure = model, hop, measure
         self.samples = np.empty((0, len(model.config.channels)), np.float32)  # from the next window's first one on
-        self.decided = 0  # windows
+        self.decided = self.skipped = 0
 
-    def __call__(self, samples: np.ndarray) -> Probabilities:
-        """(n, C) float32 → those of all windows that are complete by now."""
+    def __call__(self, samples: np.ndarray, most: int | None = None) -> Probabilities:
+        """(n, C) float32 → those of all windows that are complete by now, or of the `most` latest, skipping others."""
         self.samples = np.concatenate([self.samples, samples])
+        if most is not None:
+            self._skip(max(0, self._complete - most))
         first = [np.empty(0, int)]
         values = [np.empty((0, len(self.model.config.class_codes)), np.float32)]
-        while len(windows := self._complete_windows()):
+        while self._complete:
+            windows = every_window(self.samples, self.model.config.window, self.hop)[: self.measure.left]
             values.append(probabilities(self.model, windows, self.measure.reference))
-            first.append(self.hop * (self.decided + np.arange(len(windows))))
-            self.decided += len(windows)
+            first.append(self.hop * (self.decided + self.skipped + np.arange(len(windows))))
             self.measure.see(windows)
+            self.decided += len(windows)
             self.samples = self.samples[self.hop * len(windows) :]
         return Probabilities(np.concatenate(first), np.concatenate(values))
 
-    def _complete_windows(self) -> np.ndarray:
-        """(n, T, C): as many as there are, and as may be measured against the same reference."""
-        count = self.measure.every - self.decided % self.measure.every
-        return every_window(self.samples, self.model.config.window, self.hop)[:count]
+    @property
+    def _complete(self) -> int:
+        """Windows."""
+        return max(0, (len(self.samples) - self.model.config.window) // self.hop + 1)
+
+    def _skip(self, windows: int) -> None:
+        self.samples, self.skipped = self.samples[self.hop * windows :], self.skipped + windows
 
 
 class Smoother:

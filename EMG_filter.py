@@ -140,7 +140,7 @@ class CausalFilter:
         self.state = None
 
     def __call__(self, emg: np.ndarray) -> np.ndarray:
-        """(n, C) float32 samples, n ≥ 1, in place, which are returned. The first of all counts as having lasted for ever.
+        """(n, C) float32 samples, n ≥ 1, in place, and returned. The first of all counts as having lasted for ever.
 
         One channel at a time: float64 copies of 24 channels of a recording would take a gigabyte.
         """

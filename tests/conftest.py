@@ -1,7 +1,9 @@
 """Small simulated recordings through the real command line, made once per test run."""
 
 import io
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,6 +81,29 @@ def tiny_gpt2(tmp_path_factory) -> Path:
             parameter.copy_(centre + 0.1 * torch.randn_like(parameter))
     folder = tmp_path_factory.mktemp("gpt2")
     model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(small_file, tiny_gpt2, tmp_path_factory) -> Path:
+    """A run on person 03's first day, tested on the second."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    parts = ["--train-on", "03/2018-05-11/*", "--test-on", "03/2018-06-14/*", "--no-refit", "--num-epochs", "1"]
+    backbone = ["--model-name", tiny_gpt2, "--pretrained", "never", "--precision", "fp32"]
+    done = run("main.py", "--data-location", small_file, *parts, *backbone, "--run-dir", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def causal_model(trained, tmp_path_factory) -> Path:
+    """The same model, as if its data had been filtered causally."""
+    folder = tmp_path_factory.mktemp("causal") / "best_model"
+    shutil.copytree(trained / "best_model", folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["preprocessing"] |= {"FILTER": "causal"}
+    path.write_text(json.dumps(config))
     return folder
 
 

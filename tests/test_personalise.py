@@ -46,17 +46,6 @@ def variant(source: Path, target: Path, keep=None, change=None, **metadata) -> P
 
 
 @pytest.fixture(scope="module")
-def trained(small_file, tiny_gpt2, tmp_path_factory) -> Path:
-    """A run on person 03's first day."""
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    parts = ["--train-on", "03/2018-05-11/*", "--test-on", f"03/{DAY}/*", "--no-refit", "--num-epochs", "1"]
-    backbone = ["--model-name", tiny_gpt2, "--pretrained", "never", "--precision", "fp32"]
-    done = run("main.py", "--data-location", small_file, *parts, *backbone, "--run-dir", folder)
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-@pytest.fixture(scope="module")
 def turned(windows_file, tmp_path_factory) -> Path:
     """Person 03, both days and all three trajectories, with the electrodes in another order."""
     path = tmp_path_factory.mktemp("turned") / "turned.parquet"

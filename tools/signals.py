@@ -16,6 +16,7 @@ from ENV import EMGError
 logger = logging.getLogger(__name__)
 
 SECONDS_AT_ONCE = 10  # of a recording through the causal filter
+LARGEST = 1e9  # counts, µV or V: far above any amplifier, and safe to square
 TIME = len("11-05-00-695")  # at the end of every recording's name
 
 
@@ -46,6 +47,8 @@ def read_signal(path: Path, model: EMGForSequenceClassification, kind: str) -> S
     with named(path):
         check_recording(recording, model)
         samples, rate = filtered(recording, model, kind)
+        if not np.abs(samples).max(initial=0) < LARGEST:
+            raise EMGError(f"its samples are no muscle's: {LARGEST:g} or more after the filter; mend the file")
     places = np.rint(np.arange(len(samples)) * recording.sampling_rate / rate).astype(int)
     labels = recording.labels[np.minimum(places, len(recording.labels) - 1)]
     return Signal(path.stem, recording.channels, recording.time[0], rate, samples, labels)

@@ -1,0 +1,311 @@
+"""tools.predict: the windows that training saw, what they are measured against, smoothing, rejection, figures."""
+
+import json
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import STEM, cut, raw_table, write_raw
+
+from EMG_build import load_model
+from EMG_DATA_LOADER import load_windows, read_emg
+from EMG_decisions import REJECTED, Classifier, FixedReference, RunningReference, Smoother, mixed
+from EMG_model import Reference, measure_reference
+from ENV import Settings
+from tools.judge import figures_of, pooled, truth_of
+from tools.predict import main
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+GESTURES = [f"p_{code}" for code in (0, 1, 2, 3, 6, 7, 8, 9)]
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory) -> Path:
+    """Four seconds, 8 channels at 1 kHz: 1.5 s at rest, 1.5 s of a fist, 1 s unlabelled."""
+    rng = np.random.default_rng(3)
+    labels = np.repeat([0, 1, -1], [1500, 1500, 1000])
+    emg = np.rint(rng.normal(size=(4000, 8)) * np.where(labels == 1, 40, 5)[:, None] + 100)
+    return write_raw(raw_table(emg, labels), tmp_path_factory.mktemp("short") / f"{STEM}.hdf5")
+
+
+def predicted(out: Path, *argv: str | Path, status: int = 0) -> dict[str, pd.DataFrame]:
+    """The tables that tools.predict writes, by recording."""
+    assert main([*map(str, argv), "--out", str(out)]) == status
+    return {path.stem: pd.read_csv(path) for path in out.glob("*.csv")}
+
+
+def figures(out: Path) -> dict:
+    return json.loads((out / "metrics.json").read_text())
+
+
+# ---- the same windows as in training ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["putemg", "causal"])
+def test_every_window_of_training_is_seen_as_training_saw_it(kind, short, trained, causal_model, tmp_path):
+    folder = causal_model if kind == "causal" else trained / "best_model"
+    cut(short, "--data-location", tmp_path / "short.parquet", "--filter", kind)
+    windows = load_windows(Settings(DATA_LOCATION=tmp_path / "short.parquet"))
+    with torch.no_grad():
+        logits = load_model(folder)(emg=read_emg(windows, np.arange(len(windows.table)))).logits
+    every = ["--hop-ms", "1", "--smooth", "none", "--reference", "model"]  # 1 ms is one sample
+    table = predicted(tmp_path / "out", short, "--model", folder, *every)[STEM]
+    assert len(windows.table) == 14  # (1500 − 2 · 250 − 250) / 125 + 1 of each label
+    for start, label, expected in zip(windows.table["start"], windows.table["TRAJ_GT"], logits.softmax(1), strict=True):
+        row = table.iloc[(table["start"] - start).abs().argmin()]
+        assert row["start"] == pytest.approx(start, abs=1e-4)
+        assert row["label"] == label
+        np.testing.assert_allclose(row[GESTURES].astype(float), expected, atol=2e-5)
+
+
+def test_the_filter_can_be_made_causal(short, trained, causal_model, tmp_path):
+    given = [short, "--reference", "model", "--model"]
+    causal = predicted(tmp_path / "a", *given, causal_model)[STEM]
+    made_causal = predicted(tmp_path / "b", *given, trained / "best_model", "--filter", "causal")[STEM]
+    pd.testing.assert_frame_equal(causal, made_causal)
+    assert not predicted(tmp_path / "c", *given, trained / "best_model")[STEM][GESTURES].equals(causal[GESTURES])
+
+
+def test_a_table_holds_a_row_per_window(short, trained, tmp_path):
+    table = predicted(tmp_path / "out", short, "--model", trained / "best_model", "--smooth", "none")[STEM]
+    assert list(table) == ["start", "end", "gesture", "confidence", *GESTURES, "label"]
+    np.testing.assert_allclose(table["start"], 5 + 0.05 * np.arange(76), atol=1e-4)  # (4000 − 250) / 50 + 1 windows
+    np.testing.assert_allclose(table["end"] - table["start"], 0.25, atol=1e-4)
+    np.testing.assert_allclose(table[GESTURES].sum(1), 1, atol=1e-5)
+    np.testing.assert_allclose(table["confidence"], table[GESTURES].max(1), atol=1e-6)
+    names = np.array(
+        ["idle", "fist", "flexion", "extension", "pinch index", "pinch middle", "pinch ring", "pinch small"]
+    )
+    assert list(table["gesture"]) == list(names[table[GESTURES].to_numpy().argmax(1)])
+    # Inside 5.25 … 6.25 s at rest, 6.75 … 7.75 s the fist: windows of 250 ms every 50 ms.
+    assert (table["label"] == 0).sum() == (table["label"] == 1).sum() == 16
+    assert list(table["start"][table["label"] == 1].round(2))[::15] == [6.75, 7.5]
+    assert matplotlib.image.imread(tmp_path / "out" / f"{STEM}.png").std() > 0.05
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_parquet_holds_the_same(short, trained, tmp_path):
+    model = ["--model", trained / "best_model"]
+    table = predicted(tmp_path, short, *model)[STEM]
+    assert main([*map(str, [short, *model]), "--out", str(tmp_path), "--format", "parquet"]) == 0
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / f"{STEM}.parquet"), table, check_dtype=False, atol=1e-4)
+
+
+# ---- what windows are measured against --------------------------------------------------------------------------
+
+
+def test_the_reference_is_that_of_all_recordings_of_the_day(raw_folder, trained, tmp_path):
+    day = sorted(raw_folder.glob("*-03-*2018-06-14*"))
+    together = predicted(tmp_path / "all", *day, "--model", trained / "best_model", "--smooth", "none")
+    alone = predicted(tmp_path / "one", day[0], "--model", trained / "best_model", "--smooth", "none")
+    other = predicted(tmp_path / "other", day[0], "--model", trained / "best_model", "--reference", day[1])
+    itself = predicted(tmp_path / "self", day[0], "--model", trained / "best_model", "--reference", day[0])
+    assert len(together) == len(day) == 3
+    stem = day[0].stem
+    assert not np.allclose(together[stem][GESTURES], alone[stem][GESTURES], atol=1e-3)
+    assert not np.allclose(other[stem][GESTURES], alone[stem][GESTURES], atol=1e-3)
+    np.testing.assert_allclose(itself[stem][GESTURES], alone[stem][GESTURES], atol=1e-6)
+    assert figures(tmp_path / "all")["all"]["with"]["balanced_accuracy"] > 0.5  # chance 0.125
+    assert figures(tmp_path / "all")["trained_on"] == []
+
+
+def test_a_running_reference_is_kept_over_the_recordings_of_a_day(raw_folder, trained, tmp_path):
+    day = sorted(raw_folder.glob("*-03-*2018-06-14*"), key=lambda path: path.stem[-12:])
+    given = ["--model", trained / "best_model", "--reference", "running"]
+    together, second = predicted(tmp_path / "all", *day, *given), predicted(tmp_path / "one", day[1], *given)
+    first = predicted(tmp_path / "first", day[0], *given)
+    pd.testing.assert_frame_equal(together[day[0].stem], first[day[0].stem])
+    assert not np.allclose(together[day[1].stem][GESTURES], second[day[1].stem][GESTURES], atol=1e-3)
+
+
+def test_a_running_reference_measures_windows_that_do_not_overlap(trained):
+    model, rng = load_model(trained / "best_model"), np.random.default_rng(0)
+    windows = rng.normal(size=(40, 250, 8)).astype(np.float32)
+    running = RunningReference(model, hop=100)  # so every third window
+    running.see(windows[:19])
+    assert running.reference is model.reference or torch.equal(running.reference.scale, model.scale)
+    running.see(windows[19:20])
+    measured = measure_reference(torch.from_numpy(windows[:20:3]))
+    expected = mixed(model.reference, measured, 7 / (7 + 30))
+    for one, other in zip(running.reference, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_long_session_is_measured_on_windows_all_over_it(trained):
+    running = RunningReference(load_model(trained / "best_model"), hop=250)
+    for number in range(1000):
+        running.see(np.full((1, 250, 8), number, np.float32))
+    assert [int(window[0, 0]) for window in running.kept] == list(range(0, 1000, 8))  # twice 240 is less than 1000
+
+
+def test_references_are_mixed_by_their_variances():
+    one, other = (Reference(torch.full((1, 2), a), torch.full((1, 3), b), torch.full((1, 3), c))
+                  for a, b, c in ((1.0, 0.0, 2.0), (7.0, 4.0, 1.0)))  # fmt: skip
+    scale, centre, spread = mixed(one, other, 0.25)
+    np.testing.assert_allclose([scale[0, 0], centre[0, 0], spread[0, 0]], [13**0.5, 1.0, 3.25**0.5], rtol=1e-6)
+
+
+# ---- smoothing and rejection ------------------------------------------------------------------------------------
+
+
+def test_probabilities_are_averaged_over_the_last_windows():
+    smoother = Smoother("mean", 2, 0.5)
+    classes, confidence = smoother(np.array([[0.6, 0.4, 0.0], [0.0, 0.4, 0.6]]))
+    assert list(classes) == [0, REJECTED]  # means 0.3, 0.4, 0.3: the second leads, below 0.5
+    np.testing.assert_allclose(confidence, [0.6, 0.4])
+    classes, confidence = smoother(np.array([[0.0, 0.2, 0.8]]))
+    assert (list(classes), confidence[0]) == ([2], pytest.approx(0.7))
+
+
+def test_the_latest_of_the_leading_classes_wins_a_vote():
+    one, two, three = np.eye(3) * 0.4 + 0.2
+    classes, confidence = Smoother("vote", 3, 0.0)(np.stack([one, two, two, one, three]))
+    assert list(classes) == [0, 1, 1, 1, 2]
+    np.testing.assert_allclose(confidence, [1, 1 / 2, 2 / 3, 2 / 3, 1 / 3])
+
+
+def test_none_takes_each_window_by_itself():
+    classes, confidence = Smoother("none", 5, 0.65)(np.array([[0.7, 0.3], [0.4, 0.6]]))
+    assert (list(classes), list(confidence)) == ([0, REJECTED], [0.7, 0.6])
+
+
+def test_only_the_latest_windows_are_classified_where_time_is_short(trained):
+    model = load_model(trained / "best_model")
+    samples = np.random.default_rng(0).normal(size=(1000, 8)).astype(np.float32)
+    every = Classifier(model, 100, FixedReference(model.reference))(samples)
+    hurried = Classifier(model, 100, FixedReference(model.reference))
+    few, rest = hurried(samples[:900], most=2), hurried(samples[900:])
+    assert list(every.first) == [0, 100, 200, 300, 400, 500, 600, 700]
+    assert (list(few.first), list(rest.first), hurried.skipped) == ([500, 600], [700], 5)
+    np.testing.assert_allclose(np.concatenate([few.values, rest.values]), every.values[5:], atol=1e-6)
+
+
+# ---- figures ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def judged():
+    """10 samples a second, windows of 2 every sample; rest to 2 s, a fist to 4 s, then label 5, which nobody knows."""
+    labels = np.repeat([0, 1, 5, 0, 1], [20, 20, 5, 10, 10])
+    return truth_of(labels, np.arange(64), 2, 10.0, (200, 100), [0, 1])
+
+
+def test_a_window_counts_inside_a_repetition_less_its_edges(judged):
+    labels = judged.windows["label"].to_numpy()
+    assert list(np.flatnonzero(labels == 0)) == [*range(2, 18), *range(47, 53)]  # 2 … 18, 47 … 53 of 20, 45 … 55
+    assert list(np.flatnonzero(labels == 1)) == [*range(22, 38), *range(57, 63)]
+    assert list(judged.repetitions["label"]) == [0, 1, 0, 1]
+    assert list(judged.repetitions["start"]) == [0, 2, 4.5, 5.5]
+
+
+def test_figures_by_hand(judged):
+    decided = np.zeros(64, int)
+    decided[25:40] = 1  # 22, 23, 24 of the first fist are called rest: it is found when window 25 ends, at 2.7 s
+    decided[5] = 1  # one of 22 at rest
+    decided[30] = REJECTED
+    found = figures_of(judged, decided)
+    assert found["windows"] == 44
+    right = 21 + 16 - 3 - 1  # the second fist is missed
+    assert found["accuracy"] == pytest.approx(right / 44)
+    assert found["balanced_accuracy"] == pytest.approx((21 / 22 + 12 / 22) / 2)
+    assert found["active_error"] == pytest.approx(1 / 13)
+    assert found["rejected"] == pytest.approx(1 / 44)
+    assert found["instability"] == pytest.approx((2 + 1 + 2) / (15 + 15 + 5 + 5))
+    assert found["delay_ms"] == pytest.approx(700)
+    assert (found["missed"], found["gestures"]) == (1, 2)
+    assert found["confusion_matrix"] == {"labels": [0, 1, -1], "counts": [[21, 1, 0], [9, 12, 1]]}
+
+
+def test_recordings_are_pooled_repetition_by_repetition(judged):
+    alone = figures_of(judged, np.zeros(64, int))
+    both = pooled([judged, judged])
+    decided = np.concatenate([np.zeros(64, int), np.ones(64, int)])
+    assert figures_of(both, decided)["missed"] == alone["missed"] == 2
+    assert figures_of(both, decided)["accuracy"] == 0.5
+    assert figures_of(both, decided)["delay_ms"] == pytest.approx(100)  # the sample before the label is in the window
+    assert figures_of(both, decided)["instability"] == 0
+
+
+def test_smoothing_and_rejection_are_reported_beside_without(raw_folder, trained, tmp_path, capsys):
+    day = sorted(raw_folder.glob("*-03-sequential-2018-06-14*"))
+    given = ["--smooth", "vote", "--span-ms", "500", "--reject-below", "0.6"]
+    table = predicted(tmp_path, *day, "--model", trained / "best_model", *given)[day[0].stem]
+    found = figures(tmp_path)["all"]
+    assert found["with"]["rejected"] > 0 == found["without"]["rejected"]
+    assert found["with"]["instability"] < found["without"]["instability"]
+    assert ((table["gesture"] == "rejected") == (table["confidence"] < 0.6)).all()
+    assert "smoothed (vote of 500 ms), rejected below 0.6" in capsys.readouterr().out
+
+
+def test_recordings_of_the_training_part_are_named(raw_folder, trained, tmp_path, capsys):
+    path = next(raw_folder.glob("*-03-repeats_long-2018-05-11*"))
+    predicted(tmp_path, path, "--model", trained / "best_model")
+    assert figures(tmp_path)["trained_on"] == [path.stem]
+    assert "trained on 1 of these recordings" in capsys.readouterr().out
+
+
+# ---- other recordings -------------------------------------------------------------------------------------------
+
+
+def test_a_recording_without_labels_needs_only_clock_and_channels(short, trained, tmp_path):
+    labelled = predicted(tmp_path / "a", short, "--model", trained / "best_model")[STEM]
+    table = pd.read_hdf(short)
+    columns = [name for name in table if name.startswith("EMG_")]
+    for suffix in ("csv", "zip"):
+        (tmp_path / suffix).mkdir()
+        path = write_raw(table[columns], tmp_path / suffix / f"{STEM}.{suffix}")
+        found = predicted(tmp_path / f"out-{suffix}", path, "--model", trained / "best_model")[STEM]
+        pd.testing.assert_frame_equal(found, labelled.drop(columns="label"), atol=1e-4)
+        assert figures(tmp_path / f"out-{suffix}")["recordings"] == {}
+
+
+def test_what_cannot_be_predicted_is_named_and_the_rest_is(short, trained, tmp_path, capsys):
+    bad = {
+        "emg_gestures-03-sequential-2018-05-12-11-10-52-120": raw_table(
+            np.arange(3000).reshape(1000, 3), np.zeros(1000)
+        ),
+        "emg_gestures-03-sequential-2018-05-13-11-10-52-120": raw_table(
+            np.random.default_rng(0).normal(size=(1000, 8)), np.zeros(1000)
+        ),
+        "emg_gestures-03-sequential-2018-05-14-11-10-52-120": raw_table(
+            np.rint(np.random.default_rng(0).normal(size=(1000, 8)) * 9), np.zeros(1000), rate=500
+        ),
+    }
+    paths = [write_raw(table, tmp_path / f"{stem}.hdf5") for stem, table in bad.items()]
+    tables = predicted(tmp_path / "out", *paths, short, "--model", trained / "best_model", status=3)
+    assert list(tables) == [STEM]
+    said = capsys.readouterr().err
+    for words in ("3 channels, and the model was trained on 8", "no whole counts", "500.00 Hz after resampling"):
+        assert words in said
+    assert main([*map(str, paths), "--model", str(trained / "best_model"), "--out", str(tmp_path / "none")]) == 1
+    assert "nothing could be predicted" in capsys.readouterr().err
+
+
+def test_a_dead_electrode_is_named_and_the_recording_predicted(short, trained, tmp_path, capsys):
+    table = pd.read_hdf(short)
+    table["EMG_3"] = 7.0
+    path = write_raw(table, tmp_path / f"{STEM}.hdf5")
+    assert len(predicted(tmp_path / "out", path, "--model", trained / "best_model")[STEM]) == 76
+    assert "EMG_3 never changes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--hop-ms", "300"], "--hop-ms 300: should be from 1 to 250"),
+        (["--reject-below", "2"], "2 is not a number from 0 to 1"),
+        (["--reference", "nowhere.hdf5"], "nowhere.hdf5: there is no such file"),
+        (["--model", "nowhere"], "nowhere: no model can be loaded"),
+        (["--smooth", "median"], "invalid choice: 'median'"),
+    ],
+)
+def test_wrong_flags_end_in_one_sentence(given, words, short, trained, tmp_path, capsys):
+    model = [] if "--model" in given else ["--model", str(trained / "best_model")]
+    assert main([str(short), *model, *given, "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert words in said
+    assert len(said.strip().splitlines()) == 1
