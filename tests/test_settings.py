@@ -17,6 +17,7 @@ MODULES = [
     "EMG_build",
     "EMG_utils",
     "EMG_trainer",
+    "EMG_tracker",
     "EMG_sweep",
     "EMG_run",
     "EMG_figures",
@@ -86,6 +87,7 @@ OTHER_VALUES = {
     "RUN_DIR": "results",
     "RESUME": "runs/yesterday",
     "MODEL_SAVING_DIR": "models/best",
+    "TRACKER": "none",
 }
 
 WRONG = {  # flags → the setting and its value, the legal range
