@@ -462,7 +462,7 @@ class EMGForSequenceClassification(PreTrainedModel):
     def linear_logits(self, covariance: torch.Tensor) -> torch.Tensor:
         """(B, K); zeros without a linear path."""
         if self.linear is None:
-            return covariance.new_zeros(len(covariance), self.head.out_features)
+            return covariance.new_zeros(covariance.shape[0], self.head.out_features)  # len would be fixed in an export
         with torch.autocast(covariance.device.type, enabled=False):
             return self.linear(covariance)
 

@@ -153,14 +153,15 @@ def held_out(run: Path, settings: Settings) -> Sample:
 
 
 def noise(model: EMGForSequenceClassification) -> Sample:
-    """Noise of many strengths about that of the training part; the first window is zero, the second half silent."""
-    chance, config = torch.Generator().manual_seed(0), model.config
-    shape = NOISE_WINDOWS, config.window, len(config.channels)
-    strength = torch.randn(NOISE_WINDOWS, 1, shape[2], generator=chance).exp()
-    emg = torch.randn(shape, generator=chance) * strength * model.scale
-    emg[0], emg[1, :, ::2] = 0, 0
+    """Gaussian noise whose log covariances are spread as the training part's."""
+    chance, config, channels = torch.Generator().manual_seed(0), model.config, len(model.config.channels)
+    rows, columns = torch.triu_indices(channels, channels)
+    logarithm = torch.empty(NOISE_WINDOWS, channels, channels)
+    drawn = model.centre + model.spread * torch.randn(NOISE_WINDOWS, len(rows), generator=chance)
+    logarithm[:, rows, columns] = logarithm[:, columns, rows] = drawn
+    emg = torch.randn(NOISE_WINDOWS, config.window, channels, generator=chance) @ torch.matrix_exp(logarithm / 2)
     reference = Reference(*(tensor.repeat(NOISE_WINDOWS, 1) for tensor in model.reference))
-    return Sample(emg, reference, None, f"{NOISE_WINDOWS} windows of noise")
+    return Sample(emg * model.scale, reference, None, f"{NOISE_WINDOWS} windows of noise")
 
 
 # ---- comparing --------------------------------------------------------------------------------------------------

@@ -86,11 +86,12 @@ def square_roots(matrices: torch.Tensor, identity: torch.Tensor, smallest: float
     farthest from their place gain most (Chen and Chow, A stable scaling of Newton–Schulz, 2014): `low` is the smallest
     ratio of an eigenvalue to that of the true root, and tells how many steps it takes: nine for 24 channels, then six.
     """
-    root, inverse, low = matrices, identity.expand_as(matrices), math.sqrt(smallest)
+    root, inverse, product, low = matrices, None, matrices, math.sqrt(smallest)  # the inverse starts as the identity
     while 1 - low > CLOSE:
         scale = 3 / (1 + low + low**2)
-        step = math.sqrt(scale) / 2 * (3 * identity - scale * (inverse @ root))
-        root, inverse = root @ step, step @ inverse
+        step = math.sqrt(scale) / 2 * (3 * identity - scale * product)
+        root, inverse = root @ step, step if inverse is None else step @ inverse
+        product = inverse @ root
         low *= math.sqrt(scale) / 2 * (3 - scale * low**2)
     return root, inverse
 
