@@ -123,15 +123,34 @@ def log_covariance(signal: torch.Tensor) -> torch.Tensor:
     Power of every channel and synchrony of every pair, on a scale where distances are those between muscle efforts
     (log-Euclidean metric: Arsigny et al., Magn. Reson. Med. 2006; for EEG: Barachant et al., IEEE TBME 2012).
     """
+    return upper_triangle(matrix_logarithm(shrunk_covariance(signal))).to(signal.dtype)
+
+
+def shrunk_covariance(signal: torch.Tensor) -> torch.Tensor:
+    """signal (B, T, C) → (B, C, C), whose eigenvalues are at least SHRINKAGE · (mean variance + POWER_FLOOR).
+
+    In double precision: of the smallest eigenvalues, a thousandth of the largest or less, single would leave three
+    digits, which would differ from machine to machine.
+    """
+    signal = signal if signal.device.type == "mps" else signal.double()  # Apple's GPUs have no doubles
     _, time, channels = signal.shape
     centred = signal - signal.mean(1, keepdim=True)
     covariance = centred.mT @ centred / time  # (B, C, C)
     variance = covariance.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-    identity = torch.eye(channels, device=signal.device)
-    values, vectors = torch.linalg.eigh(covariance + (SHRINKAGE * variance + SHRINKAGE * POWER_FLOOR) * identity)
-    logarithm = (vectors * values.clamp(min=SHRINKAGE * POWER_FLOOR).log()[:, None]) @ vectors.mT  # (B, C, C)
-    rows, columns = torch.triu_indices(channels, channels)
-    return logarithm[:, rows, columns]
+    identity = torch.eye(channels, device=signal.device, dtype=signal.dtype)
+    return covariance + (SHRINKAGE * variance + SHRINKAGE * POWER_FLOOR) * identity
+
+
+def matrix_logarithm(matrices: torch.Tensor) -> torch.Tensor:
+    """(B, C, C), symmetric and of the eigenvalues that `shrunk_covariance` leaves, → (B, C, C)."""
+    values, vectors = torch.linalg.eigh(matrices)
+    return (vectors * values.clamp(min=SHRINKAGE * POWER_FLOOR).log()[:, None]) @ vectors.mT
+
+
+def upper_triangle(matrices: torch.Tensor) -> torch.Tensor:
+    """(B, C, C) → (B, C(C+1)/2), row after row."""
+    rows, columns = torch.triu_indices(matrices.shape[1], matrices.shape[1])
+    return matrices[:, rows, columns]
 
 
 class Draws(NamedTuple):
@@ -444,7 +463,7 @@ class EMGForSequenceClassification(PreTrainedModel):
     def linear_logits(self, covariance: torch.Tensor) -> torch.Tensor:
         """(B, K); zeros without a linear path."""
         if self.linear is None:
-            return covariance.new_zeros(len(covariance), self.head.out_features)
+            return covariance.new_zeros(covariance.shape[0], self.head.out_features)  # len would be fixed in an export
         with torch.autocast(covariance.device.type, enabled=False):
             return self.linear(covariance)
 

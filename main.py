@@ -11,6 +11,7 @@ Exit status: 0 done, 1 something that the user can put right (one sentence says 
 
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from EMG_build import load_model
 from EMG_DATA_LOADER import Split, WindowSet, load_windows, split_windows
 from EMG_figures import draw_confusion_matrix, draw_history
-from EMG_model import ModelError
+from EMG_model import ModelError, References
 from EMG_run import (
     discard_if_empty,
     open_run,
@@ -32,11 +33,14 @@ from EMG_run import (
     write_split,
 )
 from EMG_sweep import sweep
+from EMG_tracker import Tracker, require_tracker, tracking
 from EMG_trainer import Trainer, best_epoch, choose_precision, join_processes, of_main_process, refit
 from EMG_utils import compute_metrics, new_model, session_references, versions
 from ENV import EMGError, Settings, from_command_line
 
 logger = logging.getLogger("main")
+
+TRACKED = ("accuracy", "balanced_accuracy", "macro_f1")  # of metrics.json
 
 
 def main() -> int:
@@ -99,9 +103,9 @@ def experiment(windows: WindowSet, split: Split, settings: Settings, console: Co
 
     Where several processes train together, the first one alone writes.
     """
-    first = PartialState().is_main_process
+    require_tracker(settings)
     describe_data(windows, split, settings)
-    if first:
+    if PartialState().is_main_process:
         write_settings(settings, run)
         write_split(windows, split, run)
 
@@ -110,19 +114,36 @@ def experiment(windows: WindowSet, split: Split, settings: Settings, console: Co
         settings = sweep(windows, split, references, settings, console, run)
         write_settings(settings, run)
 
+    with tracking(settings, run) as tracker:
+        train_and_test(windows, split, references, settings, console, run, tracker)
+
+
+def train_and_test(
+    windows: WindowSet,
+    split: Split,
+    references: References,
+    settings: Settings,
+    console: Console,
+    run: Path,
+    tracker: Tracker,
+) -> None:
+    """The part of the experiment that `tracker` shows."""
     model = new_model(windows, split, references, settings)
     parameters, trainable = model.num_parameters(), model.num_parameters(only_trainable=True)
     logger.info(
         f"{settings.MODEL_NAME}, {model.config.weights} weights: {parameters:,} parameters, {trainable:,} trained"
     )
     trainer = Trainer(model, windows, split, references, settings, settings.NUM_EPOCHS)
-    history = trainer.fit(console, run)
+    history = trainer.fit(console, run, track=tracker.log)
+    steps = trainer.steps * len(history)
     if settings.REFIT:
-        trainer = refit(windows, split, settings, best_epoch(history) + 1, console, run)
+        track = partial(tracker.log, prefix="refit/", after=steps)
+        trainer = refit(windows, split, settings, best_epoch(history) + 1, console, run, track)
+        steps += trainer.steps * len(trainer.history)
 
     best = load_model(run / "best_model")
     probabilities = trainer.predict(best, split.test)
-    if not first:
+    if not PartialState().is_main_process:
         return
     metrics = compute_metrics(windows, split.test, probabilities) | {
         "n_train": len(split.train),
@@ -145,6 +166,7 @@ def experiment(windows: WindowSet, split: Split, settings: Settings, console: Co
         "versions": versions(),
     }
     write_json(run / "metrics.json", metrics)
+    tracker.log({name: metrics[name] for name in TRACKED}, steps + 1, prefix="test/")
     described = {"split": split.description, "weights": best.config.weights, "data_note": metrics["data_note"]}
     write_predictions(windows, split.test, probabilities, described, run)
     draw(metrics, history, split, settings, run)
