@@ -21,7 +21,7 @@ MODULES = [
     "EMG_run",
     "EMG_figures",
 ]
-MODULES += ["main", "tools.simulate", "tools.download", "tools.inspect", "tools.benchmark"]
+MODULES += ["main", "tools.simulate", "tools.download", "tools.inspect", "tools.benchmark", "tools.explain"]
 SCRIPTS = ("main.py", "Preprocessing.py")
 
 # A legal value of every setting that is not its default: as it is written, and as it is read.
