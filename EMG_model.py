@@ -6,12 +6,21 @@ logits = model(emg=emg).logits  # emg (B, T, C) in the unit of the training data
 
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from huggingface_hub import ModelCard
 from torch import distributed, nn
 from torch.nn import functional as F  # noqa: N812
-from transformers import GPT2Config, GPT2Model, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2Model,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 BAND_EDGES_HZ = (20, 40, 60, 90, 140, 250, 500)  # of the fixed bands; those above Nyquist are left out
@@ -380,6 +389,15 @@ class EMGForSequenceClassification(PreTrainedModel):
         self.first_trained = 0
         self.post_init()
 
+    def _upload_modified_files(self, working_dir: str, *given, **named):
+        """push_to_hub with the card of the folder that the model was loaded from, and the tags that it was given."""
+        card = Path(self.name_or_path) / "README.md"
+        if card.is_file():
+            own, made = ModelCard.load(card), Path(working_dir) / "README.md"
+            own.data.tags = list(dict.fromkeys([*(own.data.tags or []), *(ModelCard.load(made).data.tags or [])]))
+            own.save(made)
+        return super()._upload_modified_files(working_dir, *given, **named)
+
     def get_input_embeddings(self) -> None:
         """None: the tokens are patches of signal."""
 
@@ -474,6 +492,10 @@ class EMGForSequenceClassification(PreTrainedModel):
         for block in frozen:
             for name, parameter in block.named_parameters():
                 parameter.requires_grad = name.startswith(("ln_1", "ln_2"))
+
+
+AutoConfig.register(EMGConfig.model_type, EMGConfig, exist_ok=True)  # for those who load by AutoModel…
+AutoModelForSequenceClassification.register(EMGConfig, EMGForSequenceClassification, exist_ok=True)
 
 
 def run_blocks(blocks: nn.ModuleList, hidden: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ MODULES = [
     "EMG_DATA_LOADER",
     "EMG_model",
     "EMG_build",
+    "EMG_card",
     "EMG_utils",
     "EMG_trainer",
     "EMG_sweep",
