@@ -126,7 +126,7 @@ def count_part(windows: WindowSet, rows: np.ndarray) -> dict[str, int]:
 def model_card(config: EMGConfig, facts: Facts) -> ModelCard:
     """The card of a model; `save_card` puts it beside the model."""
     pages = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined)
-    pages.filters |= {"figure": "{:.3f}".format, "short": "{:.4g}".format, "literal": repr}
+    pages.filters |= {"figure": "{:.3f}".format, "literal": repr}
     content = pages.from_string(TEMPLATE).render(
         card_data=card_data(config, facts).to_yaml(),
         config=config,
@@ -135,7 +135,8 @@ def model_card(config: EMGConfig, facts: Facts) -> ModelCard:
         metrics=METRICS,
         versions=", ".join(f"{name} {version}" for name, version in facts.figures["versions"].items()),
         chance=1 / len(config.class_names),
-        milliseconds=1000 * config.window / config.sampling_rate,
+        rate=f"{config.sampling_rate:.4g}",
+        milliseconds=f"{1000 * config.window / config.sampling_rate:.4g}",
         made_with=preprocessing_flags(config),
         notes=" ".join(filter(None, dict.fromkeys(facts.notes))) or "No note on their origin was given (`DATA_NOTE`).",
     )
@@ -205,7 +206,7 @@ TEMPLATE = """---
 
 {% endfor %}
 It tells {{ config.class_names | length }} gestures apart ({{ config.class_names | join(", ") }}), in windows of
-{{ milliseconds | short }} ms from {{ config.channels | length }} surface electrodes ({{ config.sampling_rate | short }} Hz).
+{{ milliseconds }} ms from {{ config.channels | length }} surface electrodes ({{ rate }} Hz).
 A GPT-2 backbone of {{ config.backbone.n_layer }} blocks, width {{ config.backbone.n_embd }}, reads the window as tokens
 ({{ config.tokens | join(", ") }}){% if config.linear_path %} beside a linear path on log covariances{% endif %}.
 
@@ -250,7 +251,8 @@ print([model.config.class_names[index] for index in logits.argmax(1)[:5]])
 ```
 
 {% if facts.session %}
-The model's own reference is that of subject {{ facts.session[0] }}, session {{ facts.session[1] }}: it predicts for that person and day alone.
+The model's own reference is that of subject {{ facts.session[0] }}, session {{ facts.session[1] }}: it predicts for
+that person and day alone.
 {% else %}
 `measure_reference` takes the scale and the log covariances of a person's day from its own windows, without labels; it
 needs signal with all gestures in it, in shares like those of training. Without `reference` the windows are measured
@@ -280,7 +282,7 @@ python Preprocessing.py RECORDINGS --data-location windows.parquet {{ made_with 
 {% endfor %}
 
 Windows of {{ config.window }} samples ({{ config.unit }}) of {{ config.channels | length }} channels,
-{{ config.channels[0] }} to {{ config.channels[-1] }}, at {{ config.sampling_rate | short }} Hz.
+{{ config.channels[0] }} to {{ config.channels[-1] }}, at {{ rate }} Hz.
 
 ## Protocol
 
