@@ -18,6 +18,8 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"explain: {explain(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("explain: interrupted; nothing was written, run the same command again", file=sys.stderr)
+        print("explain: interrupted; run the same command again", file=sys.stderr)
         return 130
     return 0
 
@@ -123,9 +125,8 @@ def explain_run(args: argparse.Namespace, console: Console) -> None:
     references = session_references(windows, split.with_validation() if settings.REFIT else split, settings)
     chosen, parts = choose_windows(args, windows, split, settings), parts_of(model.config)
     logger.info(f"{len(chosen.rows)} windows of the {args.part} part, {len(parts)} parts of each to replace")
-    with _progress(console) as progress:
-        task = progress.add_task("replacing", total=len(parts) * len(cut_rows(chosen.rows, BATCH)))
-        effects = measure_effects(model, windows, references, chosen, parts, lambda: progress.advance(task))
+    with _progress(console, total=len(parts) * len(cut_rows(chosen.rows, BATCH))) as advance:
+        effects = measure_effects(model, windows, references, chosen, parts, advance)
     bank = read_filters(model, filter_use(model, windows, references, chosen, effects)) if learned(model) else None
     importance, over = summarise(windows, chosen, effects)
     found = describe(model, windows, split, chosen, effects, args) | {"interval_over": over}
@@ -173,9 +174,18 @@ def choose_windows(args: argparse.Namespace, windows: WindowSet, split: Split, s
         raise EMGError(f"--part {args.part}: {error}; choose another --part") from None
 
 
-def _progress(console: Console) -> Progress:
-    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %")]
-    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
+@contextmanager
+def _progress(console: Console, total: int) -> Iterator[Callable[[], None]]:
+    """Yields what is to be called after each of `total` steps; drawn in a terminal alone."""
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f} %"),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("replacing", total=total)
+        yield lambda: progress.advance(task)
 
 
 # ---- results --------------------------------------------------------------------------------------------------
@@ -294,7 +304,7 @@ def captions(found: dict) -> list[str]:
     """What a reader of the pictures should know: of the data, and of the windows."""
     people, days, repetitions = (counted(found[key], name) for key, name in COUNTED.items())
     return [
-        f"Data: {found['data_note'] or 'without a note on its origin'}",
+        f"Data: {found['data_note'] or 'without a note on their origin.'}",
         f"{sum(found['windows'].values())} windows, {people}, {days}, {repetitions}; {found['part']} part "
         f"({found['split_description']}); balanced accuracy {found['balanced_accuracy']:.3f}; "
         f"{found['weights']} weights at the start.",

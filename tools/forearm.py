@@ -106,7 +106,7 @@ def draw_cells(axes: plt.Axes, values: Map, shape: tuple[int, int], limit: float
         for row, column in np.argwhere(certain):
             value = points[row, column]
             colour = "white" if abs(value) > 0.6 * limit else "black"
-            text = f"{value:.0f}".replace("-", "−") if abs(value) >= 10 else f"{value:.1f}".replace("-", "−")
+            text = f"{value:.0f}".replace("-", "−") if abs(value) >= 9.95 else f"{value:.1f}".replace("-", "−")
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
     axes.tick_params(length=0, labelsize=7.5)
     axes.set_xticks(np.arange(shape[1] + 1) - 0.5, minor=True)
@@ -145,8 +145,8 @@ def response(taps: np.ndarray) -> np.ndarray:
 
 
 def largest_move(bank: Filters) -> float:
-    """Largest difference (dB) between a filter and its start, within 20 dB of the start's peak."""
-    return float(np.abs(bank.learned - bank.start)[bank.start > -20].max())
+    """Largest difference (dB) between a filter and its start, within 10 dB of the start's peak."""
+    return float(np.abs(bank.learned - bank.start)[bank.start > -10].max())
 
 
 def draw_filters(bank: Filters, notes: list[str], path: Path) -> None:
@@ -167,7 +167,7 @@ def draw_filters(bank: Filters, notes: list[str], path: Path) -> None:
     lines = axes[0, 0].get_legend_handles_labels()
     figure.legend(*lines, loc="outside upper right", ncols=2, fontsize=8, frameon=False)
     most = "" if len(drawn) == len(bank.use) else f", the {len(drawn)} of most use"
-    moved = f"within 20 dB of a peak, training moved them by at most {largest_move(bank):.1f} dB"
+    moved = f"within 10 dB of a peak, training moved them by at most {largest_move(bank):.1f} dB"
     figure.suptitle(f"The {len(bank.use)} learned filters{most}: {moved}", fontsize=10, x=0.01, ha="left")
     figure.savefig(path, dpi=110)
     plt.close(figure)

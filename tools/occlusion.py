@@ -18,10 +18,12 @@ error would outweigh a hundred windows.
 
 What is replaced of an electrode is its level, the root mean square of the window: its samples are multiplied. Replacing
 the samples, by the donor's, noise or zeros, breaks the synchrony of its neighbours, which the model reads too (log
-covariances): on the sample that cost 0.06 to 0.19 of probability with a donor of the same gesture, as much as with any,
-and the normalised log covariances, whose RMS is 1.09 for untouched windows, rose to 1.2 to 1.4 (zeros: to 1.6). With
-levels it was 0.002 to 0.007 and 1.10. Bands and moments are replaced in all channels at once, so their synchrony is the
-donor's: RMS 1.10. The samples outside the patches count to the first moment.
+covariances): on the sample a donor of the same gesture then cost 0.06 to 0.19 of probability, as much as any donor, and
+the normalised log covariances, whose RMS is 1.09 for untouched windows, rose to 1.2 to 1.4 (zeros: to 1.6). With levels
+a donor of the same gesture costs −0.01 to 0.04 (rings: 0.05 to 0.12), and the RMS is 1.10 (1.14). What the synchrony of
+an electrode says by itself is thus not in its importance. Bands and moments are replaced in all channels at once, so
+their synchrony is the donor's: RMS 1.10, and −0.07 to −0.03, since two windows of a gesture are more typical of it than
+one. The samples outside the patches count to the first moment.
 """
 
 from collections.abc import Callable
