@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from huggingface_hub import ModelCard
 
+from EMG_card import save_card
 from EMG_DATA_LOADER import Split, WindowSet
 from EMG_model import EMGForSequenceClassification
 from ENV import EMGError, Settings
@@ -96,12 +98,13 @@ def _beside(folder: Path, what: str) -> Path:
     return folder.with_name(f".{folder.name}.{what}")
 
 
-def save_model(model: EMGForSequenceClassification, folder: Path) -> None:
-    """Put a model's files into `folder`, each one whole, and leave its other files alone."""
+def save_model(model: EMGForSequenceClassification, card: ModelCard, folder: Path) -> None:
+    """Put a model's files and its card into `folder`, each one whole, and leave its other files alone."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as new:
             model.save_pretrained(new)
+            save_card(card, Path(new))
             for file in Path(new).iterdir():
                 os.replace(file, folder / file.name)
     except OSError as error:

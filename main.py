@@ -20,6 +20,7 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from EMG_build import load_model
+from EMG_card import facts_of_run, model_card, save_card
 from EMG_DATA_LOADER import Split, WindowSet, load_windows, split_windows
 from EMG_figures import draw_confusion_matrix, draw_history
 from EMG_model import ModelError, References
@@ -174,8 +175,10 @@ def train_and_test(
         f"test{leaky(split)}: accuracy {metrics['accuracy']:.3f}, balanced accuracy {metrics['balanced_accuracy']:.3f} "
         f"(chance {1 / len(windows.classes):.3f}), macro F1 {metrics['macro_f1']:.3f}"
     )
+    card = model_card(best.config, facts_of_run(windows, split, metrics, settings))
+    save_card(card, run / "best_model")
     if settings.MODEL_SAVING_DIR:
-        save_model(best, settings.MODEL_SAVING_DIR)
+        save_model(best, card, settings.MODEL_SAVING_DIR)
     logger.info(f"{run}: accuracy.png, loss.png, confusion_matrix.png, metrics.json, best_model/ and the rest")
 
 

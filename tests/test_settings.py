@@ -15,6 +15,7 @@ MODULES = [
     "EMG_DATA_LOADER",
     "EMG_model",
     "EMG_build",
+    "EMG_card",
     "EMG_utils",
     "EMG_decisions",
     "EMG_trainer",
@@ -24,7 +25,7 @@ MODULES = [
     "EMG_figures",
 ]
 MODULES += ["main", "tools.simulate", "tools.download", "tools.inspect", "tools.benchmark"]
-MODULES += ["tools.predict", "tools.stream", "tools.export"]
+MODULES += ["tools.predict", "tools.stream", "tools.export", "tools.explain"]
 SCRIPTS = ("main.py", "Preprocessing.py")
 
 # A legal value of every setting that is not its default: as it is written, and as it is read.
