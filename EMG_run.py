@@ -119,6 +119,13 @@ def resumed_settings(settings: Settings, name: str = "RESUME") -> Settings:
         raise EMGError(f"{name} = {run}: there is no run; name a folder under runs") from None
 
 
+def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` make a file that then takes the place of `path`: a reader sees the old or the new one."""
+    new = path.with_name(f".{path.stem}.new{path.suffix}")
+    write(new)
+    os.replace(new, path)
+
+
 def write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -22,6 +22,7 @@ from EMG_build import load_model
 from EMG_DATA_LOADER import Split, WindowSet, load_windows, split_windows
 from EMG_figures import draw_confusion_matrix, draw_history
 from EMG_model import ModelError
+from EMG_report import write_report
 from EMG_run import (
     discard_if_empty,
     open_run,
@@ -95,7 +96,7 @@ def after_interrupt(run: Path | None) -> str:
 
 
 def experiment(windows: WindowSet, split: Split, settings: Settings, console: Console, run: Path) -> None:
-    """Data → (sweep) → train → test once → figures; everything goes into the folder `run`.
+    """Data → (sweep) → train → test once → figures → report; everything goes into the folder `run`.
 
     Where several processes train together, the first one alone writes.
     """
@@ -140,6 +141,7 @@ def experiment(windows: WindowSet, split: Split, settings: Settings, console: Co
         "refit": settings.REFIT,
         "seconds": sum(row["seconds"] for row in history),
         "device": str(trainer.device),
+        "seconds_per_window": trainer.seconds_per_window(best, split.test),
         "processes": trainer.processes,
         "precision": trainer.precision,
         "versions": versions(),
@@ -154,7 +156,8 @@ def experiment(windows: WindowSet, split: Split, settings: Settings, console: Co
     )
     if settings.MODEL_SAVING_DIR:
         save_model(best, settings.MODEL_SAVING_DIR)
-    logger.info(f"{run}: accuracy.png, loss.png, confusion_matrix.png, metrics.json, best_model/ and the rest")
+    write_report(run, windows)
+    logger.info(f"{run}: report.html, accuracy.png, loss.png, confusion_matrix.png, metrics.json, best_model/ and more")
 
 
 def write_settings(settings: Settings, run: Path) -> None:

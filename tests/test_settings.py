@@ -20,8 +20,10 @@ MODULES = [
     "EMG_sweep",
     "EMG_run",
     "EMG_figures",
+    "EMG_plots",
+    "EMG_report",
 ]
-MODULES += ["main", "tools.simulate", "tools.download", "tools.inspect", "tools.benchmark"]
+MODULES += ["main", "tools.simulate", "tools.download", "tools.inspect", "tools.benchmark", "tools.report"]
 SCRIPTS = ("main.py", "Preprocessing.py")
 
 # A legal value of every setting that is not its default: as it is written, and as it is read.
