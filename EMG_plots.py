@@ -37,8 +37,8 @@ def accuracy_curves(history: pd.DataFrame, best: int | None, chance: float) -> g
     _curve(figure, history, "validation_balanced_accuracy", "validation, balanced", ORANGE, "solid", "diamond")
     _mark_epoch(figure, best)
     line = {"color": INK, "width": 1, "dash": "dot"}
-    figure.add_hline(chance, line=line, name=f"chance, balanced ({chance:.3f})", showlegend=True, layer="below")
-    return figure.update_yaxes(range=[0, 1.03])
+    figure.add_hline(chance, line=line, name=f"chance {chance:.3f}", showlegend=True)
+    return figure.update_yaxes(range=[0, 1.03]).update_layout(height=370)
 
 
 def overlaid_curves(histories: dict[str, pd.DataFrame], column: str) -> go.Figure:
@@ -58,20 +58,23 @@ def confusion_matrix(counts: Sequence[Sequence[int]], names: list[str]) -> go.Fi
         for true, row in zip(names, counts, strict=True)
     ]
     hover = "%{customdata[0]}, called %{customdata[1]}:<br>%{customdata[2]} windows, %{z:.1f} %<extra></extra>"
-    cells = {"z": shares, "text": [list(map(_cell, row)) for row in shares], "customdata": about}
     looks = {"colorscale": BLUES, "zmin": 0, "zmax": 100, "xgap": 1, "ygap": 1, "showscale": False}
     figure = _plot("called", "true gesture", {})
-    figure.add_trace(go.Heatmap(cells, **looks, texttemplate="%{text}", hovertemplate=hover))
+    figure.add_trace(go.Heatmap(z=shares, customdata=about, hovertemplate=hover, **looks))
+    figure.add_trace(_cell_texts(shares))
     ticks = {"tickvals": list(range(len(names))), "ticktext": [escape(_shortened(name)) for name in names]}
     figure.update_xaxes(ticks, showgrid=False, tickangle=-45, title_standoff=12)
     figure.update_yaxes(ticks, showgrid=False, autorange="reversed", title_standoff=12)
     return figure.update_layout(height=CELL * len(names) + 150)
 
 
-def _cell(share: float) -> str:
-    """What a cell says, dark on light and light on dark."""
-    text = f"{share:.0f}" if share >= 1 else "<1" if share else ""
-    return f'<span style="color: {"white" if share > DARK else "black"}">{escape(text)}</span>'
+def _cell_texts(shares: list[list[float]]) -> go.Scatter:
+    """What each cell says, dark on light and light on dark."""
+    cells = [(x, y, share) for y, row in enumerate(shares) for x, share in enumerate(row) if share]
+    x, y, shown = zip(*cells, strict=True) if cells else ((), (), ())
+    texts = [f"{share:.0f}" if share >= 1 else "&lt;1" for share in shown]
+    font = {"size": 11, "color": ["white" if share > DARK else "black" for share in shown]}
+    return go.Scatter(x=x, y=y, text=texts, mode="text", textfont=font, hoverinfo="skip", showlegend=False)
 
 
 def reliability(bins: pd.DataFrame) -> go.Figure:
@@ -91,12 +94,9 @@ def reliability(bins: pd.DataFrame) -> go.Figure:
         "marker": {"color": ORANGE, "symbol": "diamond", "size": 9},
     }
     figure.add_trace(go.Scatter(common, y=bins["confidence"].tolist(), hovertemplate=hover, **confidence), 1, 1)
-    windows = {
-        "name": "windows",
-        "marker_color": GREY,
-        "hovertemplate": "%{customdata}:<br>%{y} windows<extra></extra>",
-    }
-    figure.add_trace(go.Bar(bars, y=bins["windows"].tolist(), showlegend=False, **windows), 2, 1)
+    windows = {"marker_color": GREY, "hovertemplate": "%{customdata}:<br>%{y} windows<extra></extra>"}
+    windows |= {"text": bins["windows"].tolist(), "textposition": "outside", "textfont": {"size": 10}}
+    figure.add_trace(go.Bar(bars, y=bins["windows"].tolist(), cliponaxis=False, showlegend=False, **windows), 2, 1)
     figure.update_xaxes(range=[0, 1]).update_xaxes(title_text="confidence", row=2)
     figure.update_yaxes(title_text="accuracy", range=[0, 1.03], row=1)
     figure.update_yaxes(title_text="windows", range=[0, 1.3 * float(bins["windows"].max())], row=2)
@@ -124,7 +124,7 @@ def _dress(figure: go.Figure, x: str, y: str, x_axis: dict) -> go.Figure:
         paper_bgcolor="white",
         font={"family": "system-ui, sans-serif", "size": 12, "color": INK},
         hoverlabel={"font": {"size": 13}},
-        legend={"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top"},
+        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
         bargap=0,
     )
     return figure.update_xaxes(axis, title_text=x, **x_axis).update_yaxes(axis, title_text=y)
@@ -150,7 +150,7 @@ def _mark_epoch(figure: go.Figure, epoch: int | None) -> None:
     """Nothing where an older run does not say which epoch was chosen."""
     if epoch is not None:
         line = {"color": ORANGE, "width": 2, "dash": "dot"}
-        figure.add_vline(epoch, line=line, name=f"chosen: epoch {epoch}", showlegend=True, layer="below")
+        figure.add_vline(epoch, line=line, name=f"chosen: epoch {epoch}", showlegend=True)
 
 
 def _shortened(name: str) -> str:

@@ -139,14 +139,14 @@ def write_report(folder: Path, windows: WindowSet | None = None, out: Path | Non
     finished run.
     """
     run, out = read_run(folder), out or folder / "report.html"
-    write_page(out, "EMG_report.html", contents(run, windows), plots(run))
+    write_page(out, "report.html", contents(run, windows), plots(run))
     return out
 
 
 def write_page(out: Path, template: str, found: dict, figures: dict[str, Figure]) -> None:
-    """Fill the template, a path below this file's folder, and put the page into the place of `out`."""
+    """Fill a file of templates/ and put the page into the place of `out`."""
     pages = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,  # names and notes come from strangers' files
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -216,16 +216,8 @@ def majority(metrics: dict) -> dict:
 
 
 def changed_settings(run: FinishedRun) -> list[dict]:
-    """`name`, `value`, `default` and `meaning` of the settings that are not ENV.py's.
-
-    Those of the preprocessing are what the windows were made with, whatever main.py was told.
-    """
-    defaults = Settings.model_construct().model_dump(mode="json")
-    used = {
-        name: value for name, value in run.settings.items() if name not in (*SETTINGS_KEPT, *WITHOUT_EFFECT, *PLACES)
-    }
-    used |= run.preprocessing
-    fields = Settings.model_fields
+    """`name`, `value`, `default` and `meaning` of the settings that are not ENV.py's."""
+    defaults, fields = Settings.model_construct().model_dump(mode="json"), Settings.model_fields
     return [
         {
             "name": name,
@@ -233,9 +225,15 @@ def changed_settings(run: FinishedRun) -> list[dict]:
             "default": written(defaults[name]) if name in fields else "no such setting now",
             "meaning": fields[name].description.replace("`", "") if name in fields else "",
         }
-        for name, value in used.items()
+        for name, value in used_settings(run).items()
         if name not in fields or value != defaults[name]
     ]
+
+
+def used_settings(run: FinishedRun) -> dict:
+    """The settings that made the run what it is, those of the preprocessing as the windows were made with them."""
+    others = {*SETTINGS_KEPT, *WITHOUT_EFFECT, *PLACES}
+    return {name: value for name, value in run.settings.items() if name not in others} | run.preprocessing
 
 
 def written(value) -> str:
