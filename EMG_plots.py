@@ -14,10 +14,7 @@ COLOURS, DASHES = (BLUE, ORANGE, GREY), ("solid", "dash", "dot", "dashdot")
 BLUES = [[0, "#ffffff"], [1, BLUE]]
 CELL, LARGEST_NAME = 38, 16  # pixels of a class in the matrix; letters of a name at an axis
 DARK = 82  # % from where white letters stand out of BLUES more than black ones
-FIGURES = {
-    "validation_balanced_accuracy": "balanced accuracy, validation",
-    "validation_loss": "cross entropy (nat), validation",
-}
+AXES = {"validation_loss": "cross entropy (nat)", "validation_balanced_accuracy": "balanced accuracy"}
 
 
 def loss_curves(history: pd.DataFrame, best: int | None) -> go.Figure:
@@ -43,7 +40,7 @@ def accuracy_curves(history: pd.DataFrame, best: int | None, chance: float) -> g
 
 def overlaid_curves(histories: dict[str, pd.DataFrame], column: str) -> go.Figure:
     """One column of history.csv over the epochs of several runs, by their names."""
-    figure = _plot("epoch", FIGURES[column], _epochs(max(map(len, histories.values()), default=1)))
+    figure = _plot("epoch", AXES[column], _epochs(max(map(len, histories.values()), default=1)))
     for number, (name, history) in enumerate(histories.items()):
         dash = DASHES[number // len(COLOURS) % len(DASHES)]
         _curve(figure, history, column, escape(name), COLOURS[number % len(COLOURS)], dash, "circle")
@@ -63,8 +60,8 @@ def confusion_matrix(counts: Sequence[Sequence[int]], names: list[str]) -> go.Fi
     figure.add_trace(go.Heatmap(z=shares, customdata=about, hovertemplate=hover, **looks))
     figure.add_trace(_cell_texts(shares))
     ticks = {"tickvals": list(range(len(names))), "ticktext": [escape(_shortened(name)) for name in names]}
-    figure.update_xaxes(ticks, showgrid=False, tickangle=-45, title_standoff=12)
-    figure.update_yaxes(ticks, showgrid=False, autorange="reversed", title_standoff=12)
+    figure.update_xaxes(ticks, showgrid=False, tickangle=-45)
+    figure.update_yaxes(ticks, showgrid=False, autorange="reversed")
     return figure.update_layout(height=CELL * len(names) + 150)
 
 
@@ -127,7 +124,9 @@ def _dress(figure: go.Figure, x: str, y: str, x_axis: dict) -> go.Figure:
         legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
         bargap=0,
     )
-    return figure.update_xaxes(axis, title_text=x, **x_axis).update_yaxes(axis, title_text=y)
+    return figure.update_xaxes(axis, title_text=x, title_standoff=10, **x_axis).update_yaxes(
+        axis, title_text=y, title_standoff=10
+    )
 
 
 def _epochs(count: int) -> dict:
