@@ -32,6 +32,7 @@ from EMG_report import (
 from ENV import EMGError, Settings, from_command_line
 
 HOSTILE = "<script>window.hacked = 1</script>"
+BOLD = "<b>a & b</b>"  # short enough to stand at an axis as a whole
 NOTE = '<img src=x onerror="window.hacked = 1"> & "quoted"'
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 NO_BROWSER = "no browser is here: apt-get install chromium, or python -m playwright install chromium"
@@ -43,7 +44,7 @@ def hostile_file(small_file, tmp_path_factory) -> Path:
     """`small_file` with a gesture, a recording and a note that are HTML."""
     table = pq.read_table(small_file)
     metadata = json.loads(table.schema.metadata[b"emg"]) | {"note": NOTE}
-    metadata["class_names"]["1"] = HOSTILE
+    metadata["class_names"] |= {"1": HOSTILE, "2": BOLD}
     recordings = table["recording"].to_pylist()
     names = [f"{HOSTILE}{name}" if name == recordings[0] else name for name in recordings]
     table = table.set_column(table.schema.get_field_index("recording"), "recording", pa.array(names))
@@ -213,7 +214,9 @@ def test_hostile_names_are_text(page):
     assert page.locator(".notice").first.inner_text() == NOTE
     assert HOSTILE in [row[0] for row in table_of(page, "Test windows of each gesture")]
     assert any(HOSTILE in row[2] for row in table_of(page, "Windows of each recording"))
-    assert HOSTILE[:15] + "…" in page.locator("#matrix .yaxislayer-above").text_content()
+    ticks = page.locator("#matrix .yaxislayer-above").text_content()
+    assert HOSTILE[:15] + "…" in ticks
+    assert BOLD in ticks
     assert page.locator("img").count() == 0
     assert page.locator("script").count() == 4  # plots, plotly.js packed and unpacked, and what draws
 
