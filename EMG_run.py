@@ -6,8 +6,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -132,15 +132,14 @@ def resumed_settings(settings: Settings, name: str = "RESUME") -> Settings:
         raise EMGError(f"{name} = {run}: there is no run; name a folder under runs") from None
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary name to write to, which becomes `path` when the file is complete; raises OSError."""
-    temporary = path.with_name(f".{path.name}.new")
+def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` make a file that then takes the place of `path`: a reader sees the old or the new one."""
+    new = path.with_name(f".{path.stem}.new{path.suffix}")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        write(new)
+        os.replace(new, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -42,6 +42,7 @@ CHECKPOINT_SHARE = 0.03  # of the time goes into checkpoints, at the most, but f
 GUESSED_RATE = 5e8  # bytes of a checkpoint per second, until one was written
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 STEPS_PER_LOOK = 10  # on a GPU: looking at the loss waits for it
+TIMED_WINDOWS = 40  # single predictions whose median is the time of one window
 
 Shared = TypeVar("Shared")
 
@@ -385,6 +386,17 @@ class Trainer:
             found.append(counting.softmax(1).float().cpu().numpy())
         found = gather_object(found)  # the parts of the first process, then those of the second
         return np.concatenate([part for first in range(len(cut)) for part in found[first :: len(cut)]])
+
+    @torch.no_grad()
+    def seconds_per_window(self, model: EMGForSequenceClassification, rows: np.ndarray) -> float:
+        """Median time (s) of a single window, from its samples in memory to its probabilities, in this process."""
+        model.to(self.device).eval()
+        spent = []
+        for row in cut_rows(rows[:TIMED_WINDOWS], 1):
+            began = time.perf_counter()
+            self._logits(model, self.samples.read(row)).softmax(1).cpu()
+            spent.append(time.perf_counter() - began)
+        return float(np.median(spent))
 
     def _share(self, rows: np.ndarray) -> np.ndarray:
         """What this process computes of a batch: a window at least, though it may not count."""

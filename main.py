@@ -24,6 +24,7 @@ from EMG_card import facts_of_run, model_card, save_card
 from EMG_DATA_LOADER import Split, WindowSet, load_windows, split_windows
 from EMG_figures import draw_confusion_matrix, draw_history
 from EMG_model import ModelError, References
+from EMG_report import write_report
 from EMG_run import (
     discard_if_empty,
     open_run,
@@ -100,7 +101,7 @@ def after_interrupt(run: Path | None) -> str:
 
 
 def experiment(windows: WindowSet, split: Split, settings: Settings, console: Console, run: Path) -> None:
-    """Data → (sweep) → train → test once → figures; everything goes into the folder `run`.
+    """Data → (sweep) → train → test once → figures → report; everything goes into the folder `run`.
 
     Where several processes train together, the first one alone writes.
     """
@@ -162,6 +163,7 @@ def train_and_test(
         "refit": settings.REFIT,
         "seconds": sum(row["seconds"] for row in history),
         "device": str(trainer.device),
+        "seconds_per_window": trainer.seconds_per_window(best, split.test),
         "processes": trainer.processes,
         "precision": trainer.precision,
         "versions": versions(),
@@ -179,7 +181,8 @@ def train_and_test(
     save_card(card, run / "best_model")
     if settings.MODEL_SAVING_DIR:
         save_model(best, card, settings.MODEL_SAVING_DIR)
-    logger.info(f"{run}: accuracy.png, loss.png, confusion_matrix.png, metrics.json, best_model/ and the rest")
+    write_report(run, windows)
+    logger.info(f"{run}: report.html, accuracy.png, loss.png, confusion_matrix.png, metrics.json, best_model/ and more")
 
 
 def write_settings(settings: Settings, run: Path) -> None:

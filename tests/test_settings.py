@@ -23,9 +23,11 @@ MODULES = [
     "EMG_sweep",
     "EMG_run",
     "EMG_figures",
+    "EMG_plots",
+    "EMG_report",
 ]
 MODULES += ["main", "tools.simulate", "tools.download", "tools.inspect", "tools.benchmark"]
-MODULES += ["tools.predict", "tools.stream", "tools.export", "tools.explain"]
+MODULES += ["tools.predict", "tools.stream", "tools.export", "tools.explain", "tools.report"]
 SCRIPTS = ("main.py", "Preprocessing.py")
 
 # A legal value of every setting that is not its default: as it is written, and as it is read.
