@@ -147,26 +147,14 @@ def train_and_test(
     probabilities = trainer.predict(best, split.test)
     if not PartialState().is_main_process:
         return
-    metrics = compute_metrics(windows, split.test, probabilities) | {
-        "n_train": len(split.train),
-        "n_val": len(split.validation),
-        "n_test": len(split.test),
-        "split": split.name,
-        "split_description": split.description,
-        "data": str(settings.DATA_LOCATION),
-        "data_note": windows.metadata["note"],
-        "weights": best.config.weights,
+    metrics = compute_metrics(windows, split.test, probabilities) | facts_of_training(windows, split, settings, trainer)
+    metrics |= {
         "parameters": parameters,
         "trainable_parameters": trainable,
         "epochs": len(history),
         "best_epoch": best_epoch(history) + 1,
-        "refit": settings.REFIT,
         "seconds": sum(row["seconds"] for row in history),
-        "device": str(trainer.device),
         "seconds_per_window": trainer.seconds_per_window(best, split.test),
-        "processes": trainer.processes,
-        "precision": trainer.precision,
-        "versions": versions(),
     }
     write_json(run / "metrics.json", metrics)
     tracker.log({name: metrics[name] for name in TRACKED}, steps + 1, prefix="test/")
@@ -183,6 +171,25 @@ def train_and_test(
         save_model(best, card, settings.MODEL_SAVING_DIR)
     write_report(run, windows)
     logger.info(f"{run}: report.html, accuracy.png, loss.png, confusion_matrix.png, metrics.json, best_model/ and more")
+
+
+def facts_of_training(windows: WindowSet, split: Split, settings: Settings, trainer: Trainer) -> dict:
+    """What was trained on what, for metrics.json."""
+    return {
+        "n_train": len(split.train),
+        "n_val": len(split.validation),
+        "n_test": len(split.test),
+        "split": split.name,
+        "split_description": split.description,
+        "data": str(settings.DATA_LOCATION),
+        "data_note": windows.metadata["note"],
+        "weights": trainer.bare_model.config.weights,
+        "refit": settings.REFIT,
+        "device": str(trainer.device),
+        "processes": trainer.processes,
+        "precision": trainer.precision,
+        "versions": versions(),
+    }
 
 
 def write_settings(settings: Settings, run: Path) -> None:
