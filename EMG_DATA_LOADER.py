@@ -86,10 +86,19 @@ def load_windows(settings: Settings) -> WindowSet:
     Raises EMGError where there is no such file, or it is none that Preprocessing.py wrote.
     """
     path = settings.DATA_LOCATION
+    return _read_windows(path, lambda file, metadata: _read_emg(file, metadata, path.parent, settings.MEMORY_GB))
+
+
+def open_windows(path: Path) -> WindowSet:
+    """The same for a few windows of a file: their samples are read when `emg[rows]` asks for them. Raises EMGError."""
+    return _read_windows(path, lambda file, metadata: StoredWindows(path, metadata))
+
+
+def _read_windows(path: Path, read: Callable) -> WindowSet:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             metadata = _read_metadata(file, path)
-            emg = _read_emg(file, metadata, path.parent, settings.MEMORY_GB)
+            emg = read(file, metadata)
             table = file.read([name for name in file.schema_arrow.names if name != "emg"]).to_pandas()
     except FileNotFoundError:
         raise EMGError(f"{path}: there is no such file; write it with Preprocessing.py or set DATA_LOCATION") from None
@@ -99,6 +108,26 @@ def load_windows(settings: Settings) -> WindowSet:
     if not len(table):
         raise EMGError(f"{path}: the file holds no windows; write it anew with Preprocessing.py")
     return WindowSet(emg, table, metadata)
+
+
+class StoredWindows:
+    """`stored[rows]`: (len(rows), T, C) stored values, from those row groups of the file that hold them."""
+
+    def __init__(self, path: Path, metadata: dict):
+        self.path, self.shape = path, (metadata["window"], len(metadata["channels"]))
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        found = [None] * len(rows)
+        with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            groups = np.searchsorted(np.cumsum(sizes), rows, side="right")
+            first = np.cumsum([0, *sizes])
+            for group in np.unique(groups):
+                values = file.read_row_group(group, ["emg"])["emg"].combine_chunks().flatten()
+                windows = values.to_numpy().reshape(-1, *self.shape)
+                for place in np.flatnonzero(groups == group):
+                    found[place] = windows[rows[place] - first[group]]
+        return np.stack(found)
 
 
 def _read_metadata(file: pq.ParquetFile, path: Path) -> dict:

@@ -53,17 +53,21 @@ def build_model(config: EMGConfig, model_name: str, pretrained: str, blocks: int
     return model
 
 
-def load_model(folder: Path | str) -> EMGForSequenceClassification:
-    """A saved model, strictly: raises ModelError where weights are missing, superfluous or damaged."""
+def load_model(source: Path | str) -> EMGForSequenceClassification:
+    """A saved model from a folder, the cache or the hub (`user/name`), strictly.
+
+    Raises ModelError where there is none, or its weights are missing, superfluous or damaged.
+    """
+    options = {"use_safetensors": True, "local_files_only": Path(source).is_dir() or not hub_answers()}
     try:
-        model, info = EMGForSequenceClassification.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True
-        )
+        model, info = EMGForSequenceClassification.from_pretrained(source, output_loading_info=True, **options)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{folder}: no model can be loaded ({_first_line(error)}); name a best_model folder") from None
+        raise ModelError(
+            f"{source}: no model can be loaded ({_first_line(error)}); name a best_model folder, or a model on the hub"
+        ) from None
     wrong = [*info["missing_keys"], *info["unexpected_keys"]]
     if wrong:
-        raise ModelError(f"{folder}: weights do not fit the model, {sorted(wrong)[0]} first; train it anew")
+        raise ModelError(f"{source}: weights do not fit the model, {sorted(wrong)[0]} first; train it anew")
     return model.eval()
 
 

@@ -4,15 +4,26 @@ model = EMGForSequenceClassification.from_pretrained("best_model")
 logits = model(emg=emg).logits  # emg (B, T, C) in the unit of the training data
 """
 
+import filecmp
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from huggingface_hub import ModelCard
 from torch import distributed, nn
 from torch.nn import functional as F  # noqa: N812
-from transformers import GPT2Config, GPT2Model, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2Model,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 BAND_EDGES_HZ = (20, 40, 60, 90, 140, 250, 500)  # of the fixed bands; those above Nyquist are left out
 POWER_FLOOR = 1e-4  # of a channel's variance: −40 dB, below the noise of any electrode
@@ -123,15 +134,34 @@ def log_covariance(signal: torch.Tensor) -> torch.Tensor:
     Power of every channel and synchrony of every pair, on a scale where distances are those between muscle efforts
     (log-Euclidean metric: Arsigny et al., Magn. Reson. Med. 2006; for EEG: Barachant et al., IEEE TBME 2012).
     """
+    return upper_triangle(matrix_logarithm(shrunk_covariance(signal))).to(signal.dtype)
+
+
+def shrunk_covariance(signal: torch.Tensor) -> torch.Tensor:
+    """signal (B, T, C) → (B, C, C), whose eigenvalues are at least SHRINKAGE · (mean variance + POWER_FLOOR).
+
+    In double precision: of the smallest eigenvalues, a thousandth of the largest or less, single would leave three
+    digits, which would differ from machine to machine.
+    """
+    signal = signal if signal.device.type == "mps" else signal.double()  # Apple's GPUs have no doubles
     _, time, channels = signal.shape
     centred = signal - signal.mean(1, keepdim=True)
     covariance = centred.mT @ centred / time  # (B, C, C)
     variance = covariance.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-    identity = torch.eye(channels, device=signal.device)
-    values, vectors = torch.linalg.eigh(covariance + (SHRINKAGE * variance + SHRINKAGE * POWER_FLOOR) * identity)
-    logarithm = (vectors * values.clamp(min=SHRINKAGE * POWER_FLOOR).log()[:, None]) @ vectors.mT  # (B, C, C)
-    rows, columns = torch.triu_indices(channels, channels)
-    return logarithm[:, rows, columns]
+    identity = torch.eye(channels, device=signal.device, dtype=signal.dtype)
+    return covariance + (SHRINKAGE * variance + SHRINKAGE * POWER_FLOOR) * identity
+
+
+def matrix_logarithm(matrices: torch.Tensor) -> torch.Tensor:
+    """(B, C, C), symmetric and of the eigenvalues that `shrunk_covariance` leaves, → (B, C, C)."""
+    values, vectors = torch.linalg.eigh(matrices)
+    return (vectors * values.clamp(min=SHRINKAGE * POWER_FLOOR).log()[:, None]) @ vectors.mT
+
+
+def upper_triangle(matrices: torch.Tensor) -> torch.Tensor:
+    """(B, C, C) → (B, C(C+1)/2), row after row."""
+    rows, columns = torch.triu_indices(matrices.shape[1], matrices.shape[1])
+    return matrices[:, rows, columns]
 
 
 class Draws(NamedTuple):
@@ -381,6 +411,18 @@ class EMGForSequenceClassification(PreTrainedModel):
         self.first_trained = 0
         self.post_init()
 
+    def _upload_modified_files(self, working_dir: str, *given, **named):
+        """push_to_hub, with the card of the folder that the model was loaded from if the weights are still those.
+
+        The tags that push_to_hub was given, or that the card on the hub has, are added to it.
+        """
+        folder, new = Path(self.name_or_path), Path(working_dir)
+        if _same_weights(folder, new) and (folder / "README.md").is_file():
+            card, made = ModelCard.load(folder / "README.md"), ModelCard.load(new / "README.md")
+            card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *(made.data.tags or [])]))
+            card.save(new / "README.md")
+        return super()._upload_modified_files(working_dir, *given, **named)
+
     def get_input_embeddings(self) -> None:
         """None: the tokens are patches of signal."""
 
@@ -444,7 +486,7 @@ class EMGForSequenceClassification(PreTrainedModel):
     def linear_logits(self, covariance: torch.Tensor) -> torch.Tensor:
         """(B, K); zeros without a linear path."""
         if self.linear is None:
-            return covariance.new_zeros(len(covariance), self.head.out_features)
+            return covariance.new_zeros(covariance.shape[0], self.head.out_features)  # len would be fixed in an export
         with torch.autocast(covariance.device.type, enabled=False):
             return self.linear(covariance)
 
@@ -475,6 +517,15 @@ class EMGForSequenceClassification(PreTrainedModel):
         for block in frozen:
             for name, parameter in block.named_parameters():
                 parameter.requires_grad = name.startswith(("ln_1", "ln_2"))
+
+
+AutoConfig.register(EMGConfig.model_type, EMGConfig, exist_ok=True)  # for those who load by AutoModel…
+AutoModelForSequenceClassification.register(EMGConfig, EMGForSequenceClassification, exist_ok=True)
+
+
+def _same_weights(one: Path, other: Path) -> bool:
+    files = [folder / SAFE_WEIGHTS_NAME for folder in (one, other)]
+    return all(file.is_file() for file in files) and filecmp.cmp(*files, shallow=False)
 
 
 def run_blocks(blocks: nn.ModuleList, hidden: torch.Tensor) -> torch.Tensor:

@@ -6,13 +6,15 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from huggingface_hub import ModelCard
 
+from EMG_card import save_card
 from EMG_DATA_LOADER import Split, WindowSet
 from EMG_model import EMGForSequenceClassification
 from ENV import EMGError, Settings
@@ -96,12 +98,13 @@ def _beside(folder: Path, what: str) -> Path:
     return folder.with_name(f".{folder.name}.{what}")
 
 
-def save_model(model: EMGForSequenceClassification, folder: Path) -> None:
-    """Put a model's files into `folder`, each one whole, and leave its other files alone."""
+def save_model(model: EMGForSequenceClassification, card: ModelCard, folder: Path) -> None:
+    """Put a model's files and its card into `folder`, each one whole, and leave its other files alone."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as new:
             model.save_pretrained(new)
+            save_card(card, Path(new))
             for file in Path(new).iterdir():
                 os.replace(file, folder / file.name)
     except OSError as error:
@@ -129,15 +132,14 @@ def resumed_settings(settings: Settings, name: str = "RESUME") -> Settings:
         raise EMGError(f"{name} = {run}: there is no run; name a folder under runs") from None
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary name to write to, which becomes `path` when the file is complete; raises OSError."""
-    temporary = path.with_name(f".{path.name}.new")
+def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` make a file that then takes the place of `path`: a reader sees the old or the new one."""
+    new = path.with_name(f".{path.stem}.new{path.suffix}")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        write(new)
+        os.replace(new, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -55,7 +55,7 @@ FEWEST = 8  # complete trials, and more than settings; importances from fewer ar
 FREE = {  # settings that processes of one study need not share: names of places, or nothing to do with a trial
     *("DATA_LOCATION", "MEMORY_GB", "CLASS_NAMES", "DATA_NOTE", "WORKERS", "CLUSTER", "DOWNLOAD_URL", "NUM_EPOCHS"),
     *("SWEEP", "SWEEP_SPACE", "SWEEP_NUM_LAYERS", "SWEEP_LR", "SWEEP_TRIALS", "SWEEP_STUDY"),
-    *("RUN_DIR", "RESUME", "MODEL_SAVING_DIR"),
+    *("RUN_DIR", "RESUME", "MODEL_SAVING_DIR", "TRACKER"),
 }
 
 

@@ -42,6 +42,7 @@ CHECKPOINT_SHARE = 0.03  # of the time goes into checkpoints, at the most, but f
 GUESSED_RATE = 5e8  # bytes of a checkpoint per second, until one was written
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 STEPS_PER_LOOK = 10  # on a GPU: looking at the loss waits for it
+TIMED_WINDOWS = 40  # single predictions whose median is the time of one window
 
 Shared = TypeVar("Shared")
 
@@ -180,7 +181,7 @@ class Trainer:
         self.samples, self.references = Feed(windows, self.device), references.to(self.device)
         self.feed = self._feed_below(model) if settings.FREEZE else self.samples  # of the model that is trained
         self.weight = self._class_weight()
-        self.best, self.history, self.epoch = None, [], Epoch()
+        self.best, self.history, self.epoch, self.track = None, [], Epoch(), None
         self.spent, self.checkpoints, self.trained = {"steps": 0.0, "data": 0.0, "checkpoints": 0.0}, 0, 0
         self.began = time.perf_counter()
 
@@ -224,18 +225,20 @@ class Trainer:
         run: Path | None = None,
         stop_after: int | None = None,
         after_epoch: Callable[[dict], None] | None = None,
+        track: Callable[..., None] | None = None,
     ) -> list[dict]:
         """One row of history per epoch, to the last or until PATIENCE epochs brought no lower loss.
 
         Without a validation part the latest epoch counts as the best, and `stop_after` epochs are enough. With a
         `run` folder, history.csv is replaced after every epoch, and best_model/ and last/ at the end and now and then
         in between, between any two steps; training goes on from last/ where there is one. `after_epoch` is given every
-        row, and ends the training where it raises. Raises EMGError where the loss is no longer finite, and
+        row, and ends the training where it raises; `track` (Tracker.log) takes every row, and learning rate and loss
+        of single steps, with the number of steps so far. Raises EMGError where the loss is no longer finite, and
         KeyboardInterrupt after SIGINT or SIGTERM, when the step is whole and the checkpoint written.
         """
         if run:
             run.mkdir(parents=True, exist_ok=True)
-        fresh = not (run and self._resume(run))
+        fresh, self.track = not (run and self._resume(run)), track
         with _progress(console) as bar, _kept_signals() as asked:
             while len(self.history) < (stop_after or self.epochs):
                 if epochs_since_best(self.history) >= self.settings.PATIENCE:
@@ -268,6 +271,7 @@ class Trainer:
             epoch.seconds += seconds
             if look:
                 bar.update(task, completed=epoch.step, **running)
+                self._track_step()
                 self._pause(asked, run)
             began = time.perf_counter()
         bar.remove_task(task)
@@ -307,8 +311,16 @@ class Trainer:
         self.accelerator.backward(loss * self.processes)  # the gradients are averaged over the processes
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.CLIP)
         self.optimizer.step()
-        epoch.add(self.schedule.get_last_lr()[0], loss * len(rows), right)
+        self.latest = {"step/lr": self.schedule.get_last_lr()[0], "step/loss": loss.detach() * self.processes}
+        epoch.add(self.latest["step/lr"], loss * len(rows), right)
         self.schedule.step()
+
+    def _track_step(self) -> None:
+        """Learning rate and loss of every tenth step, as this process sees it; the epoch's row is its last step's."""
+        step = self.epoch.step
+        if self.track and step % STEPS_PER_LOOK == 0 and step < self.steps:
+            latest = {name: float(value) for name, value in self.latest.items()}
+            self.track(latest, len(self.history) * self.steps + step, spare=True)
 
     def _look(self) -> dict[str, float]:
         """Running loss and accuracy of this process, times the number of processes."""
@@ -331,6 +343,9 @@ class Trainer:
         self.history.append(row | {"seconds": seconds, "weights": weights})
         self.epoch = Epoch()
         logger.info(_epoch_line(self.history[-1], self.epochs))
+        if self.track:
+            named = {f"epoch/{name}": value for name, value in self.history[-1].items()}
+            self.track(named, len(self.history) * self.steps)
         if run and epochs_since_best(self.history) == 0:
             whole = self.accelerator.get_state_dict(self.model)
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in whole.items()}
@@ -371,6 +386,17 @@ class Trainer:
             found.append(counting.softmax(1).float().cpu().numpy())
         found = gather_object(found)  # the parts of the first process, then those of the second
         return np.concatenate([part for first in range(len(cut)) for part in found[first :: len(cut)]])
+
+    @torch.no_grad()
+    def seconds_per_window(self, model: EMGForSequenceClassification, rows: np.ndarray) -> float:
+        """Median time (s) of a single window, from its samples in memory to its probabilities, in this process."""
+        model.to(self.device).eval()
+        spent = []
+        for row in cut_rows(rows[:TIMED_WINDOWS], 1):
+            began = time.perf_counter()
+            self._logits(model, self.samples.read(row)).softmax(1).cpu()
+            spent.append(time.perf_counter() - began)
+        return float(np.median(spent))
 
     def _share(self, rows: np.ndarray) -> np.ndarray:
         """What this process computes of a batch: a window at least, though it may not count."""
@@ -463,7 +489,15 @@ def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def refit(windows: WindowSet, split: Split, settings: Settings, epochs: int, console: Console, run: Path) -> Trainer:
+def refit(
+    windows: WindowSet,
+    split: Split,
+    settings: Settings,
+    epochs: int,
+    console: Console,
+    run: Path,
+    track: Callable[..., None] | None = None,
+) -> Trainer:
     """Train anew on training and validation part together, for as many epochs as the validation part chose.
 
     The result takes the place of the run's best_model/; refit/ holds the history and the state to resume from.
@@ -473,7 +507,7 @@ def refit(windows: WindowSet, split: Split, settings: Settings, epochs: int, con
     references = session_references(windows, whole, settings)
     model = new_model(windows, whole, references, settings)
     trainer = Trainer(model, windows, whole, references, settings, settings.NUM_EPOCHS)
-    trainer.fit(console, run / "refit", stop_after=epochs)
+    trainer.fit(console, run / "refit", stop_after=epochs, track=track)
     refitted = run / "refit" / "best_model"
     if trainer.accelerator.is_main_process and refitted.exists():  # it does not where a finished run is resumed
         replace_folder(run / "best_model", lambda folder: shutil.copytree(refitted, folder, dirs_exist_ok=True))

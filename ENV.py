@@ -249,6 +249,9 @@ class Settings(BaseSettings):
     MODEL_SAVING_DIR: Path | None = None
     """Also put the finished model into this folder; none: it stays in the run's best_model/."""
 
+    TRACKER: Literal["tensorboard", "wandb", "mlflow", "none"] = "tensorboard"
+    """What logs the run's curves and settings, in its folder: tensorboard/, wandb/ or mlflow.db; or nothing does."""
+
     @field_validator(
         *("BAND_HZ", "LEGAL_VALUES", "TRAIN_ON", "TEST_ON", "TOKENS", "SWEEP_NUM_LAYERS", "SWEEP_LR"), mode="before"
     )

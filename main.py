@@ -16,6 +16,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,9 +25,11 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from EMG_build import load_model
+from EMG_card import facts_of_run, model_card, save_card
 from EMG_DATA_LOADER import Split, WindowSet, load_windows, split_windows
 from EMG_figures import draw_confusion_matrix, draw_history
-from EMG_model import ModelError
+from EMG_model import ModelError, References
+from EMG_report import write_report
 from EMG_run import (
     discard_if_empty,
     open_run,
@@ -37,11 +40,14 @@ from EMG_run import (
     write_split,
 )
 from EMG_sweep import sweep
+from EMG_tracker import Tracker, require_tracker, tracking
 from EMG_trainer import Trainer, best_epoch, choose_precision, join_processes, of_main_process, refit
 from EMG_utils import compute_metrics, new_model, session_references, versions
 from ENV import EMGError, Settings, from_command_line
 
 logger = logging.getLogger("main")
+
+TRACKED = ("accuracy", "balanced_accuracy", "macro_f1")  # of metrics.json
 
 
 def main() -> int:
@@ -101,13 +107,13 @@ def after_interrupt(run: Path | None) -> str:
 
 
 def experiment(windows: WindowSet, split: Split, settings: Settings, console: Console, run: Path) -> None:
-    """Data → (sweep) → train → test once → figures; everything goes into the folder `run`.
+    """Data → (sweep) → train → test once → figures → report; everything goes into the folder `run`.
 
     Where several processes train together, the first one alone writes.
     """
-    first = PartialState().is_main_process
+    require_tracker(settings)
     describe_data(windows, split, settings)
-    if first:
+    if PartialState().is_main_process:
         write_settings(settings, run)
         write_split(windows, split, run)
 
@@ -116,41 +122,48 @@ def experiment(windows: WindowSet, split: Split, settings: Settings, console: Co
         settings = sweep(windows, split, references, settings, console, run)
         write_settings(settings, run)
 
+    with tracking(settings, run) as tracker:
+        train_and_test(windows, split, references, settings, console, run, tracker)
+
+
+def train_and_test(
+    windows: WindowSet,
+    split: Split,
+    references: References,
+    settings: Settings,
+    console: Console,
+    run: Path,
+    tracker: Tracker,
+) -> None:
+    """The part of the experiment that `tracker` shows."""
     model = new_model(windows, split, references, settings)
     parameters, trainable = model.num_parameters(), model.num_parameters(only_trainable=True)
     logger.info(
         f"{settings.MODEL_NAME}, {model.config.weights} weights: {parameters:,} parameters, {trainable:,} trained"
     )
     trainer = Trainer(model, windows, split, references, settings, settings.NUM_EPOCHS)
-    history = trainer.fit(console, run)
+    history = trainer.fit(console, run, track=tracker.log)
+    steps = trainer.steps * len(history)
     if settings.REFIT:
-        trainer = refit(windows, split, settings, best_epoch(history) + 1, console, run)
+        track = partial(tracker.log, prefix="refit/", after=steps)
+        trainer = refit(windows, split, settings, best_epoch(history) + 1, console, run, track)
+        steps += trainer.steps * len(trainer.history)
 
     best = load_model(run / "best_model")
     probabilities = trainer.predict(best, split.test)
-    if not first:
+    if not PartialState().is_main_process:
         return
-    metrics = compute_metrics(windows, split.test, probabilities) | {
-        "n_train": len(split.train),
-        "n_val": len(split.validation),
-        "n_test": len(split.test),
-        "split": split.name,
-        "split_description": split.description,
-        "data": str(settings.DATA_LOCATION),
-        "data_note": windows.metadata["note"],
-        "weights": best.config.weights,
+    metrics = compute_metrics(windows, split.test, probabilities) | facts_of_training(windows, split, settings, trainer)
+    metrics |= {
         "parameters": parameters,
         "trainable_parameters": trainable,
         "epochs": len(history),
         "best_epoch": best_epoch(history) + 1,
-        "refit": settings.REFIT,
         "seconds": sum(row["seconds"] for row in history),
-        "device": str(trainer.device),
-        "processes": trainer.processes,
-        "precision": trainer.precision,
-        "versions": versions(),
+        "seconds_per_window": trainer.seconds_per_window(best, split.test),
     }
     write_json(run / "metrics.json", metrics)
+    tracker.log({name: metrics[name] for name in TRACKED}, steps + 1, prefix="test/")
     described = {"split": split.description, "weights": best.config.weights, "data_note": metrics["data_note"]}
     write_predictions(windows, split.test, probabilities, described, run)
     draw(metrics, history, split, settings, run)
@@ -158,9 +171,31 @@ def experiment(windows: WindowSet, split: Split, settings: Settings, console: Co
         f"test{leaky(split)}: accuracy {metrics['accuracy']:.3f}, balanced accuracy {metrics['balanced_accuracy']:.3f} "
         f"(chance {1 / len(windows.classes):.3f}), macro F1 {metrics['macro_f1']:.3f}"
     )
+    card = model_card(best.config, facts_of_run(windows, split, metrics, settings))
+    save_card(card, run / "best_model")
     if settings.MODEL_SAVING_DIR:
-        save_model(best, settings.MODEL_SAVING_DIR)
-    logger.info(f"{run}: accuracy.png, loss.png, confusion_matrix.png, metrics.json, best_model/ and the rest")
+        save_model(best, card, settings.MODEL_SAVING_DIR)
+    write_report(run, windows)
+    logger.info(f"{run}: report.html, accuracy.png, loss.png, confusion_matrix.png, metrics.json, best_model/ and more")
+
+
+def facts_of_training(windows: WindowSet, split: Split, settings: Settings, trainer: Trainer) -> dict:
+    """What was trained on what, for metrics.json."""
+    return {
+        "n_train": len(split.train),
+        "n_val": len(split.validation),
+        "n_test": len(split.test),
+        "split": split.name,
+        "split_description": split.description,
+        "data": str(settings.DATA_LOCATION),
+        "data_note": windows.metadata["note"],
+        "weights": trainer.bare_model.config.weights,
+        "refit": settings.REFIT,
+        "device": str(trainer.device),
+        "processes": trainer.processes,
+        "precision": trainer.precision,
+        "versions": versions(),
+    }
 
 
 def write_settings(settings: Settings, run: Path) -> None:

@@ -120,6 +120,13 @@ def test_the_picture_shows_the_run_and_both_scalings(added, written):
     assert orange.any()
 
 
+def test_the_report_shows_them_afterwards(added, written):
+    page = (added[0] / "report.html").read_text(encoding="utf-8")
+    assert "Classical classifiers on the same windows" in page
+    for one in written["baselines"]:
+        assert f">{one['balanced_accuracy']:.3f}" in page
+
+
 COLOURS = ((0, 0, 0), (0x1F / 255, 0x5F / 255, 0xA8 / 255), (0xC8 / 255, 0x56 / 255, 0x0A / 255))
 
 

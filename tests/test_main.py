@@ -111,8 +111,9 @@ def predictions(finished) -> pd.DataFrame:
 
 
 def test_the_run_folder_is_complete(finished):
-    names = {"env.json", "split.csv", "history.csv", "metrics.json", "predictions.parquet", "log.txt"}
-    assert {path.name for path in finished.iterdir()} == names | set(FIGURES) | {"best_model", "last", "refit"}
+    names = {"env.json", "split.csv", "history.csv", "metrics.json", "predictions.parquet", "log.txt", "tracker.json"}
+    names |= set(FIGURES) | {"best_model", "last", "refit", "report.html", "tensorboard"}
+    assert {path.name for path in finished.iterdir()} == names
     assert (finished / "best_model" / "model.safetensors").is_file()
     assert len(read(finished / "last", "history.json")) == 3
 

@@ -17,14 +17,19 @@ MODULES = [
     "EMG_DATA_LOADER",
     "EMG_model",
     "EMG_build",
+    "EMG_card",
     "EMG_utils",
     "EMG_decisions",
     "EMG_trainer",
+    "EMG_tracker",
     "EMG_sweep",
     "EMG_run",
     "EMG_figures",
+    "EMG_plots",
+    "EMG_report",
 ]
-MODULES += ["main", "tools.simulate", "tools.download", "tools.inspect", "tools.benchmark", "tools.predict"]
+MODULES += ["main", "tools.simulate", "tools.download", "tools.inspect", "tools.benchmark"]
+MODULES += ["tools.predict", "tools.stream", "tools.export", "tools.explain", "tools.report"]
 SCRIPTS = ("main.py", "Preprocessing.py")
 
 # A legal value of every setting that is not its default: as it is written, and as it is read.
@@ -89,6 +94,7 @@ OTHER_VALUES = {
     "RUN_DIR": "results",
     "RESUME": "runs/yesterday",
     "MODEL_SAVING_DIR": "models/best",
+    "TRACKER": "none",
 }
 
 WRONG = {  # flags → the setting and its value, the legal range

@@ -131,7 +131,11 @@ def udp(samples: np.ndarray, model: Path, *argv: str):
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         said, errors = process.communicate(timeout=60)
-        found |= {"table": pd.read_csv(io.BytesIO(sender.heading + said)), "said": errors.decode(), "status": process.returncode}
+        found |= {
+            "table": pd.read_csv(io.BytesIO(sender.heading + said)),
+            "said": errors.decode(),
+            "status": process.returncode,
+        }
     finally:
         process.kill()
 

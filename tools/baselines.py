@@ -23,7 +23,8 @@ validation parts (splits trajectory and session, mean over feature sets and scal
 class weights of the SVM changed balanced accuracy from 0.793 to 0.795 (LDA), 0.808 to 0.787 (shrinkage), 0.765 to
 0.767 (QDA) and 0.735 to 0.730 (SVM), and lowered each macro F1.
 
-With --add-to, data and split are those of a finished run, and the run's folder gets baselines.json and baselines.png.
+With --add-to, data and split are those of a finished run, and the run's folder gets baselines.json,
+baselines.png and a new report.html.
 Exit status: 0 done, 1 something that the user can put right, 130 interrupted.
 """
 
@@ -32,7 +33,6 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -51,7 +51,8 @@ from sklearn.svm import SVC
 
 from EMG_DATA_LOADER import Split, WindowSet, load_windows, reference_groups, rows_to_measure, split_windows, thin
 from EMG_figures import draw_baselines
-from EMG_run import is_split_of, resumed_settings, write_json
+from EMG_report import write_report
+from EMG_run import is_split_of, replace_file, resumed_settings, write_json
 from EMG_utils import compute_metrics, time_to_go, versions
 from ENV import EMGError, Settings, from_command_line
 from main import ConsoleHandler, describe_data
@@ -147,7 +148,9 @@ def run_baselines(settings: BaselineSettings) -> None:
     if metrics:
         replace_file(out.with_suffix(".png"), lambda path: draw(baselines, described, metrics, path))
     replace_file(out, lambda path: write_json(path, described | {"baselines": baselines}))
-    logger.info(f"{out}" + (f" and {out.with_suffix('.png')}" if metrics else ""))
+    if metrics:
+        write_report(settings.ADD_TO, windows)
+    logger.info(f"{out}" + (f", {out.with_suffix('.png')} and report.html" if metrics else ""))
 
 
 # ---- the run that they are added to ---------------------------------------------------------------------------
@@ -318,13 +321,6 @@ def draw(baselines: list[dict], described: dict, metrics: dict, path: Path) -> N
     }
     run = (f"this run, {metrics['weights']} weights", metrics["balanced_accuracy"])
     draw_baselines(groups, bars, run, described["chance"], note, path)
-
-
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` make a file that then takes the place of `path`: a reader sees the old or the new one."""
-    new = path.with_name(f".{path.stem}.new{path.suffix}")
-    write(new)
-    os.replace(new, path)
 
 
 if __name__ == "__main__":

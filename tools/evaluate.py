@@ -43,7 +43,7 @@ from tools.protocols import LEAKY, PROTOCOLS, Fold, folds_of, reported_figures
 
 OWN = {"FOLD", "SEED", "RUN_DIR", "RESUME", "MODEL_SAVING_DIR"}  # set for every run by this tool
 CUT_BY_PROTOCOL = {"A": {"SPLIT"}, "B": {"SPLIT"}, "C": {"SPLIT"}, "D": {"SPLIT", "BALANCE"}}
-WITHOUT_EFFECT = {"DATA_LOCATION", "MEMORY_GB", "WORKERS", "CLUSTER", "DOWNLOAD_URL"}  # on the figures
+WITHOUT_EFFECT = {"DATA_LOCATION", "MEMORY_GB", "WORKERS", "CLUSTER", "DOWNLOAD_URL", "TRACKER"}  # on the figures
 FILES = ("metrics.json", "predictions.parquet", "confusion_matrix.png")  # of a run, the last one last
 
 

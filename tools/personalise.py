@@ -13,7 +13,7 @@ their log covariances is added to the linear path. A model that knows the person
 it. On average over development sessions this was better than moving the linear path by gradient, or training the head
 or all layers (EXPERIMENTS.md).
 
-The new folder holds the model, whose own reference is now that of the session, personalise.json and personalise.png:
+The new folder holds the model, whose own reference is now that of the session, its card, and personalise.json and .png:
 before, after, and LDA fitted to the same calibration windows alone. That on log covariances is what the adaptation
 adds to the model, so the lead over it is what the trained model is worth to this person. Where RUN/split.csv says that
 the model was trained on the session, the results say so too.
@@ -32,6 +32,7 @@ import numpy as np
 import pandas as pd
 import sklearn
 import torch
+from huggingface_hub import ModelCard
 from rich.console import Console
 from rich.table import Table
 from scipy.optimize import minimize_scalar
@@ -40,6 +41,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from EMG_build import load_model
+from EMG_card import Facts, count_part, data_licence, model_card, save_card
 from EMG_DATA_LOADER import MIN_TRAINING_WINDOWS, Split, WindowSet, batches, load_windows, read_emg
 from EMG_figures import BLUE, GREY, ORANGE, plt
 from EMG_model import EMGForSequenceClassification, ModelError, measure_reference
@@ -130,8 +132,9 @@ def personalise(args: argparse.Namespace) -> None:
     figures = evaluate(model, adapted, windows, split)
     described["seconds"] = time.perf_counter() - began
     print_table(figures, described)
-    replace_folder(out, lambda folder: write_results(adapted, figures, described, folder))
-    logger.info(f"{out}: the adapted model, personalise.json and personalise.png")
+    card = model_card(adapted.config, facts_of_session(model, windows, split, figures, described))
+    replace_folder(out, lambda folder: write_results(adapted, card, figures, described, folder))
+    logger.info(f"{out}: the adapted model and its card, personalise.json and personalise.png")
 
 
 # ---- what fits, and what is used for what ---------------------------------------------------------------------
@@ -419,8 +422,35 @@ def print_table(figures: list[dict], described: dict) -> None:
         console.print(line.strip(), markup=False, soft_wrap=True)
 
 
-def write_results(adapted: EMGForSequenceClassification, figures: list[dict], described: dict, folder: Path) -> None:
+def facts_of_session(
+    model: EMGForSequenceClassification, windows: WindowSet, split: Split, figures: list[dict], described: dict
+) -> Facts:
+    """What the card of the adapted model says; `model` is the one before."""
+    (after,) = [one for one in figures if one["kind"] == "after"]
+    session = f"subject {described['subject']}, session {described['session']}"
+    notes, seen = [model.config.data_note, windows.metadata["note"]], described["trained_on_this_session"]
+    return Facts(
+        figures=after | {"versions": described["versions"]},
+        parts={"calibration": count_part(windows, split.train), "test": count_part(windows, split.test)},
+        protocol=[
+            f"A trained model was adapted in closed form to {split.description} (`tools.personalise`).",
+            "The test part is all other windows of that session; nothing was measured on it.",
+        ],
+        notes=notes,
+        licence=data_licence(notes, windows.table["recording"].unique()),
+        warnings=[
+            f"**Personalised** for {session}: of no use to anyone else.",
+            *(["The model before was trained on this session: the figures are **too good**."] if seen else []),
+        ],
+        session=(described["subject"], described["session"]),
+    )
+
+
+def write_results(
+    adapted: EMGForSequenceClassification, card: ModelCard, figures: list[dict], described: dict, folder: Path
+) -> None:
     adapted.save_pretrained(folder)
+    save_card(card, folder)
     draw(figures, described, folder / "personalise.png")
     write_json(folder / "personalise.json", described | {"figures": figures})
 

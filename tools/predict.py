@@ -48,7 +48,7 @@ from EMG_build import load_model
 from EMG_decisions import REJECTED, Classifier, FixedReference, RunningReference, Smoother, every_window
 from EMG_model import EMGForSequenceClassification, ModelError, Reference, measure_reference
 from EMG_recording import UNLABELLED, find_recordings
-from EMG_run import make_folder, trained_recordings, whole_file, write_json
+from EMG_run import make_folder, replace_file, trained_recordings, write_json
 from EMG_utils import versions
 from ENV import EMGError
 from main import ConsoleHandler
@@ -255,14 +255,16 @@ def smoother(args: argparse.Namespace) -> Smoother:
 def write_decisions(decided: Decided, model: EMGForSequenceClassification, args: argparse.Namespace) -> None:
     """Table and picture of a recording, each one whole."""
     table, picture = (args.out / f"{decided.signal.name}.{suffix}" for suffix in (args.format, "png"))
-    with whole_file(table) as path:
-        if args.format == "csv":
-            decided.table.to_csv(path, index=False, float_format="%.7g", lineterminator="\n")
-        else:
-            decided.table.to_parquet(path, index=False)
-    with whole_file(picture) as path:
-        draw(decided, model, args, path)
+    replace_file(table, lambda path: write_table(decided.table, path))
+    replace_file(picture, lambda path: draw(decided, model, args, path))
     logger.info(f"{table}: {len(decided.table)} windows")
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    if path.suffix == ".csv":
+        table.to_csv(path, index=False, float_format="%.7g", lineterminator="\n")
+    else:
+        table.to_parquet(path, index=False)
 
 
 def draw(decided: Decided, model: EMGForSequenceClassification, args: argparse.Namespace, path: Path) -> None:
@@ -300,8 +302,7 @@ def report(done: list[Decided], model: EMGForSequenceClassification, args: argpa
         described["recordings"] = {one.signal.name: with_and_without([one]) for one in labelled}
         described["all"] = with_and_without(labelled)
         print_figures(described)
-    with whole_file(args.out / "metrics.json") as path:
-        write_json(path, described)
+    replace_file(args.out / "metrics.json", lambda path: write_json(path, described))
     print(described["ways"])
     if seen:
         print(f"the model was trained on {len(seen)} of these recordings (split.csv): their figures are too good")

@@ -48,7 +48,7 @@ from rich.console import Console
 from EMG_build import load_model
 from EMG_decisions import CausalPath, Classifier, RunningReference, probabilities
 from EMG_model import EMGForSequenceClassification, ModelError
-from EMG_run import whole_file, write_json
+from EMG_run import replace_file, write_json
 from ENV import EMGError
 from tools.command_line import Parser, between
 from tools.predict import add_decision_flags, explain, hop_of, known_reference, smoother, start_log
@@ -335,8 +335,7 @@ def stream(args: argparse.Namespace, console: Console) -> int:
     summary = summarise(decider, writer, args)
     print_summary(summary)
     if args.summary:
-        with whole_file(args.summary) as path:
-            write_json(path, summary)
+        replace_file(args.summary, lambda path: write_json(path, summary))
     return status
 
 

@@ -41,7 +41,7 @@ def draw_timeline(
     _draw_channels(bottom, signal)
     figure.suptitle(signal.name, fontsize=10)
     figure.supxlabel(textwrap.fill(note, 170), fontsize=7, color=GREY)
-    figure.savefig(path, dpi=110, format="png")
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
