@@ -73,7 +73,7 @@ def sweep(
     for trial in study.trials():
         first = trial.number if first is None else first
         left = time_to_go(time.monotonic() - began, trial.number - first, max(1, study.total - trial.number))
-        logger.info(f"trial {trial.number + 1} of {study.total}{left}: {listed(trial.params)}")
+        logger.info(f"trial {trial.number + 1}: {listed(trial.params)}{left}")
         write_table(study, run)
         tried = with_params(settings, trial.params)
         study.run(trial, partial(train, trial, windows, split, references, tried, console))
