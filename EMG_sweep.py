@@ -33,7 +33,7 @@ from EMG_figures import draw_sweep
 from EMG_model import ModelError, References
 from EMG_run import make_folder
 from EMG_trainer import Trainer
-from EMG_utils import new_model
+from EMG_utils import new_model, time_to_go
 from ENV import EMGError, Settings
 
 logger = logging.getLogger(__name__)
@@ -69,8 +69,11 @@ def sweep(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = SharedStudy(settings, identity(windows, settings, run), run)
+    began, first = time.monotonic(), None
     for trial in study.trials():
-        logger.info(f"trial {trial.number + 1}: {listed(trial.params)}")
+        first = trial.number if first is None else first
+        left = time_to_go(time.monotonic() - began, trial.number - first, max(1, study.total - trial.number))
+        logger.info(f"trial {trial.number + 1} of {study.total}{left}: {listed(trial.params)}")
         write_table(study, run)
         tried = with_params(settings, trial.params)
         study.run(trial, partial(train, trial, windows, split, references, tried, console))

@@ -2,6 +2,7 @@
 
 import logging
 import platform
+from datetime import timedelta
 
 import numpy as np
 import pandas as pd
@@ -217,6 +218,11 @@ def summary(target: np.ndarray, predicted: np.ndarray) -> dict:
         "macro_f1": float(f1_score(target, predicted, average="macro", zero_division=0)),
         "windows": len(target),
     }
+
+
+def time_to_go(seconds: float, done: int, left: int) -> str:
+    """`, about 0:02:30 to go`, from the seconds that what is done took; nothing where nothing is."""
+    return f", about {timedelta(seconds=round(seconds / done * left))} to go" if done else ""
 
 
 def versions() -> dict[str, str]:

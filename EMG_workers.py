@@ -2,17 +2,20 @@
 
 import logging
 import os
+import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from joblib import Parallel, parallel_config
 
 from ENV import EMGError, Settings
 
-MODULES = ("ENV.py", "EMG_recording.py", "EMG_filter.py", "EMG_windows.py")  # what a cluster's workers run, in order
+# What a cluster's workers run, in order.
+MODULES = ("EMG_help.py", "ENV.py", "EMG_recording.py", "EMG_filter.py", "EMG_windows.py")
 CLUSTER_PATIENCE = 10  # s, for the scheduler's answer, and for a worker where there is none
 ORPHAN_PATIENCE = 20  # s without work, after which the processes of a killed run end too
 
@@ -30,7 +33,16 @@ def open_workers(settings: Settings, places: set[Path]) -> Iterator[Callable]:
     else:
         patience = {"idle_worker_timeout": ORPHAN_PATIENCE} if settings.WORKERS > 1 else {}
         with Parallel(n_jobs=settings.WORKERS, return_as="generator", **patience) as parallel:
-            yield parallel
+            yield partial(_undisturbed, parallel)
+
+
+def _undisturbed(parallel: Parallel, tasks: Iterable) -> Iterator:
+    """The results; processes that start here inherit that Ctrl-C is not theirs, and leave without a traceback."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return parallel(tasks)
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager

@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, NoDecode, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliPositionalArg,
+    CliSettingsSource,
+    NoDecode,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from EMG_help import SettingsParser, command_name, sections_of
 
 
 class EMGError(ValueError):
@@ -314,14 +324,19 @@ class PreprocessingSettings(Settings):
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
-def from_command_line(settings_class: type[AnySettings], argv: list[str] | None = None) -> AnySettings:
+def from_command_line(
+    settings_class: type[AnySettings], argv: list[str] | None = None, command: str | None = None
+) -> AnySettings:
     """The settings of one run: flags, then EMG_* variables, then the defaults of this file.
 
-    Raises EMGError that names each wrong setting, its value and its legal range.
+    `command` is what --help calls the script, where its name alone does not. Raises EMGError that names each wrong
+    setting, its value and its legal range.
     """
     _refuse_unknown_variables()
+    parser = SettingsParser(settings_class, sections_of(Settings), command or command_name())
+    flags = CliSettingsSource(settings_class, root_parser=parser, add_argument_method=SettingsParser.add_setting)
     try:
-        return CliApp.run(settings_class, _join_negative_values(sys.argv[1:] if argv is None else argv))
+        return CliApp.run(settings_class, _join_negative_values(sys.argv[1:] if argv is None else argv), flags)
     except ValidationError as error:
         raise EMGError("; ".join(_explain(settings_class, detail) for detail in error.errors())) from None
     except SettingsError as error:
@@ -365,11 +380,18 @@ def _explain(settings_class: type[Settings], detail: dict) -> str:
 def _explain_flags(settings_class: type[Settings], message: str) -> str:
     if "required: RAW" in message:
         return "no recording was named; name at least one file or folder, --help lists the flags"
+    return explain_flags(message, [flag(name) for name in settings_class.model_fields])
+
+
+def explain_flags(message: str, known: list[str]) -> str:
+    """What argparse says of a wrong command line, with the nearest of the `known` flags where one is unknown."""
     unknown = message.partition("unrecognized arguments: ")[2]
-    if not unknown:
-        return f"{message}; --help lists the flags"
-    flags = [flag(name) for name in settings_class.model_fields]
-    return f"{unknown}: there is no such flag{_closest(unknown.split()[0], flags)}; --help lists them all"
+    if unknown:
+        what = (
+            f"there is no such flag{_closest(unknown.split()[0], known)}" if unknown[0] == "-" else "not expected here"
+        )
+        message = f"{unknown}: {what}"
+    return f"{message}; --help lists the flags"
 
 
 def _closest(word: str, known: list[str]) -> str:

@@ -6,6 +6,11 @@ Killed or interrupted, the same command goes on where it was. Exit status: 0 all
 written, 3 written but some recordings were skipped, 130 interrupted.
 """
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from EMG_start import start_script
+
+    start_script()
+
 import os
 import sys
 from collections import Counter

@@ -9,6 +9,11 @@ Several processes, on one machine or more, share every batch:
 Exit status: 0 done, 1 something that the user can put right (one sentence says what), 130 interrupted.
 """
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from EMG_start import start_script
+
+    start_script()
+
 import logging
 import sys
 from functools import partial
@@ -48,9 +53,10 @@ TRACKED = ("accuracy", "balanced_accuracy", "macro_f1")  # of metrics.json
 def main() -> int:
     sys.stdout.reconfigure(errors="replace")  # a Windows code page lacks − and ≤
     sys.stderr.reconfigure(errors="replace")
-    first, run = join_processes().is_main_process, None
-    console = Console(highlight=False, quiet=not first)
+    first, run = True, None
     try:
+        first = join_processes().is_main_process
+        console = Console(highlight=False, quiet=not first)
         settings = from_command_line(Settings)
         settings = resumed_settings(settings) if settings.RESUME else settings
         if settings.SWEEP and PartialState().num_processes > 1:

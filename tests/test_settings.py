@@ -7,6 +7,8 @@ from ENV import EMGError, PreprocessingSettings, Settings, flag, from_command_li
 
 MODULES = [
     "ENV",
+    "EMG_help",
+    "EMG_start",
     "EMG_recording",
     "EMG_filter",
     "EMG_windows",

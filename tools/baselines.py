@@ -53,7 +53,7 @@ from EMG_DATA_LOADER import Split, WindowSet, load_windows, reference_groups, ro
 from EMG_figures import draw_baselines
 from EMG_report import write_report
 from EMG_run import is_split_of, replace_file, resumed_settings, write_json
-from EMG_utils import compute_metrics, versions
+from EMG_utils import compute_metrics, time_to_go, versions
 from ENV import EMGError, Settings, from_command_line
 from main import ConsoleHandler, describe_data
 from tools.features import FEATURE_SETS, compute_features
@@ -202,7 +202,8 @@ def evaluate_baselines(windows: WindowSet, split: Split, seed: int = 0) -> list[
     has them. kNN and SVM train on at most 20,000 windows, drawn with `seed` per recording and gesture.
     Raises EMGError where no channel has a signal.
     """
-    results, few = [], draw_windows(windows, split.train, seed)
+    results, few, began = [], draw_windows(windows, split.train, seed), time.monotonic()
+    every = len(SCALINGS) * len(FEATURE_SETS) * len(CLASSIFIERS)
     for scaling, words in SCALINGS.items():
         features = scaled_features(windows, split, scaling)
         for name, members in FEATURE_SETS.items():
@@ -212,7 +213,8 @@ def evaluate_baselines(windows: WindowSet, split: Split, seed: int = 0) -> list[
             scored = [score(windows, split, table, kind, few) for kind in CLASSIFIERS]
             results += [{"features": name, "scaling": scaling} | one for one in scored]
             reached = ", ".join(f"{one['classifier']} {one['balanced_accuracy']:.3f}" for one in scored)
-            logger.info(f"{name}, scale of the {words}: {reached}")
+            left = time_to_go(time.monotonic() - began, len(results), every - len(results))
+            logger.info(f"{name}, scale of the {words}: {reached}{left if len(results) < every else ''}")
     return results
 
 

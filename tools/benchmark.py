@@ -9,7 +9,7 @@
 the same files with h5py and writes the same windows with pyarrow. `storage`: size, speed and error of the ways in
 which windows can be stored. Without RECORDING a full-size one is simulated. `train` and `predict`: the model on the
 windows of DATA_LOCATION, beside transformers.Trainer and the original project's way. Medians; the machine should be
-idle.
+idle. Exit status: 0 done, 1 something that the user can put right, 130 interrupted.
 """
 
 import argparse
@@ -39,19 +39,27 @@ def main(argv: list[str] | None = None) -> int:
     try:
         measured = measure_speed(argv, console) if argv[:1] and argv[0] in SPEED else measure_cost(argv, console)
     except (EMGError, ModelError, OSError) as error:
-        print(f"benchmark: {error}", file=sys.stderr)
+        print(f"benchmark: {explain(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("benchmark: interrupted", file=sys.stderr)
+        print("benchmark: interrupted; nothing was written, run the same command again", file=sys.stderr)
         return 130
     print(json.dumps(machine() | measured, indent=1))
     return 0
 
 
+def explain(error: Exception) -> str:
+    """One sentence."""
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'}: {error.strerror or error}; name another, or free the place"
+    return str(error)
+
+
 def measure_speed(argv: list[str], console: Console) -> dict:
     """`train` or `predict`; raises EMGError, ModelError."""
     measure, settings_class = SPEED[argv[0]]
-    return {argv[0]: measure(from_command_line(settings_class, argv[1:]), console)}
+    settings = from_command_line(settings_class, argv[1:], f"python -m tools.benchmark {argv[0]}")
+    return {argv[0]: measure(settings, console)}
 
 
 def measure_cost(argv: list[str], console: Console) -> dict:

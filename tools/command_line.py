@@ -3,14 +3,20 @@
 import argparse
 from collections.abc import Callable
 
-from ENV import EMGError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ENV import EMGError, explain_flags
 
 
 class Parser(argparse.ArgumentParser):
     """Raises EMGError for a wrong command line, so that it ends in one sentence like every other error."""
 
+    def __init__(self, **options):
+        super().__init__(**options, allow_abbrev=False)
+
     def error(self, message: str):
-        raise EMGError(f"{message}; --help lists the flags")
+        raise EMGError(explain_flags(message, list(self._option_string_actions)))
 
 
 def between(kind: type, low: float, high: float) -> Callable[[str], float]:
@@ -23,3 +29,9 @@ def between(kind: type, low: float, high: float) -> Callable[[str], float]:
         return value
 
     return number
+
+
+def progress(console: Console) -> Progress:
+    """A bar that shows how many are done and the time left, on a terminal; nothing elsewhere."""
+    columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

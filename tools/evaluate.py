@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -34,7 +33,8 @@ from rich.console import Console
 
 from EMG_DATA_LOADER import Split, WindowSet, load_windows, split_windows
 from EMG_model import ModelError
-from EMG_run import open_run, recover_folder, resumed_settings, write_json
+from EMG_run import make_folder, open_run, recover_folder, resumed_settings, write_json
+from EMG_utils import time_to_go
 from ENV import EMGError, Settings, flag, from_command_line
 from main import close_log, experiment, explain, start_log
 from tools.baselines import evaluate_baselines
@@ -187,7 +187,7 @@ def describe(given: EvaluationSettings, windows: WindowSet, runs: list[Run], lef
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
     """One process at a time works in `out`."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     lock = FileLock(out / ".lock", timeout=0)
     try:
         lock.acquire()
@@ -245,7 +245,7 @@ def carry_out(runs: list, finish: Callable[..., bool], console: Console) -> dict
     """
     failed, spent = {}, []
     for number, run in enumerate(runs):
-        left = f", about {timedelta(seconds=round(np.mean(spent) * (len(runs) - number)))} to go" if spent else ""
+        left = time_to_go(sum(spent), len(spent), len(runs) - number)
         console.print(f"run {number + 1} of {len(runs)}{left}: {run.folder.name}", markup=False, soft_wrap=True)
         began = time.monotonic()
         try:

@@ -9,14 +9,15 @@ Exit status: 0 all are drawn, 1 none could be, 3 some could not be, 130 interrup
 
 import argparse
 import json
-import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.console import Console
 from scipy.signal import welch
 
 from EMG_figures import plt
@@ -24,7 +25,7 @@ from EMG_filter import LINE_FREQUENCIES, apply_filter
 from EMG_recording import UNLABELLED, Recording, find_recordings, named, read_recording
 from EMG_windows import FORMAT_VERSION, METADATA_KEY, class_names, unit_of
 from ENV import EMGError, Settings, from_command_line
-from tools.command_line import Parser, between
+from tools.command_line import Parser, between, progress
 from tools.panels import (
     Finding,
     Report,
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     sys.stdout.reconfigure(errors="replace")  # a Windows code page lacks − and ≤
     sys.stderr.reconfigure(errors="replace")
     try:
-        return inspect_files(parse(argv))
+        return inspect_files(parse(argv), Console(highlight=False))
     except EMGError as error:
         print(f"inspect: {error}", file=sys.stderr)
         return 1
@@ -84,7 +85,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def inspect_files(args: argparse.Namespace) -> int:
+def inspect_files(args: argparse.Namespace, console: Console) -> int:
     """Draw every file and print a block on it; returns 0, or 3 where some could not be read or drawn.
 
     Raises EMGError where none could.
@@ -92,22 +93,27 @@ def inspect_files(args: argparse.Namespace) -> int:
     raw = [path for path in args.files if not _holds_windows(path)]
     paths = (find_recordings(raw) if raw else []) + [path for path in args.files if _holds_windows(path)]
     _make_folder(args.out)
-    pictures = set()
-    for path in paths:
-        print(path.stem, flush=True)
-        try:
-            picture = args.out / f"{path.stem}.png"
-            if picture in pictures:
-                raise EMGError(f"{path}: {picture} shows another file of that name; draw this one into another --out")
-            report = _inspect_file(path, picture, args)
-            pictures.add(picture)
-            lines = [*report.facts, report.amounts, *report.finding_lines(), picture]
-        except EMGError as error:
-            lines = [f"not drawn: {error}"]
-        print(*(f"  {line}" for line in lines), sep="\n", flush=True)
-    if not pictures:
+    drawn, say = set(), partial(console.print, soft_wrap=True, markup=False)
+    with progress(console) as bar:
+        for path in bar.track(paths, description="files"):
+            say(path.stem)
+            say(*(f"  {line}" for line in _lines_on(path, drawn, args)), sep="\n")
+    if not drawn:
         raise EMGError("nothing could be drawn; the reason stands below the name of each file")
-    return 0 if len(pictures) == len(paths) else 3
+    return 0 if len(drawn) == len(paths) else 3
+
+
+def _lines_on(path: Path, drawn: set[Path], args: argparse.Namespace) -> list:
+    """Draw a file, add its picture to `drawn`, and describe it; one line where it cannot be drawn."""
+    picture = args.out / f"{path.stem}.png"
+    try:
+        if picture in drawn:
+            raise EMGError(f"{path}: {picture} shows another file of that name; draw this one into another --out")
+        report = _inspect_file(path, picture, args)
+    except EMGError as error:
+        return [f"not drawn: {error}"]
+    drawn.add(picture)
+    return [*report.facts, report.amounts, *report.finding_lines(), picture]
 
 
 def _make_folder(folder: Path) -> None:
@@ -355,6 +361,4 @@ def _windows_facts(about: dict, table: pd.DataFrame, drawn: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a traceback
     sys.exit(main())

@@ -29,8 +29,6 @@ Exit status: 0 done, 1 nothing was predicted, 3 some recordings were skipped (na
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -40,7 +38,6 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
@@ -52,7 +49,7 @@ from EMG_run import make_folder, replace_file, trained_recordings, write_json
 from EMG_utils import versions
 from ENV import EMGError
 from main import ConsoleHandler
-from tools.command_line import Parser, between
+from tools.command_line import Parser, between, progress
 from tools.judge import Truth, figures_of, pooled, truth_of
 from tools.signals import Signal, read_signal, when
 from tools.timeline import Band, draw_timeline
@@ -143,16 +140,17 @@ def predict(args: argparse.Namespace, console: Console) -> int:
     make_folder(args.out)
     hop = hop_of(args.hop_ms, model)
     known, done, skipped = known_reference(model, args), [], []
-    with progress(len(paths), console) as step:
+    with progress(console) as bar:
+        task = bar.add_task("recordings", total=len(paths))
         for _, day in groupby(paths, key=lambda path: when(path)[:2]):
             signals, problems = read_day(list(day), model, args.filter)
-            step(len(problems))
+            bar.advance(task, len(problems))
             skipped += problems
             measure = known or reference_of_day(signals, model, hop, args.reference)
             for signal in signals:
                 done.append(decide(signal, model, hop, measure, args))
                 write_decisions(done[-1], model, args)
-                step(1)
+                bar.advance(task)
     if not done:
         raise EMGError(f"nothing could be predicted: {skipped[0]}")
     report(done, model, args)
@@ -336,15 +334,6 @@ def start_log(console: Console) -> None:
     logger.setLevel(logging.INFO)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-
-
-@contextmanager
-def progress(total: int, console: Console) -> Iterator[Callable[[int], None]]:
-    """On a terminal, counts the recordings that are told to it."""
-    columns = [TextColumn("recordings"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda count: bar.advance(task, count)
 
 
 if __name__ == "__main__":

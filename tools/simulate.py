@@ -2,6 +2,8 @@
 
     python -m tools.simulate OUT --subjects 03 04 --format hdf5
 
+Exit status: 0 all are written, 1 something that the user can put right, 130 interrupted.
+
 Real, taken from what is known of putEMG: the container (HDF5 as pandas writes it, or a zipped CSV), the
 columns, the file names, the clock, the programme of prompts, the label rules and the usual amplitudes.
 Inferred: the order of the holds in repeats_long and sequential, of the pinches, and the CSV's details.
@@ -25,11 +27,13 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from rich.console import Console
 from scipy.fft import irfft, next_fast_len, rfftfreq
 from scipy.signal import butter, lfilter, sosfilt
 from tables.exceptions import HDF5ExtError
 
-from tools.command_line import between
+from ENV import EMGError
+from tools.command_line import Parser, between, progress
 
 Array, Rng = np.ndarray, np.random.Generator
 
@@ -324,9 +328,9 @@ def write(table: pd.DataFrame, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line; raises EMGError for what is wrong with it."""
+    parser = Parser(
         prog="python -m tools.simulate",
         description="Write simulated raw recordings in putEMG's own file layout; existing ones are replaced.",
         epilog="Defaults are in brackets.",
@@ -351,27 +355,45 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Write every recording that the command line asks for."""
-    args = parse(argv)
-    suffixes = {"hdf5": [".hdf5"], "csv": [".zip"], "both": [".hdf5", ".zip"]}[args.format]
+def main(argv: list[str] | None = None) -> int:
+    """Write every recording that the command line asks for; returns the exit status."""
+    try:
+        write_all(parse(argv), Console(highlight=False))
+    except EMGError as error:
+        print(f"simulate: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("simulate: interrupted; the recordings named so far are complete", file=sys.stderr)
+        return 130
+    return 0
+
+
+def write_all(args: argparse.Namespace, console: Console) -> None:
+    """Simulate and write one recording after the other; raises EMGError where one cannot be written."""
     wanted = list(product(args.subjects, range(1, args.sessions + 1), args.trajectories))
+    say = partial(console.print, soft_wrap=True, markup=False)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        for subject, session, trajectory in wanted:
-            began = time.perf_counter()
-            when = recording_time(subject, session, trajectory).strftime("%Y-%m-%d-%H-%M-%S-%f")[:-3]
-            stem = f"emg_gestures-{subject:02d}-{trajectory}-{when}"
-            table = simulate(args, subject, session, trajectory)
-            for suffix in suffixes:
-                write(table, args.out / f"{stem}{suffix}")
-            print(f"{stem}: {len(table)} rows, {time.perf_counter() - began:.1f} s", flush=True)
+        with progress(console) as bar:
+            for subject, session, trajectory in bar.track(wanted, description="recordings"):
+                say(write_one(args, subject, session, trajectory))
     except (OSError, HDF5ExtError) as error:
         # HDF5's own message is a stack trace of several lines.
         reason = getattr(error, "strerror", None) or "cannot be written (is the disk full?)"
-        sys.exit(f"simulate: {args.out}: {reason}")
-    print(f"{len(wanted)} simulated recordings in {args.out}: invented signals, not measurements of people.")
+        raise EMGError(f"{args.out}: {reason}; name another folder, or free the place") from None
+    say(f"{len(wanted)} simulated recordings in {args.out}: invented signals, not measurements of people.")
+
+
+def write_one(args: argparse.Namespace, subject: int, session: int, trajectory: str) -> str:
+    """Simulate and write a recording; returns a line about it."""
+    began = time.perf_counter()
+    when = recording_time(subject, session, trajectory).strftime("%Y-%m-%d-%H-%M-%S-%f")[:-3]
+    stem = f"emg_gestures-{subject:02d}-{trajectory}-{when}"
+    table = simulate(args, subject, session, trajectory)
+    for suffix in {"hdf5": [".hdf5"], "csv": [".zip"], "both": [".hdf5", ".zip"]}[args.format]:
+        write(table, args.out / f"{stem}{suffix}")
+    return f"{stem}: {len(table)} rows, {time.perf_counter() - began:.1f} s"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,6 +4,7 @@ Rows that are compared take turns, round after round, because a machine is not a
 """
 
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -23,7 +24,7 @@ from EMG_DATA_LOADER import load_windows, read_emg, split_windows
 from EMG_decisions import probabilities
 from EMG_model import measure_reference
 from EMG_trainer import CHECKPOINT_SHARE, Trainer, choose_precision
-from EMG_utils import describe_model, new_model, session_references
+from EMG_utils import describe_model, new_model, session_references, time_to_go
 from ENV import EMGError
 from tools.cost import print_wide
 from tools.measure import NoMemoryError, Process, SpeedSettings, Training, facts_of, now, peak_mb, rows_of_steps
@@ -113,7 +114,10 @@ def train(settings: TrainSettings, console: Console) -> dict:
     settings, described = prepare(settings, console)
     compared, left_out = [], []
     with tempfile.TemporaryDirectory() as folder:
-        for comparison in comparisons(settings, Path(folder)):
+        planned, began = list(comparisons(settings, Path(folder))), time.monotonic()
+        for number, comparison in enumerate(planned):
+            left = time_to_go(time.monotonic() - began, number, len(planned) - number)
+            console.print(f"comparison {number + 1} of {len(planned)}{left}", markup=False)
             try:
                 compared.append(compare(comparison, console))
             except NoMemoryError as error:  # the others may still be measured
