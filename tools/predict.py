@@ -110,15 +110,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("recordings", nargs="+", type=Path, metavar="RECORDING", help="raw .hdf5, .csv or .zip, or folders of them")
     add("--out", type=Path, default=Path("predictions"), metavar="DIR", help="folder of the results (%(default)s)")
     add("--format", choices=("csv", "parquet"), default="csv", help="of the tables (%(default)s)")
-    add_decision_flags(parser)
     words = "what the model was trained with, or the causal one, as tools.stream has it (%(default)s)"
     add("--filter", choices=("model", "causal"), default="model", help=words)
+    add_decision_flags(parser)
     return parser.parse_args(argv)
 
 
 def add_decision_flags(parser: argparse.ArgumentParser) -> None:
     """Those of every tool that decides."""
-    add = parser.add_argument
+    add = parser.add_argument_group("decisions").add_argument
     add("--model", required=True, metavar="MODEL", help="folder of a trained model, such as RUN/best_model")
     hop = "from one window to the next, at most a window's length (ms; %(default)s)"
     add("--hop-ms", type=between(float, 1, 10_000), default=50, metavar="X", help=hop)
