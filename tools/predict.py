@@ -49,7 +49,7 @@ from EMG_run import make_folder, replace_file, trained_recordings, write_json
 from EMG_utils import versions
 from ENV import EMGError
 from main import ConsoleHandler
-from tools.command_line import Parser, between, progress
+from tools.command_line import Parser, between, progress, with_status
 from tools.judge import Truth, figures_of, pooled, truth_of
 from tools.signals import Signal, read_signal, when
 from tools.timeline import Band, draw_timeline
@@ -81,25 +81,13 @@ class Decided:
 
 def main(argv: list[str] | None = None) -> int:
     """Predict as the command line says; returns the exit status."""
-    sys.stdout.reconfigure(errors="replace")  # a Windows code page lacks − and ≤
-    sys.stderr.reconfigure(errors="replace")
-    try:
-        return predict(parse(argv), Console(stderr=True, highlight=False))
-    except (EMGError, ModelError, OSError, MemoryError) as error:
-        print(f"predict: {explain(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("predict: interrupted; the tables named so far are complete", file=sys.stderr)
-        return 130
-
-
-def explain(error: Exception) -> str:
-    """One sentence."""
-    if isinstance(error, MemoryError):
-        return "the memory is full; name fewer recordings of a day at once"
-    if isinstance(error, OSError):
-        return f"{error.filename or 'a file'}: {error.strerror or error}; free or mend the place, then run it again"
-    return str(error)
+    return with_status(
+        "predict",
+        lambda: predict(parse(argv), Console(stderr=True, highlight=False)),
+        "the tables named so far are complete",
+        full_memory="name fewer recordings of a day at once",
+        also=(ModelError,),
+    )
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
