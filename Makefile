@@ -7,7 +7,7 @@ run: .venv/installed
 	$(BIN)/python main.py
 
 test: .venv/tested
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile  # two processes, a file each
 
 lint: .venv/tested
 	$(BIN)/ruff check .

@@ -42,9 +42,9 @@ from tools.evaluate import (
     claim,
     claimed,
     is_finished,
+    runs_with_status,
     settings_of_main,
     train,
-    with_status,
 )
 
 OWN = {  # set for every run by this tool
@@ -121,7 +121,7 @@ class Run:
 
 def main(argv: list[str] | None = None) -> int:
     """Ablate as the command line says; returns the exit status."""
-    return with_status("ablate", lambda console: ablate(from_command_line(AblationSettings, argv), console))
+    return runs_with_status("ablate", lambda console: ablate(from_command_line(AblationSettings, argv), console))
 
 
 def ablate(given: AblationSettings, console: Console) -> int:

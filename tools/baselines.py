@@ -56,6 +56,7 @@ from EMG_run import is_split_of, replace_file, resumed_settings, write_json
 from EMG_utils import compute_metrics, time_to_go, versions
 from ENV import EMGError, Settings, from_command_line
 from main import ConsoleHandler, describe_data
+from tools.command_line import with_status
 from tools.features import FEATURE_SETS, compute_features
 
 logger = logging.getLogger("baselines")
@@ -99,27 +100,12 @@ class BaselineSettings(Settings):
 
 def main(argv: list[str] | None = None) -> int:
     """Score the baselines that the command line names; returns the exit status."""
-    sys.stdout.reconfigure(errors="replace")  # a Windows code page lacks − and ≤
-    sys.stderr.reconfigure(errors="replace")
     start_log()
-    try:
-        run_baselines(from_command_line(BaselineSettings, argv))
-    except (EMGError, OSError, MemoryError) as error:
-        print(f"baselines: {explain(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("baselines: interrupted; nothing was written, run the same command again", file=sys.stderr)
-        return 130
-    return 0
-
-
-def explain(error: Exception) -> str:
-    """One sentence."""
-    if isinstance(error, MemoryError):
-        return "the memory is full; lower MEMORY_GB or SAMPLING_RATIO"
-    if isinstance(error, OSError):
-        return f"{error.filename or 'a file'}: {error.strerror or error}; free or mend the place, then run it again"
-    return str(error)
+    return with_status(
+        "baselines",
+        lambda: run_baselines(from_command_line(BaselineSettings, argv)),
+        full_memory="lower MEMORY_GB or SAMPLING_RATIO",
+    )
 
 
 def start_log() -> None:

@@ -24,8 +24,8 @@ import torch
 from rich.console import Console
 
 from EMG_model import ModelError
-from ENV import EMGError, from_command_line
-from tools.command_line import Parser, between
+from ENV import from_command_line
+from tools.command_line import Parser, between, with_status
 from tools.cost import preprocess, simulate, storage
 from tools.speed import PredictSettings, TrainSettings, predict, train
 
@@ -34,25 +34,14 @@ SPEED = {"train": (train, TrainSettings), "predict": (predict, PredictSettings)}
 
 def main(argv: list[str] | None = None) -> int:
     """Measure what the command line names; returns the exit status."""
-    sys.stderr.reconfigure(errors="replace")  # a Windows code page lacks ×
-    argv, console = sys.argv[1:] if argv is None else argv, Console(stderr=True, highlight=False)
-    try:
-        measured = measure_speed(argv, console) if argv[:1] and argv[0] in SPEED else measure_cost(argv, console)
-    except (EMGError, ModelError, OSError) as error:
-        print(f"benchmark: {explain(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("benchmark: interrupted; nothing was written, run the same command again", file=sys.stderr)
-        return 130
+    work = lambda: benchmark(sys.argv[1:] if argv is None else argv, Console(stderr=True, highlight=False))  # noqa: E731
+    return with_status("benchmark", work, full_disk="name another, or free the place", also=(ModelError,))
+
+
+def benchmark(argv: list[str], console: Console) -> None:
+    """Prints JSON."""
+    measured = measure_speed(argv, console) if argv[:1] and argv[0] in SPEED else measure_cost(argv, console)
     print(json.dumps(machine() | measured, indent=1))
-    return 0
-
-
-def explain(error: Exception) -> str:
-    """One sentence."""
-    if isinstance(error, OSError):
-        return f"{error.filename or 'a file'}: {error.strerror or error}; name another, or free the place"
-    return str(error)
 
 
 def measure_speed(argv: list[str], console: Console) -> dict:

@@ -1,6 +1,7 @@
 """What the command lines of the tools have in common."""
 
 import argparse
+import sys
 from collections.abc import Callable
 
 from rich.console import Console
@@ -29,6 +30,34 @@ def between(kind: type, low: float, high: float) -> Callable[[str], float]:
         return value
 
     return number
+
+
+def with_status(
+    tool: str,
+    work: Callable[[], int | None],
+    interrupted: str = "nothing was written, run the same command again",
+    full_memory: str = "close other programs",
+    full_disk: str = "free or mend the place, then run it again",
+    also: tuple[type[Exception], ...] = (),
+) -> int:
+    """The exit status: what `work` returns, 0 for None; where it raises, one sentence and 1, or 130 after Ctrl-C.
+
+    also: errors of the user's, besides EMGError, that are sentences.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a Windows code page lacks − and ≤
+    try:
+        return work() or 0
+    except (EMGError, *also) as error:
+        said, status = str(error), 1
+    except MemoryError:
+        said, status = f"the memory is full; {full_memory}", 1
+    except OSError as error:
+        said, status = f"{error.filename or 'a file'}: {error.strerror or error}; {full_disk}", 1
+    except KeyboardInterrupt:
+        said, status = f"interrupted; {interrupted}", 130
+    print(f"{tool}: {said}", file=sys.stderr)
+    return status
 
 
 def progress(console: Console) -> Progress:

@@ -31,7 +31,7 @@ from urllib3.util import Retry
 
 from EMG_recording import RECORDING_NAME
 from ENV import EMGError, Settings, from_command_line
-from tools.command_line import Parser, between
+from tools.command_line import Parser, between, with_status
 
 LICENCE = "putEMG is licensed CC BY-NC 4.0: name its authors, no commercial use."
 FIRST_DELAY, LONGEST_DELAY = 0.5, 60  # s before the next try, twice as long every time; the bound of all waiting
@@ -61,19 +61,8 @@ class TemporaryError(EMGError):
 
 def main(argv: list[str] | None = None) -> int:
     """Fetch what the command line asks for; returns the exit status."""
-    sys.stdout.reconfigure(errors="replace")  # a folder's name may hold what the terminal lacks
-    sys.stderr.reconfigure(errors="replace")
     kept = "what came so far is kept, and the same command goes on from it"
-    try:
-        return download(parse(argv), Console(highlight=False))
-    except EMGError as error:
-        reason, status = str(error), 1
-    except OSError as error:  # of the disk: those of the network have become EMGErrors
-        reason, status = f"{error.filename or 'a file cannot be written'}: {error.strerror or error}; {kept}", 1
-    except KeyboardInterrupt:
-        reason, status = f"interrupted; {kept}", 130
-    print(f"download: {reason}", file=sys.stderr)
-    return status
+    return with_status("download", lambda: download(parse(argv), Console(highlight=False)), kept, full_disk=kept)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

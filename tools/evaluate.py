@@ -91,10 +91,10 @@ class Run:
 
 def main(argv: list[str] | None = None) -> int:
     """Evaluate as the command line says; returns the exit status."""
-    return with_status("evaluate", lambda console: evaluate(from_command_line(EvaluationSettings, argv), console))
+    return runs_with_status("evaluate", lambda console: evaluate(from_command_line(EvaluationSettings, argv), console))
 
 
-def with_status(tool: str, work: Callable[[Console], int]) -> int:
+def runs_with_status(tool: str, work: Callable[[Console], int]) -> int:
     """The exit status that `work` returns; where it raises, one sentence and 1, or 130 after Ctrl-C."""
     sys.stdout.reconfigure(errors="replace")  # a Windows code page lacks − and ≤
     sys.stderr.reconfigure(errors="replace")

@@ -35,7 +35,7 @@ from EMG_trainer import keep_freed_memory
 from EMG_utils import session_references, versions
 from ENV import EMGError, Settings
 from main import ConsoleHandler
-from tools.command_line import Parser
+from tools.command_line import Parser, with_status
 from tools.forearm import Filters, draw_filters, draw_importance, read_filters
 from tools.occlusion import (
     BATCH,
@@ -66,28 +66,15 @@ METHOD = (
 
 def main(argv: list[str] | None = None) -> int:
     """Explain the run that the command line names; returns the exit status."""
-    sys.stdout.reconfigure(errors="replace")  # a Windows code page lacks − and ≤
-    sys.stderr.reconfigure(errors="replace")
     console = start_log()
     keep_freed_memory()
-    try:
-        explain_run(parse(argv), console)
-    except (EMGError, ModelError, OSError, MemoryError) as error:
-        print(f"explain: {explain(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("explain: interrupted; run the same command again", file=sys.stderr)
-        return 130
-    return 0
-
-
-def explain(error: Exception) -> str:
-    """One sentence."""
-    if isinstance(error, MemoryError):
-        return "the memory is full; lower MEMORY_GB in the run's env.json"
-    if isinstance(error, OSError):
-        return f"{error.filename or 'a file'}: {error.strerror or error}; free or mend the place, then run it again"
-    return str(error)
+    return with_status(
+        "explain",
+        lambda: explain_run(parse(argv), console),
+        "run the same command again",
+        full_memory="lower MEMORY_GB in the run's env.json",
+        also=(ModelError,),
+    )
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

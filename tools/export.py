@@ -31,7 +31,7 @@ from EMG_model import EMGForSequenceClassification, ModelError, Reference
 from EMG_run import is_split_of, write_json
 from EMG_utils import EVALUATION_BATCH, session_references, summary
 from ENV import EMGError, Settings
-from tools.command_line import Parser
+from tools.command_line import Parser, with_status
 
 TOLERANCE = 1e-4  # of logits
 NOISE_WINDOWS = 256
@@ -60,21 +60,9 @@ class Sample(NamedTuple):
 
 def main(argv: list[str] | None = None) -> int:
     """Export what the command line names; returns the exit status."""
-    sys.stdout.reconfigure(errors="replace")  # a Windows code page lacks −
-    sys.stderr.reconfigure(errors="replace")
-    console = Console(stderr=True, highlight=False)
     transformers_logging.disable_progress_bar()
-    try:
-        args = parse(argv)
-        require_packages()
-        export(args.run, args.out or args.run / "onnx", console)
-    except (EMGError, ModelError, OSError) as error:
-        print(f"export: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("export: interrupted; nothing was written, run the same command again", file=sys.stderr)
-        return 130
-    return 0
+    work = lambda: export(parse(argv), Console(stderr=True, highlight=False))  # noqa: E731
+    return with_status("export", work, also=(ModelError,))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -91,10 +79,12 @@ def require_packages() -> None:
         raise EMGError(f"packages are missing; pip install {' '.join(NEEDED)}")
 
 
-def export(run: Path, out: Path, console: Console) -> None:
+def export(args: argparse.Namespace, console: Console) -> None:
     """Write model.onnx, model.int8.onnx where there is a backbone, and export.json; raises EMGError, ModelError."""
+    require_packages()
     from tools.onnx_model import write_int8, write_onnx  # what they need may be missing
 
+    run, out = args.run, args.out or args.run / "onnx"
     model = load_model(find_model(run)).float()
     sample = take_sample(run, model, console)
     out.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from EMG_filter import LINE_FREQUENCIES, apply_filter
 from EMG_recording import UNLABELLED, Recording, find_recordings, named, read_recording
 from EMG_windows import FORMAT_VERSION, METADATA_KEY, class_names, unit_of
 from ENV import EMGError, Settings, from_command_line
-from tools.command_line import Parser, between, progress
+from tools.command_line import Parser, between, progress, with_status
 from tools.panels import (
     Finding,
     Report,
@@ -55,16 +55,8 @@ SAMPLE_WINDOWS = 20_000  # of a larger file: enough for every person and day, an
 
 def main(argv: list[str] | None = None) -> int:
     """Draw what the command line names; returns the exit status."""
-    sys.stdout.reconfigure(errors="replace")  # a Windows code page lacks − and ≤
-    sys.stderr.reconfigure(errors="replace")
-    try:
-        return inspect_files(parse(argv), Console(highlight=False))
-    except EMGError as error:
-        print(f"inspect: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("inspect: interrupted; the pictures named so far are complete", file=sys.stderr)
-        return 130
+    kept = "the pictures named so far are complete"
+    return with_status("inspect", lambda: inspect_files(parse(argv), Console(highlight=False)), kept)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

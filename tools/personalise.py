@@ -51,7 +51,7 @@ from EMG_windows import RATE_TOLERANCE
 from ENV import EMGError, Settings, from_command_line
 from main import ConsoleHandler
 from tools.baselines import KEPT, scaled_features, score
-from tools.command_line import Parser, between
+from tools.command_line import Parser, between, with_status
 from tools.features import FEATURE_SETS
 
 logger = logging.getLogger("personalise")
@@ -64,27 +64,9 @@ KINDS = {"before": "before", "after": "after", "baseline": "calibration part alo
 
 def main(argv: list[str] | None = None) -> int:
     """Adapt the model that the command line names; returns the exit status."""
-    sys.stdout.reconfigure(errors="replace")  # a Windows code page lacks − and ≤
-    sys.stderr.reconfigure(errors="replace")
     start_log()
-    try:
-        personalise(parse(argv))
-    except (EMGError, ModelError, OSError, MemoryError) as error:
-        print(f"personalise: {explain(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("personalise: interrupted; nothing was written, run the same command again", file=sys.stderr)
-        return 130
-    return 0
-
-
-def explain(error: Exception) -> str:
-    """One sentence."""
-    if isinstance(error, MemoryError):
-        return "the memory is full; lower --memory-gb"
-    if isinstance(error, OSError):
-        return f"{error.filename or 'a file'}: {error.strerror or error}; free or mend the place, then run it again"
-    return str(error)
+    work = lambda: personalise(parse(argv))  # noqa: E731
+    return with_status("personalise", work, full_memory="lower --memory-gb", also=(ModelError,))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

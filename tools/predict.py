@@ -29,8 +29,6 @@ Exit status: 0 done, 1 nothing was predicted, 3 some recordings were skipped (na
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -40,7 +38,6 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
@@ -52,7 +49,7 @@ from EMG_run import make_folder, replace_file, trained_recordings, write_json
 from EMG_utils import versions
 from ENV import EMGError
 from main import ConsoleHandler
-from tools.command_line import Parser, between
+from tools.command_line import Parser, between, progress, with_status
 from tools.judge import Truth, figures_of, pooled, truth_of
 from tools.signals import Signal, read_signal, when
 from tools.timeline import Band, draw_timeline
@@ -84,25 +81,13 @@ class Decided:
 
 def main(argv: list[str] | None = None) -> int:
     """Predict as the command line says; returns the exit status."""
-    sys.stdout.reconfigure(errors="replace")  # a Windows code page lacks − and ≤
-    sys.stderr.reconfigure(errors="replace")
-    try:
-        return predict(parse(argv), Console(stderr=True, highlight=False))
-    except (EMGError, ModelError, OSError, MemoryError) as error:
-        print(f"predict: {explain(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("predict: interrupted; the tables named so far are complete", file=sys.stderr)
-        return 130
-
-
-def explain(error: Exception) -> str:
-    """One sentence."""
-    if isinstance(error, MemoryError):
-        return "the memory is full; name fewer recordings of a day at once"
-    if isinstance(error, OSError):
-        return f"{error.filename or 'a file'}: {error.strerror or error}; free or mend the place, then run it again"
-    return str(error)
+    return with_status(
+        "predict",
+        lambda: predict(parse(argv), Console(stderr=True, highlight=False)),
+        "the tables named so far are complete",
+        full_memory="name fewer recordings of a day at once",
+        also=(ModelError,),
+    )
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -113,15 +98,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("recordings", nargs="+", type=Path, metavar="RECORDING", help="raw .hdf5, .csv or .zip, or folders of them")
     add("--out", type=Path, default=Path("predictions"), metavar="DIR", help="folder of the results (%(default)s)")
     add("--format", choices=("csv", "parquet"), default="csv", help="of the tables (%(default)s)")
-    add_decision_flags(parser)
     words = "what the model was trained with, or the causal one, as tools.stream has it (%(default)s)"
     add("--filter", choices=("model", "causal"), default="model", help=words)
+    add_decision_flags(parser)
     return parser.parse_args(argv)
 
 
 def add_decision_flags(parser: argparse.ArgumentParser) -> None:
     """Those of every tool that decides."""
-    add = parser.add_argument
+    add = parser.add_argument_group("decisions").add_argument
     add("--model", required=True, metavar="MODEL", help="folder of a trained model, such as RUN/best_model")
     hop = "from one window to the next, at most a window's length (ms; %(default)s)"
     add("--hop-ms", type=between(float, 1, 10_000), default=50, metavar="X", help=hop)
@@ -143,16 +128,17 @@ def predict(args: argparse.Namespace, console: Console) -> int:
     make_folder(args.out)
     hop = hop_of(args.hop_ms, model)
     known, done, skipped = known_reference(model, args), [], []
-    with progress(len(paths), console) as step:
+    with progress(console) as bar:
+        task = bar.add_task("recordings", total=len(paths))
         for _, day in groupby(paths, key=lambda path: when(path)[:2]):
             signals, problems = read_day(list(day), model, args.filter)
-            step(len(problems))
+            bar.advance(task, len(problems))
             skipped += problems
             measure = known or reference_of_day(signals, model, hop, args.reference)
             for signal in signals:
                 done.append(decide(signal, model, hop, measure, args))
                 write_decisions(done[-1], model, args)
-                step(1)
+                bar.advance(task)
     if not done:
         raise EMGError(f"nothing could be predicted: {skipped[0]}")
     report(done, model, args)
@@ -336,15 +322,6 @@ def start_log(console: Console) -> None:
     logger.setLevel(logging.INFO)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-
-
-@contextmanager
-def progress(total: int, console: Console) -> Iterator[Callable[[int], None]]:
-    """On a terminal, counts the recordings that are told to it."""
-    columns = [TextColumn("recordings"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda count: bar.advance(task, count)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from EMG_plots import confusion_matrix, overlaid_curves
 from EMG_report import FinishedRun, calibration, model_size, read_run, used_settings, write_page, write_report, written
 from EMG_run import make_folder
 from ENV import EMGError
-from tools.command_line import Parser
+from tools.command_line import Parser, with_status
 
 IDENTITY = ["subject", "session", "recording", "TRAJ_GT", "start"]
 HIGHER, LOWER = max, min  # which of the runs' figures is the best
@@ -27,22 +27,12 @@ HIGHER, LOWER = max, min  # which of the runs' figures is the best
 
 def main(argv: list[str] | None = None) -> int:
     """Write the page that the command line names; returns the exit status."""
-    sys.stdout.reconfigure(errors="replace")  # a Windows code page lacks −
-    sys.stderr.reconfigure(errors="replace")
-    try:
-        args = parse(argv)
-        print(write_report(args.runs[0], out=args.out) if len(args.runs) == 1 else write_comparison(args))
-    except EMGError as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        reason = f"{error.filename or 'a file'}: {error.strerror or error}"
-        print(f"report: {reason}; name another --out", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("report: interrupted; nothing was written, run the same command again", file=sys.stderr)
-        return 130
-    return 0
+    return with_status("report", lambda: report(parse(argv)), full_disk="name another --out")
+
+
+def report(args: argparse.Namespace) -> None:
+    """A run's report, or the comparison of several; prints where it is."""
+    print(write_report(args.runs[0], out=args.out) if len(args.runs) == 1 else write_comparison(args))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

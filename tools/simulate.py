@@ -33,7 +33,7 @@ from scipy.signal import butter, lfilter, sosfilt
 from tables.exceptions import HDF5ExtError
 
 from ENV import EMGError
-from tools.command_line import Parser, between, progress
+from tools.command_line import Parser, between, progress, with_status
 
 Array, Rng = np.ndarray, np.random.Generator
 
@@ -357,15 +357,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Write every recording that the command line asks for; returns the exit status."""
-    try:
-        write_all(parse(argv), Console(highlight=False))
-    except EMGError as error:
-        print(f"simulate: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("simulate: interrupted; the recordings named so far are complete", file=sys.stderr)
-        return 130
-    return 0
+    kept = "the recordings named so far are complete"
+    return with_status("simulate", lambda: write_all(parse(argv), Console(highlight=False)), kept)
 
 
 def write_all(args: argparse.Namespace, console: Console) -> None:

@@ -50,8 +50,8 @@ from EMG_decisions import CausalPath, Classifier, RunningReference, probabilitie
 from EMG_model import EMGForSequenceClassification, ModelError
 from EMG_run import replace_file, write_json
 from ENV import EMGError
-from tools.command_line import Parser, between
-from tools.predict import add_decision_flags, explain, hop_of, known_reference, smoother, start_log
+from tools.command_line import Parser, between, with_status
+from tools.predict import add_decision_flags, hop_of, known_reference, smoother, start_log
 from tools.sources import ENCODINGS, Packet, Source, Trouble, open_source
 
 logger = logging.getLogger("stream")
@@ -282,16 +282,8 @@ class Writer:
 
 def main(argv: list[str] | None = None) -> int:
     """Decide as the command line says; returns the exit status."""
-    sys.stdout.reconfigure(errors="replace")  # a Windows code page lacks − and ≤
-    sys.stderr.reconfigure(errors="replace")
-    try:
-        return stream(parse(argv), Console(stderr=True, highlight=False))
-    except (EMGError, ModelError, OSError, MemoryError) as error:
-        print(f"stream: {explain(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stream: interrupted before it began; start it again", file=sys.stderr)
-        return 130
+    work = lambda: stream(parse(argv), Console(stderr=True, highlight=False))  # noqa: E731
+    return with_status("stream", work, "it had not begun, start it again", also=(ModelError,))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
