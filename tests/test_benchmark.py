@@ -220,7 +220,7 @@ def test_what_is_timed_is_the_prediction_of_the_project(small_file, tiny_gpt2, o
     references = session_references(windows, split, settings)
     model = new_model(windows, split, references, settings)
     expected = Trainer(model, windows, split, references, settings, 1).predict(model, split.test)
-    found = probabilities(model, read_emg(windows, split.test).numpy(), "fp32")
+    found = probabilities(model, read_emg(windows, split.test).numpy(), precision="fp32")
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
