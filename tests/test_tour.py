@@ -10,7 +10,7 @@ from conftest import ROOT
 from nbclient import NotebookClient
 
 TOUR = ROOT / "docs" / "tour.ipynb"
-COPIED = ["*.py", "tools/*.py", "models/*/*", "docs/tour.ipynb"]
+COPIED = ["*.py", "tools/*.py", "templates/*", "models/*/*", "docs/tour.ipynb"]
 
 
 @pytest.fixture(scope="module")
