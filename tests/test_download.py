@@ -275,7 +275,7 @@ def test_a_list_that_breaks_off_is_asked_for_again(server, tmp_path):
         (["--download-url", "ftp://127.0.0.1"], "this is no web address"),
         (["--format", "mat"], "argument --format: invalid choice: 'mat'"),
         (["--retries", "many"], "argument --retries: invalid number value: 'many'"),
-        (["--people", "03"], "unrecognized arguments: --people 03; --help lists the flags"),
+        (["--people", "03"], "--people 03: there is no such flag; --help lists the flags"),
     ],
 )
 def test_bad_arguments_and_addresses_are_one_sentence(tmp_path, options, sentence):

@@ -75,8 +75,8 @@ def test_a_table_holds_a_row_per_window(short, trained, tmp_path):
     assert list(table) == ["start", "end", "gesture", "confidence", *GESTURES, "label"]
     np.testing.assert_allclose(table["start"], 5 + 0.05 * np.arange(76), atol=1e-4)  # (4000 − 250) / 50 + 1 windows
     np.testing.assert_allclose(table["end"] - table["start"], 0.25, atol=1e-4)
-    np.testing.assert_allclose(table[GESTURES].sum(1), 1, atol=1e-5)
-    np.testing.assert_allclose(table["confidence"], table[GESTURES].max(1), atol=1e-6)
+    np.testing.assert_allclose(table[GESTURES].sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(table["confidence"], table[GESTURES].max(axis=1), atol=1e-6)
     names = np.array(
         ["idle", "fist", "flexion", "extension", "pinch index", "pinch middle", "pinch ring", "pinch small"]
     )
