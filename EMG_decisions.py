@@ -18,7 +18,6 @@ from ENV import EMGError
 
 REJECTED = -1  # in place of a class index
 MEASURED_WINDOWS = 240  # of a session, at the most, make a running reference: a minute of windows of 250 ms
-MEASURED_EVERY = 20  # decisions, a second at a hop of 50 ms
 PRIOR_WINDOWS = 30  # as many windows of the session as count as much as the training part's reference
 
 
@@ -87,15 +86,15 @@ class RunningReference:
 
     every = 20  # a second, at a hop of 50 ms
 
-    @property
-    def left(self) -> int:
-        """Windows until it changes."""
-        return self.every - self.seen % self.every
-
     def __init__(self, model: EMGForSequenceClassification, hop: int):
         self.prior = self.latest = model.reference
         self.spacing, self.kept = math.ceil(model.config.window / hop), []
         self.seen = self.measured = 0  # windows; how many had been seen when it was measured
+
+    @property
+    def left(self) -> int:
+        """Windows until it changes."""
+        return self.every - self.seen % self.every
 
     def see(self, windows: np.ndarray) -> None:
         """The next windows (n, T, C), after the decisions on them."""

@@ -271,6 +271,9 @@ def test_what_cannot_be_predicted_is_named_and_the_rest_is(short, trained, tmp_p
         "emg_gestures-03-sequential-2018-05-13-11-10-52-120": raw_table(
             np.random.default_rng(0).normal(size=(1000, 8)), np.zeros(1000)
         ),
+        "emg_gestures-03-sequential-2018-05-15-11-10-52-120": raw_table(
+            np.rint(np.random.default_rng(0).normal(size=(200, 8)) * 9), np.zeros(200)
+        ),
         "emg_gestures-03-sequential-2018-05-14-11-10-52-120": raw_table(
             np.rint(np.random.default_rng(0).normal(size=(1000, 8)) * 9), np.zeros(1000), rate=500
         ),
@@ -279,10 +282,21 @@ def test_what_cannot_be_predicted_is_named_and_the_rest_is(short, trained, tmp_p
     tables = predicted(tmp_path / "out", *paths, short, "--model", trained / "best_model", status=3)
     assert list(tables) == [STEM]
     said = capsys.readouterr().err
-    for words in ("3 channels, and the model was trained on 8", "no whole counts", "500.00 Hz after resampling"):
+    for words in (
+        "3 channels, and the model was trained on 8",
+        "no whole counts",
+        "500.00 Hz after resampling",
+        "less than a window",
+    ):
         assert words in said
     assert main([*map(str, paths), "--model", str(trained / "best_model"), "--out", str(tmp_path / "none")]) == 1
     assert "nothing could be predicted" in capsys.readouterr().err
+
+
+def test_the_same_recording_in_two_files_is_predicted_once(short, trained, tmp_path, capsys):
+    twin = write_raw(pd.read_hdf(short), tmp_path / f"{STEM}.csv")
+    assert len(predicted(tmp_path / "out", twin, short, "--model", trained / "best_model", status=3)) == 1
+    assert "the same recording was read from another file already" in capsys.readouterr().err
 
 
 def test_a_dead_electrode_is_named_and_the_recording_predicted(short, trained, tmp_path, capsys):

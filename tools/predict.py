@@ -72,7 +72,7 @@ FIGURES = {  # key: heading, and how a value is written
 class Decided:
     """What became of a recording: a row per window, and the truth where it has labels."""
 
-    signal: Signal
+    name: str
     table: pd.DataFrame
     labels: np.ndarray  # (n,) decided, REJECTED among them
     plain: np.ndarray  # (n,) the same without smoothing and rejection
@@ -137,7 +137,7 @@ def predict(args: argparse.Namespace, console: Console) -> int:
             measure = known or reference_of_day(signals, model, hop, args.reference)
             for signal in signals:
                 done.append(decide(signal, model, hop, measure, args))
-                write_decisions(done[-1], model, args)
+                write_decisions(signal, done[-1], model, args)
                 bar.advance(task)
     if not done:
         raise EMGError(f"nothing could be predicted: {skipped[0]}")
@@ -159,6 +159,8 @@ def read_day(paths: list[Path], model: EMGForSequenceClassification, kind: str) 
     signals, problems = [], []
     for path in paths:
         try:
+            if path.stem in [signal.name for signal in signals]:
+                raise EMGError(f"{path}: the same recording was read from another file already; leave one out")
             signals.append(read_signal(path, model, kind))
         except EMGError as error:
             problems.append(str(error))
@@ -195,12 +197,10 @@ def reference_of_day(
 
 
 def measured_on(signals: list[Signal], model: EMGForSequenceClassification) -> Reference:
-    """Of windows of all of them, without labels: as far apart as in training, or further. Raises EMGError."""
+    """Of windows of all of them, without labels: as far apart as in training, or further."""
     stride = round(model.config.preprocessing["STRIDE_MS"] * model.config.sampling_rate / 1000)
     step = max(stride, sum(len(signal.samples) for signal in signals) // MEASURED_AT_MOST)
     windows = np.concatenate([every_window(signal.samples, model.config.window, step) for signal in signals])
-    if not len(windows):
-        raise EMGError(f"{signals[0].name}: shorter than a window, so nothing can be measured; choose another")
     return measure_reference(torch.from_numpy(windows).to(model.device))
 
 
@@ -228,7 +228,7 @@ def decide(
         trims = config.preprocessing["TRIM_START_MS"], config.preprocessing["TRIM_END_MS"]
         truth = truth_of(signal.labels, first, config.window, signal.rate, trims, config.class_codes)
         table["label"] = truth.windows["label"]
-    return Decided(signal, table, codes[classes], codes[values.argmax(1)], truth)
+    return Decided(signal.name, table, codes[classes], codes[values.argmax(1)], truth)
 
 
 def smoother(args: argparse.Namespace) -> Smoother:
@@ -238,11 +238,13 @@ def smoother(args: argparse.Namespace) -> Smoother:
 # ---- results --------------------------------------------------------------------------------------------------
 
 
-def write_decisions(decided: Decided, model: EMGForSequenceClassification, args: argparse.Namespace) -> None:
+def write_decisions(
+    signal: Signal, decided: Decided, model: EMGForSequenceClassification, args: argparse.Namespace
+) -> None:
     """Table and picture of a recording, each one whole."""
-    table, picture = (args.out / f"{decided.signal.name}.{suffix}" for suffix in (args.format, "png"))
+    table, picture = (args.out / f"{signal.name}.{suffix}" for suffix in (args.format, "png"))
     replace_file(table, lambda path: write_table(decided.table, path))
-    replace_file(picture, lambda path: draw(decided, model, args, path))
+    replace_file(picture, lambda path: draw(signal, decided, model, args, path))
     logger.info(f"{table}: {len(decided.table)} windows")
 
 
@@ -253,8 +255,10 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
         table.to_parquet(path, index=False)
 
 
-def draw(decided: Decided, model: EMGForSequenceClassification, args: argparse.Namespace, path: Path) -> None:
-    signal, table = decided.signal, decided.table
+def draw(
+    signal: Signal, decided: Decided, model: EMGForSequenceClassification, args: argparse.Namespace, path: Path
+) -> None:
+    table = decided.table
     names = dict(zip(model.config.class_codes, model.config.class_names, strict=True))
     until, ends = signal.start + len(signal.samples) / signal.rate, table["end"].to_numpy()
     bands = {"decided": Band(ends, decided.labels, until)}
@@ -282,10 +286,10 @@ def report(done: list[Decided], model: EMGForSequenceClassification, args: argpa
     """Print the figures of the labelled recordings, each one and all together, and write metrics.json."""
     labelled = [one for one in done if one.truth is not None and (one.truth.windows["label"] != UNLABELLED).any()]
     described = {"model": str(args.model), "weights": model.config.weights, "data_note": model.config.data_note}
-    seen = sorted(trained_recordings(Path(args.model)) & {one.signal.name for one in done})
+    seen = sorted(trained_recordings(Path(args.model)) & {one.name for one in done})
     described |= {"ways": ways(args, model), "trained_on": seen, "recordings": {}, "versions": versions()}
     if labelled:
-        described["recordings"] = {one.signal.name: with_and_without([one]) for one in labelled}
+        described["recordings"] = {one.name: with_and_without([one]) for one in labelled}
         described["all"] = with_and_without(labelled)
         print_figures(described)
     replace_file(args.out / "metrics.json", lambda path: write_json(path, described))

@@ -49,6 +49,8 @@ def read_signal(path: Path, model: EMGForSequenceClassification, kind: str) -> S
         samples, rate = filtered(recording, model, kind)
         if not np.abs(samples).max(initial=0) < LARGEST:
             raise EMGError(f"its samples are no muscle's: {LARGEST:g} or more after the filter; mend the file")
+        if len(samples) < model.config.window:
+            raise EMGError(f"{len(samples)} samples are less than a window of {model.config.window}; leave it out")
     places = np.rint(np.arange(len(samples)) * recording.sampling_rate / rate).astype(int)
     labels = recording.labels[np.minimum(places, len(recording.labels) - 1)]
     return Signal(path.stem, recording.channels, recording.time[0], rate, samples, labels)
