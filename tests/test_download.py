@@ -590,7 +590,10 @@ def test_a_full_disk_ends_the_run_in_one_sentence(server, tmp_path):
     server.files[f"Data-HDF5/{STEM}.hdf5"] = MAGIC + bytes(200_000)
     done = run("-c", limited, tmp_path, "--download-url", server.folder_url, **LOCAL)
     kept = "what came so far is kept, and the same command goes on from it"
-    assert (done.returncode, done.stderr) == (1, f"download: a file cannot be written: File too large; {kept}\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"download: a file cannot be read or written: File too large; {kept}\n",
+    )
     assert sorted(contents(tmp_path)) == [f"{LONG}.hdf5", f"{STEM}.hdf5.part"]
     assert len(server.of(f"{OTHER}.hdf5")) == 0
     assert fetch(server, tmp_path).returncode == 0

@@ -53,7 +53,10 @@ def with_status(
     except MemoryError:
         said, status = f"the memory is full; {full_memory}", 1
     except OSError as error:
-        said, status = f"{error.filename or 'a file'}: {error.strerror or error}; {full_disk}", 1
+        said, status = (
+            f"{error.filename or 'a file cannot be read or written'}: {error.strerror or error}; {full_disk}",
+            1,
+        )
     except KeyboardInterrupt:
         said, status = f"interrupted; {interrupted}", 130
     print(f"{tool}: {said}", file=sys.stderr)
