@@ -16,13 +16,13 @@ the model was trained with, and every HOP_MS a window is classified and a line w
 `--filter causal --reference running`. By default windows are measured against the session so far (`running`), beginning
 with the training part.
 
-What goes wrong is reported and does not end the stream. Lost samples are filled with the last one that came; a packet
-that comes late, when its place was filled, is dropped. After a gap of more than a second, or where the samples are
-numbered anew, the signal begins anew. Samples that are no numbers take the last value of their channel. When this
-machine falls behind by more than a second, decisions are skipped (not those of standard input, which waits). At the
-end (of the source, after `--seconds`, or by Ctrl-C) a summary says what was seen; `--summary FILE` keeps it as JSON.
-Latency is the time from the arrival of the last sample of a window to the written decision; the resampler, which looks
-ten of its samples ahead, is part of it.
+What goes wrong does not end the stream; it is counted in the summary, and said, once a second for each kind. Lost
+samples are filled with the last one that came; a packet that comes late, when its place was filled, is dropped. After
+a gap of more than a second, or where the samples are numbered anew, the signal begins anew. Samples that are no
+numbers take the last value of their channel. When this machine falls behind by more than a second, decisions are
+skipped (not those of standard input, which waits). At the end (of the source, after `--seconds`, or by Ctrl-C) a
+summary says what was seen; `--summary FILE` keeps it as JSON. Latency is the time from the arrival of the last sample
+of a window to the written decision; the resampler, which looks ten of its samples ahead, is part of it.
 Exit status: 0 the source or the time ended, 1 something that the user can put right, 130 interrupted.
 """
 
@@ -96,13 +96,13 @@ class Reader:
             while not self.waiting.empty():
                 items.append(self.waiting.get())
             *before, last = items
-            if isinstance(last, Exception):
-                raise last
-            if last is not None:
+            if isinstance(last, Packet | Trouble):
                 yield items
                 continue
             if before:
                 yield before
+            if last is not None:
+                raise last
             return
 
 
