@@ -62,8 +62,10 @@ def load_model(source: Path | str) -> EMGForSequenceClassification:
     try:
         model, info = EMGForSequenceClassification.from_pretrained(source, output_loading_info=True, **options)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        no_name = "Repo id must be" in str(error)  # transformers takes what is no folder for a name on the hub
+        reason = "there is no such folder" if no_name else _first_line(error)
         raise ModelError(
-            f"{source}: no model can be loaded ({_first_line(error)}); name a best_model folder, or a model on the hub"
+            f"{source}: no model can be loaded ({reason}); name a best_model folder, or a model on the hub"
         ) from None
     wrong = [*info["missing_keys"], *info["unexpected_keys"]]
     if wrong:
