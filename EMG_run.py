@@ -151,7 +151,7 @@ def write_split(windows: WindowSet, split: Split, run: Path) -> None:
     path = run / "split.csv"
     if path.exists() and not is_split_of(run, windows, split):
         raise EMGError(f"{path}: the run was started on other data or another split; start a new run")
-    path.write_text(_split_text(windows, split), encoding="utf-8", newline="\n")
+    replace_file(path, lambda new: new.write_text(_split_text(windows, split), encoding="utf-8", newline="\n"))
 
 
 def is_split_of(run: Path, windows: WindowSet, split: Split) -> bool:
@@ -175,4 +175,4 @@ def write_predictions(
     table["predicted"] = np.array(windows.classes, np.int8)[probabilities.argmax(1)]
     for code, column in zip(windows.classes, probabilities.T, strict=True):
         table[f"p_{code}"] = column
-    table.to_parquet(run / "predictions.parquet")
+    replace_file(run / "predictions.parquet", table.to_parquet)

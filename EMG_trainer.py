@@ -31,7 +31,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from EMG_DATA_LOADER import Batch, Feed, Split, WindowSet, class_weights, cut_rows
 from EMG_model import Below, Draws, EMGForSequenceClassification, References
-from EMG_run import finish_replacement, replace_folder, replacement, start_replacement
+from EMG_run import finish_replacement, replace_file, replace_folder, replacement, start_replacement
 from EMG_utils import EVALUATION_BATCH, balanced_accuracy, balanced_loss, new_model, outputs_below, session_references
 from ENV import EMGError, Settings
 
@@ -350,7 +350,7 @@ class Trainer:
             whole = self.accelerator.get_state_dict(self.model)
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in whole.items()}
         if run and self.accelerator.is_main_process:
-            pd.DataFrame(self.history).to_csv(run / "history.csv", index=False)
+            replace_file(run / "history.csv", lambda path: pd.DataFrame(self.history).to_csv(path, index=False))
 
     def _whole_sums(self) -> tuple[float, float]:
         """Loss and hits of the epoch so far, over all processes."""

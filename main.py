@@ -33,6 +33,7 @@ from EMG_report import write_report
 from EMG_run import (
     discard_if_empty,
     open_run,
+    replace_file,
     resumed_settings,
     save_model,
     write_json,
@@ -162,7 +163,7 @@ def train_and_test(
         "seconds": sum(row["seconds"] for row in history),
         "seconds_per_window": trainer.seconds_per_window(best, split.test),
     }
-    write_json(run / "metrics.json", metrics)
+    replace_file(run / "metrics.json", lambda path: write_json(path, metrics))
     tracker.log({name: metrics[name] for name in TRACKED}, steps + 1, prefix="test/")
     described = {"split": split.description, "weights": best.config.weights, "data_note": metrics["data_note"]}
     write_predictions(windows, split.test, probabilities, described, run)
@@ -201,7 +202,7 @@ def facts_of_training(windows: WindowSet, split: Split, settings: Settings, trai
 def write_settings(settings: Settings, run: Path) -> None:
     """env.json: with the precision that was chosen, so that a resumed run computes in it too."""
     chosen = {"PRECISION": choose_precision(settings.PRECISION)[0]}
-    write_json(run / "env.json", settings.model_dump(mode="json") | chosen)
+    replace_file(run / "env.json", lambda path: write_json(path, settings.model_dump(mode="json") | chosen))
 
 
 def describe_data(windows: WindowSet, split: Split, settings: Settings) -> None:

@@ -144,6 +144,21 @@ def test_killed_again_and_again_a_run_ends_as_if_left_alone(long_flags, left_alo
     compare_runs(folder, left_alone)
 
 
+@pytest.mark.parametrize("name", ["env.json", "split.csv"])
+def test_a_resumed_run_that_ends_while_it_writes_leaves_what_was_there(name, left_alone, tmp_path):
+    """A limit on the size of files ends it in the middle of the file, as a kill may."""
+    folder = tmp_path / "run"
+    shutil.copytree(left_alone, folder)
+    before, names = (folder / name).read_bytes(), {path.name for path in folder.iterdir()}
+    limit = len(before) // 2
+    limited = f"import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
+    ended = run("-c", limited + "runpy.run_path('main.py', run_name='__main__')", *flags(RESUME=folder))
+    assert ended.returncode == 1
+    assert "File too large" in ended.stderr
+    assert (folder / name).read_bytes() == before
+    assert {path.name for path in folder.iterdir()} == names
+
+
 def compare_runs(one: Path, other: Path) -> None:
     """Bit for bit, but for the clock."""
     for inside in (".", "refit"):
