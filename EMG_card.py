@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
 from EMG_DATA_LOADER import Split, WindowSet
+from EMG_help import written
 from EMG_model import EMGConfig
 from ENV import Settings, flag
 
@@ -148,14 +149,8 @@ def preprocessing_flags(config: EMGConfig) -> str:
     names = dict(zip(config.class_codes, config.class_names, strict=True))
     usual = names.items() <= Settings.model_fields["CLASS_NAMES"].default.items()
     named = {} if usual else {"CLASS_NAMES": [f"{code}={name}" for code, name in names.items()]}
-    given = {name: _as_text(value) for name, value in (config.preprocessing | named).items()}
+    given = {name: written(value) for name, value in (config.preprocessing | named).items()}
     return " ".join(f"{flag(name)} {shlex.quote(text)}" for name, text in given.items() if text)
-
-
-def _as_text(value) -> str:
-    if isinstance(value, list | tuple):
-        return ",".join(map(_as_text, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def card_data(config: EMGConfig, facts: Facts) -> ModelCardData:

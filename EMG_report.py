@@ -20,6 +20,7 @@ from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
 from EMG_DATA_LOADER import PARTS, WindowSet, open_windows, read_emg
+from EMG_help import written
 from EMG_plots import accuracy_curves, confusion_matrix, loss_curves, reliability
 from EMG_run import replace_file
 from EMG_windows import SETTINGS_KEPT
@@ -221,8 +222,8 @@ def changed_settings(run: FinishedRun) -> list[dict]:
     return [
         {
             "name": name,
-            "value": written(value),
-            "default": written(defaults[name]) if name in fields else "no such setting now",
+            "value": shown(value),
+            "default": shown(defaults[name]) if name in fields else "no such setting now",
             "meaning": fields[name].description.replace("`", "") if name in fields else "",
         }
         for name, value in used_settings(run).items()
@@ -236,11 +237,9 @@ def used_settings(run: FinishedRun) -> dict:
     return {name: value for name, value in run.settings.items() if name not in others} | run.preprocessing
 
 
-def written(value) -> str:
-    """As on a command line: lists with commas."""
-    if isinstance(value, list):
-        return ",".join(map(written, value))
-    return f"{value:g}" if isinstance(value, float) else "none" if value in (None, "") else str(value)
+def shown(value) -> str:
+    """As on a command line."""
+    return written(value) or "none"
 
 
 def command(run: FinishedRun) -> str:
@@ -480,5 +479,5 @@ def sweep_rows(run: FinishedRun) -> dict:
         return {}
     table = run.sweep.dropna(axis="columns", how="all")
     table = table.sort_values("validation_balanced_accuracy", ascending=False, kind="stable")
-    rows = [["–" if pd.isna(value) else written(value) for value in row] for row in table.itertuples(index=False)]
+    rows = [["–" if pd.isna(value) else shown(value) for value in row] for row in table.itertuples(index=False)]
     return {"columns": [name.replace("_", " ") if name.islower() else name for name in table], "rows": rows}

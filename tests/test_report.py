@@ -437,7 +437,7 @@ def test_settings_and_command_are_those_of_the_run(finished, hostile_file, tiny_
         "MODEL_NAME": (str(tiny_gpt2), "gpt2"),
         "NUM_LAYERS": ("-1", "-9"),
         "NUM_EPOCHS": ("3", "8"),
-        "REFIT": ("False", "True"),
+        "REFIT": ("no", "yes"),
         "PRECISION": ("fp32", "auto"),
         "LR": ("0.003", "0.0003"),
     }

@@ -64,9 +64,9 @@ def pooled(truths: list[Truth]) -> Truth:
 def figures_of(truth: Truth, decided: np.ndarray) -> dict:
     """Figures of (n,) decided labels, REJECTED among them; shares are 0 … 1, delays ms.
 
-    accuracy, balanced accuracy and macro F1 as elsewhere, where a rejected decision is never right; active_error and
-    instability after Scheme, Hudgins and Englehart (IEEE Trans. Biomed. Eng. 60(6), 2013): wrong ones among the
-    decisions for a gesture, and changes of the decision inside a repetition; None where nothing can be counted.
+    accuracy, balanced accuracy and macro F1 as elsewhere, where a rejected decision is never right; active_error:
+    wrong ones among the decisions for a gesture; instability: changes of the decision inside a repetition (the ideas of
+    Scheme, Hudgins and Englehart, IEEE Trans. Biomed. Eng. 60(6), 2013); None where nothing can be counted.
     """
     table = truth.windows.assign(decided=decided)
     settled = table[table["label"] != UNLABELLED]

@@ -16,7 +16,7 @@ import pandas as pd
 from plotly.graph_objects import Figure
 
 from EMG_plots import confusion_matrix, overlaid_curves
-from EMG_report import FinishedRun, calibration, model_size, read_run, used_settings, write_page, write_report, written
+from EMG_report import FinishedRun, calibration, model_size, read_run, shown, used_settings, write_page, write_report
 from EMG_run import make_folder
 from ENV import EMGError
 from tools.command_line import Parser, with_status
@@ -194,7 +194,7 @@ def settings_that_differ(runs: dict[str, FinishedRun]) -> list[dict]:
     """`name` and `values` of the settings that are not the same in all runs."""
     used = [used_settings(run) for run in runs.values()]
     names = dict.fromkeys(name for one in used for name in one)
-    rows = [(name, [written(one[name]) if name in one else "–" for one in used]) for name in names]
+    rows = [(name, [shown(one[name]) if name in one else "–" for one in used]) for name in names]
     return [{"name": name, "values": values} for name, values in rows if len(set(values)) > 1]
 
 
