@@ -22,7 +22,11 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     script = sys.modules["__main__"]
     if hasattr(script, "main"):  # all is imported, and main() says how to go on
         raise KeyboardInterrupt
-    name = script.__spec__.name.removeprefix("tools.") if script.__spec__ else Path(sys.argv[0]).name
+    name = (
+        script.__spec__.name.removeprefix("tools.").removesuffix(".__main__")
+        if script.__spec__
+        else Path(sys.argv[0]).name
+    )
     os.write(2, f"{name}: interrupted; nothing was begun, run the same command again\n".encode())
     os._exit(130)  # an exception would reach libraries that are half imported, and some of them swallow it
 

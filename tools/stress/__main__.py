@@ -1,0 +1,107 @@
+"""Try to make the pipeline lose something: hostile and damaged files, kills, full disks, odd numbers.
+
+    python -m tools.stress [PROGRAMME ...] [--nightly] [--out DIR] [--seed N]
+
+Without --nightly each programme is tried a little, in some minutes. Exit status: 0 nothing was lost, 1 something was
+or could not be tried, 130 interrupted.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from EMG_run import make_folder, replace_file
+from tools.command_line import Parser, with_status
+from tools.stress.row import Row
+
+PROGRAMMES = ("hostile", "fuzz", "properties", "faults", "numbers", "limits", "supply")  # modules of this folder
+HEADER = ("programme", "what was tried", "times", "refused", "right", "lost", "longest", "memory")
+
+Say = Callable[[str], None]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the programmes of the command line; returns the exit status."""
+    return with_status("stress", lambda: stress(parse(argv), Console(stderr=True, highlight=False)))
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line; raises EMGError for what is wrong with it."""
+    parser = Parser(prog="python -m tools.stress", description="Try to make the pipeline lose something.")
+    add = parser.add_argument
+    add("programmes", nargs="*", choices=[*PROGRAMMES, []], metavar="PROGRAMME", help=f"{', '.join(PROGRAMMES)} (all)")
+    add("--nightly", action="store_true", help="as often as the README's table says, which takes hours")
+    add("--seed", type=int, default=0, help="of all that is drawn (%(default)s)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs/stress"),
+        metavar="DIR",
+        help="for stress.json and stress.md (%(default)s)",
+    )
+    return parser.parse_args(argv)
+
+
+def stress(args: argparse.Namespace, console: Console) -> int:
+    """Run the programmes one after the other, write the table after each; returns 1 where something was lost."""
+    make_folder(args.out)
+    rows, began = [], time.monotonic()
+    for name in args.programmes or PROGRAMMES:
+        with tempfile.TemporaryDirectory(prefix="stress-") as folder:
+            for row in rows_of(name)(args.nightly, Path(folder), args.seed, say_with(console, name)):
+                rows.append(row)
+                console.print(f"{name}: {row.tried}: {row.times} times, {len(row.lost)} lost", markup=False)
+                write_results(rows, args, args.out)
+    print_table(rows, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
+    print(f"\n{args.out}: stress.json, stress.md ({time.monotonic() - began:.0f} s)")
+    return 1 if any(row.lost for row in rows) else 0
+
+
+def rows_of(name: str) -> Callable[[bool, Path, int, Say], Iterator[Row]]:
+    """The function `rows` of a programme: (nightly, a folder of its own, seed, say) → one row after the other."""
+    return importlib.import_module(f"tools.stress.{name}").rows
+
+
+def say_with(console: Console, name: str) -> Say:
+    return lambda words: console.print(f"{name}: {words}", markup=False, soft_wrap=True)
+
+
+def cells(row: Row) -> list[str]:
+    longest = f"{row.seconds:.1f} s" if row.seconds else ""
+    memory = f"{row.megabytes:.0f} MB" if row.megabytes else ""
+    tried = f"{row.tried} ({row.note})" if row.note else row.tried
+    return [row.programme, tried, *map(str, (row.times, row.refused, row.right, len(row.lost))), longest, memory]
+
+
+def print_table(rows: list[Row], console: Console) -> None:
+    table = Table(*HEADER, box=None)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*cells(row))
+    console.print(table)
+    for row in rows:
+        for sentence in row.lost:
+            console.print(f"lost: {row.tried}: {sentence}", markup=False, soft_wrap=True)
+
+
+def write_results(rows: list[Row], args: argparse.Namespace, out: Path) -> None:
+    """stress.json: every row, with what was lost; stress.md: the table as the README has it."""
+    described = {"nightly": args.nightly, "seed": args.seed, "rows": [row.described() for row in rows]}
+    text = json.dumps(described, indent=1, ensure_ascii=False)
+    lines = [HEADER, ["---"] * 2 + ["---:"] * 6, *map(cells, rows)]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    for name, content in (("stress.json", text), ("stress.md", table)):
+        replace_file(out / name, lambda path, content=content: path.write_text(content + "\n", encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
