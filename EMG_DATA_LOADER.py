@@ -3,7 +3,6 @@
 Groups are split, never windows: no two parts share a raw sample, not even through overlapping windows.
 """
 
-import json
 import mmap
 import os
 import tempfile
@@ -19,13 +18,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from EMG_file import UnreadableError, open_file, read_samples, read_table
 from ENV import EMGError, Settings
 
-FORMAT_VERSION = 1
 REPETITION = ["subject", "session", "recording", "TRAJ_GT", "repetition"]
 LEVELS = {  # split → the columns that tell its groups apart, and those inside which a share is held out
     "subject": (["subject"], []),
@@ -86,90 +84,56 @@ def load_windows(settings: Settings) -> WindowSet:
     Raises EMGError where there is no such file, or it is none that Preprocessing.py wrote.
     """
     path = settings.DATA_LOCATION
-    return _read_windows(path, lambda file, metadata: _read_emg(file, metadata, path.parent, settings.MEMORY_GB))
+    with open_file(path) as (file, metadata):
+        table = read_table(file, metadata)
+        emg = _read_emg(file, metadata, path.parent, settings.MEMORY_GB)
+    return WindowSet(emg, table.to_pandas(), metadata)
 
 
 def open_windows(path: Path) -> WindowSet:
     """The same for a few windows of a file: their samples are read when `emg[rows]` asks for them. Raises EMGError."""
-    return _read_windows(path, lambda file, metadata: StoredWindows(path, metadata))
-
-
-def _read_windows(path: Path, read: Callable) -> WindowSet:
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            metadata = _read_metadata(file, path)
-            emg = read(file, metadata)
-            table = file.read([name for name in file.schema_arrow.names if name != "emg"]).to_pandas()
-    except FileNotFoundError:
-        raise EMGError(f"{path}: there is no such file; write it with Preprocessing.py or set DATA_LOCATION") from None
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).partition("\n")[0]
-        raise EMGError(f"{path}: the file cannot be read ({reason}); write it anew with Preprocessing.py") from None
-    if not len(table):
-        raise EMGError(f"{path}: the file holds no windows; write it anew with Preprocessing.py")
-    return WindowSet(emg, table, metadata)
+    with open_file(path) as (file, metadata):
+        return WindowSet(StoredWindows(path), read_table(file, metadata).to_pandas(), metadata)
 
 
 class StoredWindows:
     """`stored[rows]`: (len(rows), T, C) stored values, from those row groups of the file that hold them."""
 
-    def __init__(self, path: Path, metadata: dict):
-        self.path, self.shape = path, (metadata["window"], len(metadata["channels"]))
+    def __init__(self, path: Path):
+        self.path = path
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         found = [None] * len(rows)
-        with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
+        with open_file(self.path) as (file, metadata):
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             groups = np.searchsorted(np.cumsum(sizes), rows, side="right")
             first = np.cumsum([0, *sizes])
             for group in np.unique(groups):
-                values = file.read_row_group(group, ["emg"])["emg"].combine_chunks().flatten()
-                windows = values.to_numpy().reshape(-1, *self.shape)
+                windows = read_samples(file, group, metadata)
                 for place in np.flatnonzero(groups == group):
                     found[place] = windows[rows[place] - first[group]]
         return np.stack(found)
 
 
-def _read_metadata(file: pq.ParquetFile, path: Path) -> dict:
-    try:
-        metadata = json.loads(file.metadata.metadata[b"emg"])
-        version = metadata["version"]
-    except (KeyError, TypeError, ValueError):
-        raise EMGError(f"{path}: no windows of sEMG are in this parquet; write it with Preprocessing.py") from None
-    if version != FORMAT_VERSION:
-        raise EMGError(
-            f"{path}: the file has format version {version} and this program reads version {FORMAT_VERSION}; "
-            "write it anew with Preprocessing.py"
-        )
-    return metadata
-
-
 def _read_emg(file: pq.ParquetFile, metadata: dict, folder: Path, memory_gb: float) -> np.ndarray:
-    """(n, T, C) in the smallest type that holds every stored value."""
-    shape = (file.metadata.num_rows, metadata["window"], len(metadata["channels"]))
-    dtype = _smallest_type(file)
-    emg = empty_array(shape, dtype, folder, in_memory=np.prod(shape) * dtype.itemsize <= memory_gb * 1e9)
-    row = 0
+    """(n, T, C), as int16 where all counts fit: half the memory, half the traffic."""
+    kind = np.int16 if metadata["unit"] == "count" else np.float32
+    emg, row = _empty_emg(file, metadata, kind, folder, memory_gb), 0
     for group in range(file.num_row_groups):  # `iter_batches` would keep the compressed column
-        values = file.read_row_group(group, ["emg"])["emg"].combine_chunks().flatten()
-        windows = values.to_numpy().reshape(-1, *shape[1:])
+        windows = read_samples(file, group, metadata)
+        if emg.dtype == np.int16 and np.abs(windows).max(initial=0) > np.iinfo(np.int16).max:
+            narrow, emg = emg, _empty_emg(file, metadata, np.int32, folder, memory_gb)
+            emg[:row] = narrow[:row]
         emg[row : row + len(windows)] = windows
         row += len(windows)
+    if row != len(emg):
+        raise UnreadableError(f"samples of {row} windows are there, of {len(emg)}")
     return emg
 
 
-def _smallest_type(file: pq.ParquetFile) -> np.dtype:
-    """int16 where the footer's statistics show that it is enough: half the memory, half the traffic."""
-    stored = np.dtype(file.schema_arrow.field("emg").type.value_type.to_pandas_dtype())
-    if stored.kind != "i":
-        return stored
-    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
-    statistics = [column.statistics for column in columns if column.path_in_schema.split(".")[0] == "emg"]
-    if not all(s is not None and s.has_min_max for s in statistics):
-        return stored
-    peak = max(max(-s.min, s.max) for s in statistics)
-    return np.dtype(np.int16) if peak <= np.iinfo(np.int16).max else stored
+def _empty_emg(file: pq.ParquetFile, metadata: dict, kind: type, folder: Path, memory_gb: float) -> np.ndarray:
+    shape, dtype = (file.metadata.num_rows, metadata["window"], len(metadata["channels"])), np.dtype(kind)
+    return empty_array(shape, dtype, folder, in_memory=np.prod(shape) * dtype.itemsize <= memory_gb * 1e9)
 
 
 def empty_array(shape: tuple[int, ...], dtype: np.dtype, folder: Path, in_memory: bool) -> np.ndarray:

@@ -175,8 +175,10 @@ def _rows(table: h5py.Dataset) -> Iterator[np.ndarray]:
         if skipped_filters:  # as where deflating would not have made the chunk smaller
             yield table[start : start + size]
             continue
-        planes = zlib_ng.decompressobj().decompress(deflated, size * width)
-        if len(planes) < size * width:
+        inflater = zlib_ng.decompressobj()
+        planes = inflater.decompress(deflated, size * width)
+        more = inflater.decompress(inflater.unconsumed_tail, 1)  # nothing, but then zlib's checksum has been looked at
+        if len(planes) < size * width or more or not inflater.eof:
             raise EMGError(f"the rows from {start} on are damaged; download the file again")
         rows = np.frombuffer(planes, np.uint8).reshape(width, size).T  # shuffled: the first bytes of all rows, …
         yield np.frombuffer(rows.tobytes(), table.dtype)[: len(table) - start]

@@ -24,12 +24,11 @@ import scipy
 
 import EMG_filter
 import EMG_recording
+from EMG_file import FORMAT_VERSION, columns, open_file, with_checksum
 from EMG_filter import apply_filter, resample, resampled_rate
 from EMG_recording import Recording, check_electrodes, named, read_recording
 from ENV import EMGError, Settings
 
-FORMAT_VERSION = 1
-METADATA_KEY, CHECKSUM_KEY = b"emg", b"emg_sha256"
 SETTINGS_KEPT = (
     *("FILTER", "BAND_HZ", "SAMPLE_RATE", "WINDOW_MS", "STRIDE_MS", "TRIM_START_MS", "TRIM_END_MS"),
     "LEGAL_VALUES",
@@ -67,6 +66,10 @@ class Layout:
     def scale(self) -> float:
         """Stored value × scale = value in `unit`."""
         return COUNT_STEP if self.counts else 1.0
+
+    @property
+    def columns(self) -> pa.Schema:
+        return columns(self.window, len(self.channels), self.counts)
 
     @property
     def stored(self) -> tuple:
@@ -270,24 +273,20 @@ def _whole_part(
 def finished_parts(file: Path, settings: Settings) -> dict[str, Part]:
     """Part of every recording in a windows file, by its file name; none where the file was made in another way.
 
-    A damaged description counts as none: its checksum stands beside it, and the columns must be those it implies.
+    A damaged description counts as none.
     """
     try:
-        with pq.ParquetFile(file) as windows:
-            schema = windows.schema_arrow
-        described = schema.metadata[METADATA_KEY]
-        metadata = json.loads(described)
-        if schema.metadata[CHECKSUM_KEY] != hashlib.sha256(described).hexdigest().encode():
-            return {}
-        if [metadata[name] for name in ("version", "settings", "code")] != [FORMAT_VERSION, _kept(settings), code()]:
-            return {}
-        names = ("sampling_rate", "window", "stride", "unit")
-        layout = Layout(file.stem, tuple(metadata["channels"]), *(metadata[name] for name in names))
-        if not schema.equals(columns(layout)) or any(set(source) != SOURCE_KEYS for source in metadata["sources"]):
-            return {}
-        return _parts_in(file, layout, metadata["sources"])
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+        with open_file(file) as (_, metadata):
+            pass
+    except EMGError:
         return {}
+    if [metadata["settings"], metadata["code"]] != [_kept(settings), code()]:
+        return {}
+    if any(set(source) != SOURCE_KEYS for source in metadata["sources"]):
+        return {}
+    names = ("sampling_rate", "window", "stride", "unit")
+    layout = Layout(file.stem, tuple(metadata["channels"]), *(metadata[name] for name in names))
+    return _parts_in(file, layout, metadata["sources"])
 
 
 def _parts_in(file: Path, layout: Layout, sources: list[dict]) -> dict[str, Part]:
@@ -343,17 +342,6 @@ def code() -> str:
 # ---- parquet --------------------------------------------------------------------------------------------------
 
 
-def columns(layout: Layout) -> pa.Schema:
-    """The columns of a windows file.
-
-    Parquet has no 16-bit integers: int16 takes the same space as int32, and a strong artefact would not fit.
-    """
-    stored = pa.int32() if layout.counts else pa.float32()
-    text = dict.fromkeys(("subject", "session", "trajectory", "recording"), pa.string())
-    emg = pa.list_(stored, layout.window * len(layout.channels))
-    return pa.schema({"emg": emg, "TRAJ_GT": pa.int8()} | text | {"repetition": pa.int16(), "start": pa.float64()})
-
-
 def encode(recording: Recording, emg: np.ndarray, windows: Windows, layout: Layout) -> Iterator[pa.Table]:
     """Row groups of one recording as they are stored: int32 quarter counts, or float32 samples that are no counts."""
     samples = np.rint(emg / np.float32(layout.scale)).astype(np.int32) if layout.counts else emg  # (M, C)
@@ -365,7 +353,7 @@ def encode(recording: Recording, emg: np.ndarray, windows: Windows, layout: Layo
         lists = pa.FixedSizeListArray.from_arrays(values, layout.window * len(layout.channels))
         texts = [[value] * len(rows) for value in identity]
         arrays = [lists, windows.label[some], *texts, windows.repetition[some], windows.start[some]]
-        yield pa.table(arrays, schema=columns(layout))
+        yield pa.table(arrays, schema=layout.columns)
 
 
 def checksum(tables: Iterable[pa.Table]) -> str:
@@ -380,11 +368,9 @@ def checksum(tables: Iterable[pa.Table]) -> str:
 def write_windows(path: Path, tables: Iterable[pa.Table], metadata: dict) -> None:
     """One row group a table, under a temporary name until the file is complete and on disk; raises OSError."""
     temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")  # another machine may write the same
-    described = json.dumps(metadata).encode()
-    checked = {METADATA_KEY: described, CHECKSUM_KEY: hashlib.sha256(described).hexdigest().encode()}
     try:
         with temporary.open("wb") as file:
-            _write_tables(file, tables, checked)
+            _write_tables(file, tables, with_checksum(metadata))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -11,6 +11,7 @@ MODULES = [
     "EMG_start",
     "EMG_recording",
     "EMG_filter",
+    "EMG_file",
     "EMG_windows",
     "EMG_workers",
     "Preprocessing",
@@ -29,7 +30,7 @@ MODULES = [
     "EMG_report",
 ]
 MODULES += ["main", "tools.simulate", "tools.download", "tools.inspect", "tools.benchmark"]
-MODULES += ["tools.predict", "tools.stream", "tools.export", "tools.explain", "tools.report"]
+MODULES += ["tools.predict", "tools.stream", "tools.export", "tools.explain", "tools.report", "tools.stress.__main__"]
 SCRIPTS = ("main.py", "Preprocessing.py")
 
 # A legal value of every setting that is not its default: as it is written, and as it is read.

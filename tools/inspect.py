@@ -8,22 +8,21 @@ Exit status: 0 all are drawn, 1 none could be, 3 some could not be, 130 interrup
 """
 
 import argparse
-import json
 import sys
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 from scipy.signal import welch
 
 from EMG_figures import plt
+from EMG_file import open_file, read_samples, read_table
 from EMG_filter import LINE_FREQUENCIES, apply_filter
-from EMG_recording import UNLABELLED, Recording, find_recordings, named, read_recording
-from EMG_windows import FORMAT_VERSION, METADATA_KEY, class_names, unit_of
+from EMG_recording import UNLABELLED, Recording, find_recordings, read_recording
+from EMG_windows import class_names, unit_of
 from ENV import EMGError, Settings, from_command_line
 from tools.command_line import Parser, between, progress, with_status
 from tools.panels import (
@@ -281,44 +280,25 @@ def read_windows(path: Path) -> tuple[dict, pd.DataFrame, pd.DataFrame, pd.DataF
 
     One row group is in memory at a time, where EMG_DATA_LOADER would hold or map the file. Raises EMGError.
     """
-    with named(path):
-        try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                about = _metadata(file)
-                table = file.read(["subject", "session", "recording", "TRAJ_GT"]).to_pandas()
-                rows = np.sort(np.random.default_rng(0).permutation(len(table))[:SAMPLE_WINDOWS])
-                power, still, density = measure(file, about, rows)
-        except (OSError, pa.ArrowException) as error:
-            reason = str(error).partition("\n")[0]
-            raise EMGError(f"the file cannot be read ({reason}); write it anew with Preprocessing.py") from None
+    with open_file(path) as (file, about):
+        table = read_table(file, about).to_pandas()
+        rows = np.sort(np.random.default_rng(0).permutation(len(table))[:SAMPLE_WINDOWS])
+        power, still, density = measure(file, about, rows)
     table["day"] = table["subject"] + " " + table["session"]
     keys = pd.MultiIndex.from_frame(table.loc[rows, ["day", "TRAJ_GT"]])
     return about, table, pd.DataFrame(power, keys), pd.DataFrame(still, keys), density
 
 
-def _metadata(file: pq.ParquetFile) -> dict:
-    try:
-        about = json.loads(file.metadata.metadata[METADATA_KEY])
-        version = about["version"]
-    except (KeyError, TypeError, ValueError):
-        raise EMGError("no windows of sEMG are in this parquet; write it with Preprocessing.py") from None
-    windows = file.metadata.num_rows
-    if version != FORMAT_VERSION or not windows:
-        raise EMGError(f"it holds {windows} windows in format version {version}; write it anew with Preprocessing.py")
-    return about
-
-
 def measure(file: pq.ParquetFile, about: dict, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, Spectrum]:
     """Variance (n, C) in unit² of the n windows `rows` (rising), whether a channel stands still in them, spectrum."""
-    shape, rate = (-1, about["window"], len(about["channels"])), about["sampling_rate"]
+    rate = about["sampling_rate"]
     power, still, total, first = [], [], 0.0, 0
     for group in range(file.num_row_groups):
         end = first + file.metadata.row_group(group).num_rows
         drawn = rows[slice(*np.searchsorted(rows, (first, end)))] - first
         first = end
         if len(drawn):  # else the group need not be read
-            stored = file.read_row_group(group, ["emg"])["emg"].combine_chunks().flatten()
-            emg = stored.to_numpy().reshape(shape)[drawn] * np.float32(about["scale"])  # (n, T, C)
+            emg = read_samples(file, group, about)[drawn] * np.float32(about["scale"])  # (n, T, C)
             power.append(emg.var(axis=1))
             still.append(np.ptp(emg, axis=1) == 0)
             frequencies, density = welch(emg, rate, nperseg=about["window"], axis=1)  # (n, F, C)
