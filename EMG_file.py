@@ -16,12 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from EMG_recording import check_is_file, named
 from ENV import EMGError
 
 FORMAT_VERSION = 1
 METADATA_KEY, CHECKSUM_KEY = b"emg", b"emg_sha256"
 LEAST_BYTES = 1 / 1000  # per byte of samples: sEMG is packed to a third, and not even silence to less
 
+Text = Annotated[str, Field(pattern=r"^[^\x00-\x08\x0b-\x1f\x7f]*$")]  # nothing that steers a terminal
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -34,13 +36,13 @@ class Description(BaseModel):
     sampling_rate: Positive  # Hz
     window: int = Field(ge=1)  # samples
     stride: int = Field(ge=1)
-    channels: list[str] = Field(min_length=1)
-    unit: str
+    channels: list[Text] = Field(min_length=1)
+    unit: Text
     scale: Positive
     settings: dict
     code: str
-    class_names: dict[str, str]
-    note: str
+    class_names: dict[str, Text]
+    note: Text
     sources: list[dict]
 
 
@@ -75,6 +77,8 @@ class UnreadableError(EMGError):
 def open_file(path: Path) -> Iterator[tuple[pq.ParquetFile, dict]]:
     """A windows file and its description; raises EMGError where it is none, or is damaged, then or in what is read."""
     anew = "write it anew with Preprocessing.py"
+    with named(path):
+        check_is_file(path)
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield file, _read_description(file, path.stat().st_size)
@@ -129,7 +133,7 @@ def _check_columns(file: pq.ParquetFile, size: int, description: dict) -> None:
 
 
 def read_table(file: pq.ParquetFile, description: dict) -> pa.Table:
-    """All columns but the samples; raises UnreadableError where a window lacks its identity, or its label has no name."""
+    """All columns but the samples; raises UnreadableError where a window lacks its identity, or its label a name."""
     table = file.read([name for name in file.schema_arrow.names if name != "emg"])
     incomplete = [name for name in table.column_names if table[name].null_count]
     if incomplete or not np.isfinite(table["start"].to_numpy()).all():

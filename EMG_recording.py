@@ -5,12 +5,14 @@ a file on opening it, which lets a doctored file run code; here h5py reads the r
 looked at, the lists of column names, go through an unpickler that can build nothing but plain values.
 """
 
+import csv
 import io
 import lzma
 import pickle
 import re
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,9 +31,13 @@ RECORDING_NAME = re.compile(
 SUFFIXES = (".hdf5", ".csv", ".zip")
 LABEL_COLUMN = "TRAJ_GT"  # ground truth from video, after the data set's own processing
 UNLABELLED = ABSENT = -1  # relax and pause: never a class; and what stands for a column that is not there
-ROWS_PER_READ = 100_000
-MAX_CHUNK_BYTES = 1 << 24  # larger HDF5 chunks than pandas makes are left to h5py
+LARGEST = 1.5e9  # bytes of a recording in memory: 40 minutes of 24 channels at 5120 Hz, where putEMG's longest has 3
+PLAIN_COLUMNS = 3  # beside the channels: clock, label and subject, float64 each
+ROWS_PER_READ, BYTES_PER_READ = 100_000, 1 << 26
+MAX_CHUNK_BYTES = 1 << 24  # larger HDF5 chunks than pandas makes are left to h5py, up to BYTES_PER_READ
 DEFLATE_LIMIT = 1032  # deflate makes no file smaller than this
+MAX_HEADER_BYTES = 1 << 18  # of a CSV: 9999 channels have 100 KB
+LINE_PER_HEADER = 16  # a line of numbers is not longer than so many headers
 MAX_ATTRIBUTE_BYTES = 1 << 20  # HDF5 itself keeps attributes below 64 KB, unless they are stored apart
 
 Chunk = tuple[np.ndarray, ...]  # time (n,) s, emg (n, C) float32, labels (n,), subjects (n,)
@@ -83,6 +89,7 @@ def read_recording(path: Path, labelled: bool = True) -> Recording:
     runs backwards, labels that are not whole numbers ≥ −1. Dead electrodes are for `check_electrodes`.
     """
     with named(path), _explained():
+        check_is_file(path)
         identity = _parse_name(path.stem)
         read = _read_hdf5 if path.suffix.lower() == ".hdf5" else _read_csv
         channels, rows, chunks = read(path, labelled)
@@ -92,6 +99,12 @@ def read_recording(path: Path, labelled: bool = True) -> Recording:
         _check_labels(labels)
         _check_subject(subjects if labelled else subjects[subjects != ABSENT], identity["subject"])
         return Recording(path.stem, **identity, channels=channels, time=time, emg=emg, labels=labels.astype(np.int8))
+
+
+def check_is_file(path: Path) -> None:
+    """Raises EMGError for a folder, and for a pipe or device, which would be waited for or read without an end."""
+    if path.exists() and not path.is_file():
+        raise EMGError("this is a folder, a pipe or a device; name a file")
 
 
 @contextmanager
@@ -135,10 +148,14 @@ def _read_hdf5(path: Path, labelled: bool) -> tuple[tuple[str, ...], int, Iterat
     """Channel names, number of rows, and the recording in chunks."""
     with h5py.File(path) as file:
         table = _table(file)
-        places, count = _column_places(table), len(table)
-        if count * table.dtype.itemsize > DEFLATE_LIMIT * path.stat().st_size:
-            raise EMGError(f"the file claims {count} rows, more than it can hold; download it again")
+        count, row_bytes = len(table), table.dtype.itemsize
+        if count * row_bytes > DEFLATE_LIMIT * path.stat().st_size or row_bytes > BYTES_PER_READ:
+            raise EMGError(f"the file claims {count} rows of {row_bytes} bytes, more than it holds; download it again")
+        if table.chunks and table.chunks[0] * row_bytes > BYTES_PER_READ:
+            raise EMGError(f"its rows are stored {table.chunks[0]} at a time, too many to hold; store fewer together")
+        places = _column_places(table)
     channels = _choose_columns(list(places), labelled)
+    _check_length(count, len(channels))
     blocks = {block for block, _ in (places[channel] for channel in channels)}
     parts = [(b, [i for i, c in enumerate(channels) if places[c][0] == b]) for b in sorted(blocks)]
 
@@ -166,8 +183,9 @@ def _rows(table: h5py.Dataset) -> Iterator[np.ndarray]:
     that HDF5's own zlib does, which is most of the time of reading.
     """
     if not _is_as_pandas_writes(table):
-        for start in range(0, len(table), ROWS_PER_READ):
-            yield table[start : start + ROWS_PER_READ]
+        together = min(ROWS_PER_READ, BYTES_PER_READ // table.dtype.itemsize)
+        for start in range(0, len(table), together):
+            yield table[start : start + together]
         return
     (size,), width = table.chunks, table.dtype.itemsize
     for start in range(0, len(table), size):
@@ -193,9 +211,12 @@ def _is_as_pandas_writes(table: h5py.Dataset) -> bool:
 
 
 def _table(file: h5py.File) -> h5py.Dataset:
-    table = file.get("data/table")
+    links = [file.get(name, getlink=True) for name in ("data", "data/table") if name in file]
+    table = file.get("data/table") if all(isinstance(link, h5py.HardLink) for link in links) else None
     if not isinstance(table, h5py.Dataset) or table.ndim != 1 or "index" not in (table.dtype.names or ()):
         raise EMGError("there is no pandas table /data/table in it; only putEMG's own layout can be read")
+    if table.external or table.is_virtual:
+        raise EMGError("its rows are to be read from other files; only putEMG's own layout can be read")
     return table
 
 
@@ -234,21 +255,41 @@ class _PlainUnpickler(pickle.Unpickler):
 def _read_csv(path: Path, labelled: bool) -> tuple[tuple[str, ...], int, Iterator[Chunk]]:
     """Channel names, number of rows, and the recording in chunks."""
     with _csv_stream(path) as stream:
-        header = pd.read_csv(stream, nrows=0).columns
+        first_line = stream.readline(MAX_HEADER_BYTES)
+    header = pd.read_csv(io.BytesIO(first_line), nrows=0).columns
     channels = _choose_columns(list(header[1:]), labelled)
 
     wanted = [header[0], *channels, *(name for name in (LABEL_COLUMN, "subject") if name in header)]
-    options = {"usecols": wanted, "dtype": dict.fromkeys(wanted, np.float64), "chunksize": ROWS_PER_READ}
+    together = min(ROWS_PER_READ, 1 + BYTES_PER_READ // len(first_line))
+    options = {"usecols": wanted, "dtype": dict.fromkeys(wanted, np.float64), "chunksize": together}
+    options |= {"quoting": csv.QUOTE_NONE}  # a quotation mark that is never closed would collect all that follows
+    chunks, count = deque(), 0
     with _csv_stream(path) as stream:
-        chunks = [
-            (
-                frame[header[0]].to_numpy(),
-                frame[list(channels)].to_numpy(np.float32),
-                *(frame.get(name, pd.Series(ABSENT, frame.index)).to_numpy() for name in (LABEL_COLUMN, "subject")),
-            )
-            for frame in pd.read_csv(stream, **options)
-        ]
-    return channels, sum(len(time) for time, *_ in chunks), iter(chunks)
+        for frame in pd.read_csv(_ShortLines(stream, LINE_PER_HEADER * len(first_line)), **options):
+            chunks.append(_csv_chunk(frame, header[0], channels))
+            _check_length(count := count + len(frame), len(channels))
+    return channels, count, (chunks.popleft() for _ in range(len(chunks)))  # each is freed when it was joined
+
+
+def _csv_chunk(frame: pd.DataFrame, clock: str, channels: tuple[str, ...]) -> Chunk:
+    others = [frame.get(name, pd.Series(ABSENT, frame.index)).to_numpy() for name in (LABEL_COLUMN, "subject")]
+    return frame[clock].to_numpy(), frame[list(channels)].to_numpy(np.float32), *others
+
+
+class _ShortLines(io.RawIOBase):
+    """A stream of text that raises EMGError in a line of more than `longest` bytes: pandas would hold it whole."""
+
+    def __init__(self, stream: io.IOBase, longest: int):
+        self.stream, self.longest, self.begun = stream, longest, 0  # bytes of the line that the last piece ended in
+
+    def read(self, size: int = -1) -> bytes:
+        piece = self.stream.read(size)
+        ends = np.append(np.flatnonzero(np.frombuffer(piece, np.uint8) == ord("\n")), len(piece))
+        lines = np.diff(ends, prepend=-1 - self.begun) - 1
+        self.begun = lines[-1]
+        if lines.max() > self.longest:
+            raise EMGError(f"the file is damaged (a line has more than {self.longest} bytes); download it again")
+        return piece
 
 
 @contextmanager
@@ -258,11 +299,25 @@ def _csv_stream(path: Path) -> Iterator[io.IOBase]:
             yield stream
         return
     with zipfile.ZipFile(path) as archive:
-        inside = [name for name in archive.namelist() if name.lower().endswith(".csv")]
+        inside = [member for member in archive.infolist() if member.filename.lower().endswith(".csv")]
         if len(inside) != 1:
             raise EMGError(f"the zip holds {len(inside)} CSV files instead of one; download it again")
+        _check_member(inside[0])
         with archive.open(inside[0]) as stream:
             yield stream
+
+
+def _check_member(member: zipfile.ZipInfo) -> None:
+    """Nothing is unpacked here, but who hides the place of a file means no good."""
+    name = member.filename.replace("\\", "/")
+    if name.startswith("/") or ".." in name.split("/") or ":" in name:
+        raise EMGError(f"the zip holds {member.filename}, a name that leads out of it; download it again")
+    if member.compress_type not in (
+        zipfile.ZIP_STORED,
+        zipfile.ZIP_DEFLATED,
+        zipfile.ZIP_BZIP2,
+    ):  # LZMA may ask for 4 GB
+        raise EMGError("the zip is packed by LZMA and cannot be read; download it again")
 
 
 # ---- what both have in common ---------------------------------------------------------------------------------
@@ -282,6 +337,15 @@ def _choose_columns(columns: list[str], labelled: bool) -> tuple[str, ...]:
     if absent and labelled:
         raise EMGError(f"the column {absent[0]} is missing; only putEMG's own layout can be read")
     return tuple(f"EMG_{n}" for n in numbers)
+
+
+def _check_length(rows: int, channels: int) -> None:
+    needed = rows * (4 * channels + 8 * PLAIN_COLUMNS)
+    if needed > LARGEST:
+        raise EMGError(
+            f"a recording of {rows} rows or more would take {needed / 1e9:.1f} GB of memory, and {LARGEST / 1e9:g} GB "
+            "are the most; cut it into shorter ones"
+        )
 
 
 def _join(chunks: Iterator[Chunk], rows: int, channels: int) -> Chunk:

@@ -26,7 +26,7 @@ import EMG_filter
 import EMG_recording
 from EMG_file import FORMAT_VERSION, columns, open_file, with_checksum
 from EMG_filter import apply_filter, resample, resampled_rate
-from EMG_recording import Recording, check_electrodes, named, read_recording
+from EMG_recording import Recording, check_electrodes, check_is_file, named, read_recording
 from ENV import EMGError, Settings
 
 SETTINGS_KEPT = (
@@ -235,6 +235,7 @@ def unit_of(recording: Recording) -> str:
 def describe_file(path: Path) -> dict:
     """Name, size and checksum of a recording; raises EMGError where it cannot be read."""
     try:
+        check_is_file(path)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             return {"name": path.name, "size": file.tell(), "sha256": digest}
