@@ -1,28 +1,30 @@
 """The raw putEMG format: file names, HDF5 and CSV readers → `Recording`.
 
-HDF5 files are pandas tables (`to_hdf(…, "data", format="table")`). pandas and PyTables unpickle attributes of
-a file on opening it, which lets a doctored file run code; here h5py reads the rows, and the only pickles that are
-looked at, the lists of column names, go through an unpickler that can build nothing but plain values.
+HDF5 files are pandas tables (`to_hdf(…, "data", format="table")`), which a process of its own reads: see EMG_hdf5.
 """
 
 import csv
 import io
+import json
 import lzma
-import pickle
+import os
 import re
+import subprocess
+import sys
+import threading
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-import h5py
 import numpy as np
 import pandas as pd
-from zlib_ng import zlib_ng
 
+import EMG_hdf5
 from ENV import EMGError
 
 RECORDING_NAME = re.compile(
@@ -32,15 +34,16 @@ SUFFIXES = (".hdf5", ".csv", ".zip")
 LABEL_COLUMN = "TRAJ_GT"  # ground truth from video, after the data set's own processing
 UNLABELLED = ABSENT = -1  # relax and pause: never a class; and what stands for a column that is not there
 LARGEST = 1.5e9  # bytes of a recording in memory: 40 minutes of 24 channels at 5120 Hz, where putEMG's longest has 3
-PLAIN_COLUMNS = 3  # beside the channels: clock, label and subject, float64 each
+PLAIN_COLUMNS = (LABEL_COLUMN, "subject")
+LEAST_PATIENCE, SLOWEST_DISK = 60, 1e6  # s, and bytes per s, that an HDF5 file is waited for
 ROWS_PER_READ, BYTES_PER_READ = 100_000, 1 << 26
-MAX_CHUNK_BYTES = 1 << 24  # larger HDF5 chunks than pandas makes are left to h5py, up to BYTES_PER_READ
-DEFLATE_LIMIT = 1032  # deflate makes no file smaller than this
 MAX_HEADER_BYTES = 1 << 18  # of a CSV: 9999 channels have 100 KB
 LINE_PER_HEADER = 16  # a line of numbers is not longer than so many headers
 MAX_ATTRIBUTE_BYTES = 1 << 20  # HDF5 itself keeps attributes below 64 KB, unless they are stored apart
 
 Chunk = tuple[np.ndarray, ...]  # time (n,) s, emg (n, C) float32, labels (n,), subjects (n,)
+
+_processes = threading.local()
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def _explained() -> Iterator[None]:
         raise
     except MemoryError:
         raise EMGError("the file claims more rows than memory holds; download it again") from None
-    except (zipfile.BadZipFile, zlib.error, zlib_ng.error, lzma.LZMAError, pickle.UnpicklingError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
         raise EMGError(f"the file is damaged ({error}); download it again") from None
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, IndexError, EOFError) as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
@@ -146,107 +149,61 @@ def _parse_name(stem: str) -> dict[str, str]:
 
 def _read_hdf5(path: Path, labelled: bool) -> tuple[tuple[str, ...], int, Iterator[Chunk]]:
     """Channel names, number of rows, and the recording in chunks."""
-    with h5py.File(path) as file:
-        table = _table(file)
-        count, row_bytes = len(table), table.dtype.itemsize
-        if count * row_bytes > DEFLATE_LIMIT * path.stat().st_size or row_bytes > BYTES_PER_READ:
-            raise EMGError(f"the file claims {count} rows of {row_bytes} bytes, more than it holds; download it again")
-        if table.chunks and table.chunks[0] * row_bytes > BYTES_PER_READ:
-            raise EMGError(f"its rows are stored {table.chunks[0]} at a time, too many to hold; store fewer together")
-        places = _column_places(table)
-    channels = _choose_columns(list(places), labelled)
-    _check_length(count, len(channels))
-    blocks = {block for block, _ in (places[channel] for channel in channels)}
-    parts = [(b, [i for i, c in enumerate(channels) if places[c][0] == b]) for b in sorted(blocks)]
-
-    def chunks() -> Iterator[Chunk]:
-        with h5py.File(path) as file:
-            for rows in _rows(_table(file)):
-                emg = np.empty((len(rows), len(channels)), np.float32)
-                for block, numbers in parts:
-                    emg[:, numbers] = rows[block][:, [places[channels[n]][1] for n in numbers]]
-                labels, subjects = (_values(rows, places.get(name)) for name in (LABEL_COLUMN, "subject"))
-                yield rows["index"], emg, labels, subjects
-
-    return channels, count, chunks()
+    with _asked(path) as answer:
+        found = _words(answer)
+    channels = _choose_columns(found["columns"], labelled)
+    _check_length(found["rows"], len(channels))
+    return channels, found["rows"], _hdf5_chunks(path, channels, [c for c in PLAIN_COLUMNS if c in found["columns"]])
 
 
-def _values(rows: np.ndarray, place: tuple[str, int] | None) -> np.ndarray:
-    """(n,) of one column, or ABSENT."""
-    return np.full(len(rows), ABSENT) if place is None else rows[place[0]][:, place[1]]
+def _hdf5_chunks(path: Path, channels: tuple[str, ...], others: list[str]) -> Iterator[Chunk]:
+    with _asked(path, channels=channels, others=others) as answer:
+        while count := _words(answer)["rows"]:
+            time, emg = _numbers(answer, (count,), np.float64), _numbers(answer, (count, len(channels)), np.float32)
+            values = dict(zip(others, _numbers(answer, (count, len(others)), np.float64).T, strict=True))
+            yield time, emg, *(values.get(column, np.full(count, ABSENT)) for column in PLAIN_COLUMNS)
 
 
-def _rows(table: h5py.Dataset) -> Iterator[np.ndarray]:
-    """All rows, some at a time.
-
-    Chunks that were shuffled and deflated, as pandas does it, are inflated here: zlib-ng takes a third of the time
-    that HDF5's own zlib does, which is most of the time of reading.
-    """
-    if not _is_as_pandas_writes(table):
-        together = min(ROWS_PER_READ, BYTES_PER_READ // table.dtype.itemsize)
-        for start in range(0, len(table), together):
-            yield table[start : start + together]
-        return
-    (size,), width = table.chunks, table.dtype.itemsize
-    for start in range(0, len(table), size):
-        skipped_filters, deflated = table.id.read_direct_chunk((start,))
-        if skipped_filters:  # as where deflating would not have made the chunk smaller
-            yield table[start : start + size]
-            continue
-        inflater = zlib_ng.decompressobj()
-        planes = inflater.decompress(deflated, size * width)
-        more = inflater.decompress(inflater.unconsumed_tail, 1)  # nothing, but then zlib's checksum has been looked at
-        if len(planes) < size * width or more or not inflater.eof:
-            raise EMGError(f"the rows from {start} on are damaged; download the file again")
-        rows = np.frombuffer(planes, np.uint8).reshape(width, size).T  # shuffled: the first bytes of all rows, …
-        yield np.frombuffer(rows.tobytes(), table.dtype)[: len(table) - start]
-
-
-def _is_as_pandas_writes(table: h5py.Dataset) -> bool:
-    made = table.id.get_create_plist()
-    filters = [made.get_filter(i)[0] for i in range(made.get_nfilters())]
-    plain = table.dtype.itemsize == table.id.get_type().get_size() and not table.dtype.hasobject
-    small = table.chunks and table.chunks[0] * table.dtype.itemsize <= MAX_CHUNK_BYTES
-    return bool(plain and small and filters == [h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE])
-
-
-def _table(file: h5py.File) -> h5py.Dataset:
-    links = [file.get(name, getlink=True) for name in ("data", "data/table") if name in file]
-    table = file.get("data/table") if all(isinstance(link, h5py.HardLink) for link in links) else None
-    if not isinstance(table, h5py.Dataset) or table.ndim != 1 or "index" not in (table.dtype.names or ()):
-        raise EMGError("there is no pandas table /data/table in it; only putEMG's own layout can be read")
-    if table.external or table.is_virtual:
-        raise EMGError("its rows are to be read from other files; only putEMG's own layout can be read")
-    return table
-
-
-def _column_places(table: h5py.Dataset) -> dict[str, tuple[str, int]]:
-    """Column name → (block of the compound row, position in the block), from the attributes that pandas wrote."""
-    blocks = [name for name in table.dtype.names if name.startswith("values_block_")]
-    return {
-        str(column): (block, position)
-        for block in blocks
-        for position, column in enumerate(_plain_list(table.attrs, f"{block}_kind"))
-    }
-
-
-def _plain_list(attributes: h5py.AttributeManager, name: str) -> list:
-    """The pickled list in an attribute, or [] where it holds anything else; never runs what the pickle asks for."""
-    if name not in attributes or attributes.get_id(name).get_storage_size() > MAX_ATTRIBUTE_BYTES:
-        return []
-    value = attributes[name]
+@contextmanager
+def _asked(path: Path, **columns: Sequence[str]) -> Iterator[IO[bytes]]:
+    """The answer of a process that reads HDF5 (see EMG_hdf5): it ends where the process crashed or took too long."""
+    process = _hdf5_process()
+    timer = threading.Timer(LEAST_PATIENCE + path.stat().st_size / SLOWEST_DISK, process.kill)
+    timer.start()
     try:
-        columns = _PlainUnpickler(io.BytesIO(value), encoding="latin1").load() if isinstance(value, bytes) else []
-    except Exception as error:  # a broken pickle can raise anything
-        raise EMGError(f"the attribute {name} is damaged ({error}); download the file again") from None
-    return columns if isinstance(columns, list) else []
+        process.stdin.write(json.dumps({"path": os.path.abspath(path)} | columns).encode() + b"\n")
+        process.stdin.flush()
+        yield process.stdout
+    except BaseException:  # what is left of the answer is for nobody
+        process.kill()
+        process.wait()
+        raise
+    finally:
+        timer.cancel()
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Builds numbers, strings and lists; refuses every class and function, and so can run nothing."""
+def _hdf5_process() -> subprocess.Popen:
+    """This thread's own, which reads one file after the other; a process that was forked starts another."""
+    mine = getattr(_processes, "mine", None)
+    if mine is None or mine.poll() is not None or _processes.parent != os.getpid():
+        command = [sys.executable, EMG_hdf5.__file__]
+        mine = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        _processes.mine, _processes.parent = mine, os.getpid()
+    return mine
 
-    def find_class(self, module: str, name: str):
-        raise pickle.UnpicklingError(f"an attribute asks to run {module}.{name}")
+
+def _words(answer: IO[bytes]) -> dict:
+    line = answer.readline()
+    if not line.endswith(b"\n"):
+        raise EMGError("the file is damaged (HDF5's library crashed on it, or found no end); download it again")
+    words = json.loads(line)
+    if "problem" in words:
+        raise EMGError(words["problem"])
+    return words
+
+
+def _numbers(answer: IO[bytes], shape: tuple[int, ...], kind: type) -> np.ndarray:
+    return np.frombuffer(answer.read(int(np.prod(shape)) * np.dtype(kind).itemsize), kind).reshape(shape)
 
 
 # ---- CSV ------------------------------------------------------------------------------------------------------
@@ -259,7 +216,7 @@ def _read_csv(path: Path, labelled: bool) -> tuple[tuple[str, ...], int, Iterato
     header = pd.read_csv(io.BytesIO(first_line), nrows=0).columns
     channels = _choose_columns(list(header[1:]), labelled)
 
-    wanted = [header[0], *channels, *(name for name in (LABEL_COLUMN, "subject") if name in header)]
+    wanted = [header[0], *channels, *(name for name in PLAIN_COLUMNS if name in header)]
     together = min(ROWS_PER_READ, 1 + BYTES_PER_READ // len(first_line))
     options = {"usecols": wanted, "dtype": dict.fromkeys(wanted, np.float64), "chunksize": together}
     options |= {"quoting": csv.QUOTE_NONE}  # a quotation mark that is never closed would collect all that follows
@@ -272,7 +229,7 @@ def _read_csv(path: Path, labelled: bool) -> tuple[tuple[str, ...], int, Iterato
 
 
 def _csv_chunk(frame: pd.DataFrame, clock: str, channels: tuple[str, ...]) -> Chunk:
-    others = [frame.get(name, pd.Series(ABSENT, frame.index)).to_numpy() for name in (LABEL_COLUMN, "subject")]
+    others = [frame.get(name, pd.Series(ABSENT, frame.index)).to_numpy() for name in PLAIN_COLUMNS]
     return frame[clock].to_numpy(), frame[list(channels)].to_numpy(np.float32), *others
 
 
@@ -326,21 +283,24 @@ def _check_member(member: zipfile.ZipInfo) -> None:
 def _choose_columns(columns: list[str], labelled: bool) -> tuple[str, ...]:
     """Channel names EMG_1 … EMG_C; raises EMGError where they, or needed labels and subject, are missing."""
     numbers = sorted(int(c[4:]) for c in columns if re.fullmatch(r"EMG_[1-9]\d{0,3}", c))
+    strange = [c for c in columns if c.startswith("EMG_") and not re.fullmatch(r"EMG_[1-9]\d{0,3}", c)]
     if not numbers:
         raise EMGError("there are no columns EMG_1, EMG_2, …; only putEMG's own layout can be read")
+    if strange:
+        raise EMGError(f"the column {strange[0]!r} is no channel, whose name is EMG_ and a number; mend the file")
     missing = sorted(set(range(1, numbers[-1] + 1)) - set(numbers))
     if missing:
         raise EMGError(f"channels are missing ({', '.join(f'EMG_{n}' for n in missing)}); download the file again")
     if "TRAJ_2" in columns or "FORCE_1" in columns:
         raise EMGError("the columns are those of a putEMG-Force recording, which has no gesture labels; leave it out")
-    absent = [c for c in (LABEL_COLUMN, "subject") if c not in columns]
+    absent = [c for c in PLAIN_COLUMNS if c not in columns]
     if absent and labelled:
         raise EMGError(f"the column {absent[0]} is missing; only putEMG's own layout can be read")
     return tuple(f"EMG_{n}" for n in numbers)
 
 
 def _check_length(rows: int, channels: int) -> None:
-    needed = rows * (4 * channels + 8 * PLAIN_COLUMNS)
+    needed = rows * (4 * channels + 8 * (1 + len(PLAIN_COLUMNS)))
     if needed > LARGEST:
         raise EMGError(
             f"a recording of {rows} rows or more would take {needed / 1e9:.1f} GB of memory, and {LARGEST / 1e9:g} GB "
@@ -357,6 +317,8 @@ def _join(chunks: Iterator[Chunk], rows: int, channels: int) -> Chunk:
         for array, values in zip(whole, chunk, strict=True):
             array[first:last] = values
         first = last
+    if first != rows:
+        raise EMGError(f"{first} rows are there, of {rows}; download it again")
     return whole
 
 

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import scipy
 
 import EMG_filter
+import EMG_hdf5
 import EMG_recording
 from EMG_file import FORMAT_VERSION, columns, open_file, with_checksum
 from EMG_filter import apply_filter, resample, resampled_rate
@@ -333,7 +334,7 @@ def _part_file(source: dict, layout: Layout | None, workshop: Workshop) -> Path:
 @cache
 def code() -> str:
     """A checksum of the modules that make windows and of the libraries they compute with."""
-    modules = (EMG_recording.__file__, EMG_filter.__file__, __file__)
+    modules = (EMG_recording.__file__, EMG_hdf5.__file__, EMG_filter.__file__, __file__)
     digest = hashlib.sha256(f"numpy {np.__version__}, scipy {scipy.__version__}".encode())
     for module in modules:
         digest.update(Path(module).read_bytes())

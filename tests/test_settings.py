@@ -9,6 +9,7 @@ MODULES = [
     "ENV",
     "EMG_help",
     "EMG_start",
+    "EMG_hdf5",
     "EMG_recording",
     "EMG_filter",
     "EMG_file",

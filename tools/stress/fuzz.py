@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-import EMG_recording
+import EMG_hdf5
 from EMG_DATA_LOADER import WindowSet, load_windows, open_windows
 from EMG_recording import LABEL_COLUMN, Recording, read_recording
 from ENV import EMGError, PreprocessingSettings, Settings
@@ -182,7 +182,7 @@ def other_reader(path: Path) -> Recorded:
 def by_h5py(path: Path) -> Recorded:
     """All rows at once, inflated and checked by HDF5 itself."""
     with h5py.File(path) as file:
-        table, places = file["data/table"][:], EMG_recording._column_places(file["data/table"])
+        table, places = file["data/table"][:], EMG_hdf5.column_places(file["data/table"])
     columns = {name: table[block][:, number] for name, (block, number) in places.items()}
     return recorded(table["index"], columns)
 
