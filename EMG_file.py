@@ -121,6 +121,8 @@ def _check_description(description: dict) -> None:
 
 def _check_columns(file: pq.ParquetFile, size: int, description: dict) -> None:
     window, channels = description["window"], len(description["channels"])
+    if window * channels >= 2**31:  # Parquet counts no further
+        raise UnreadableError(f"the file claims windows of {window} samples of {channels} channels")
     wanted = columns(window, channels, description["unit"] == "count")
     found = {field.name: field.type for field in file.schema_arrow}
     if found != {field.name: field.type for field in wanted}:

@@ -38,6 +38,7 @@ PLAIN_COLUMNS = (LABEL_COLUMN, "subject")
 LEAST_PATIENCE, SLOWEST_DISK = 60, 1e6  # s, and bytes per s, that an HDF5 file is waited for
 ROWS_PER_READ, BYTES_PER_READ = 100_000, 1 << 26
 MAX_HEADER_BYTES = 1 << 18  # of a CSV: 9999 channels have 100 KB
+DENSEST_ZIP = 200  # times smaller: a clock never repeats itself, so a CSV without any signal is 40 times smaller
 LINE_PER_HEADER = 16  # a line of numbers is not longer than so many headers
 MAX_ATTRIBUTE_BYTES = 1 << 20  # HDF5 itself keeps attributes below 64 KB, unless they are stored apart
 
@@ -164,6 +165,10 @@ def _hdf5_chunks(path: Path, channels: tuple[str, ...], others: list[str]) -> It
             yield time, emg, *(values.get(column, np.full(count, ABSENT)) for column in PLAIN_COLUMNS)
 
 
+class _ProblemError(EMGError):
+    """What the process found wrong with the file."""
+
+
 @contextmanager
 def _asked(path: Path, **columns: Sequence[str]) -> Iterator[IO[bytes]]:
     """The answer of a process that reads HDF5 (see EMG_hdf5): it ends where the process crashed or took too long."""
@@ -174,6 +179,8 @@ def _asked(path: Path, **columns: Sequence[str]) -> Iterator[IO[bytes]]:
         process.stdin.write(json.dumps({"path": os.path.abspath(path)} | columns).encode() + b"\n")
         process.stdin.flush()
         yield process.stdout
+    except _ProblemError:  # which is the whole answer
+        raise
     except BaseException:  # what is left of the answer is for nobody
         process.kill()
         process.wait()
@@ -198,7 +205,7 @@ def _words(answer: IO[bytes]) -> dict:
         raise EMGError("the file is damaged (HDF5's library crashed on it, or found no end); download it again")
     words = json.loads(line)
     if "problem" in words:
-        raise EMGError(words["problem"])
+        raise _ProblemError(words["problem"])
     return words
 
 
@@ -265,16 +272,14 @@ def _csv_stream(path: Path) -> Iterator[io.IOBase]:
 
 
 def _check_member(member: zipfile.ZipInfo) -> None:
-    """Nothing is unpacked here, but who hides the place of a file means no good."""
+    """Nothing is unpacked here, but who hides the place of a file, or packs too much into it, means no good."""
     name = member.filename.replace("\\", "/")
     if name.startswith("/") or ".." in name.split("/") or ":" in name:
         raise EMGError(f"the zip holds {member.filename}, a name that leads out of it; download it again")
-    if member.compress_type not in (
-        zipfile.ZIP_STORED,
-        zipfile.ZIP_DEFLATED,
-        zipfile.ZIP_BZIP2,
-    ):  # LZMA may ask for 4 GB
+    if member.compress_type == zipfile.ZIP_LZMA:  # which may ask for 4 GB
         raise EMGError("the zip is packed by LZMA and cannot be read; download it again")
+    if member.file_size > DENSEST_ZIP * max(1, member.compress_size):
+        raise EMGError(f"the zip claims {member.file_size} bytes in {member.compress_size}; download it again")
 
 
 # ---- what both have in common ---------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import SHARED, STEM, cut, needs_shared, raw_table, run, write_raw
 
+import EMG_recording
 from EMG_recording import find_recordings, read_recording
 from ENV import EMGError
 
@@ -245,5 +246,23 @@ def test_more_rows_than_the_file_can_hold_are_refused_at_once(hand_made, tmp_pat
         del file["data/table"]
         table = file.create_dataset("data/table", (10**12,), rows.dtype, chunks=(256,), compression="gzip")
         table.attrs.update(attributes)
-    with pytest.raises(EMGError, match="claims 1000000000000 rows, more than it can hold"):
+    with pytest.raises(EMGError, match="claims 1000000000000 rows of 74 bytes, more than it holds"):
+        read_recording(path)
+
+
+@pytest.mark.parametrize("suffix", [".hdf5", ".csv", ".zip"])
+def test_a_recording_that_the_memory_could_not_hold_is_refused(suffix, hand_made, tmp_path, monkeypatch):
+    """2000 rows of two channels take 2000 · (2 · 4 + 3 · 8) bytes."""
+    path = write_raw(hand_made, tmp_path / f"{STEM}{suffix}")
+    monkeypatch.setattr(EMG_recording, "LARGEST", 64_000)
+    assert len(read_recording(path).time) == 2000
+    monkeypatch.setattr(EMG_recording, "LARGEST", 63_999)
+    with pytest.raises(EMGError, match="a recording of 2000 rows or more would take .* cut it into shorter ones"):
+        read_recording(path)
+
+
+@pytest.mark.parametrize("suffix", [".hdf5", ".csv"])
+def test_a_channel_whose_name_is_damaged_is_not_left_out(suffix, hand_made, tmp_path):
+    path = write_raw(hand_made.rename(columns={"EMG_2": "EMG_\x7f"}), tmp_path / f"{STEM}{suffix}")
+    with pytest.raises(EMGError, match=r"the column 'EMG_\\x7f' is no channel"):
         read_recording(path)

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
-PATIENCE = 20.0  # s for one call
+PATIENCE = 90.0  # s for one call, on a busy machine too
 MEMORY = 2e9  # bytes that a call may take, beside those of the interpreter and the libraries
 PROCESSES = 2
 
@@ -77,7 +77,7 @@ class _Child:
             how = f"it hung for more than {PATIENCE:g} s"
         except EOFError:
             self.process.join()
-            how = f"the interpreter died of signal {-self.process.exitcode}"
+            how = f"the interpreter ended with status {self.process.exitcode}"
         self.end()
         return End(f"{how} in {job.function.__name__}{job.given}", PATIENCE, 0.0)
 

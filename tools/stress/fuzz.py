@@ -1,8 +1,8 @@
 """Files with flipped bits, swapped blocks and cut ends through the readers, each kind in thousands.
 
-A read has to end in an EMGError or in a right result, within PATIENCE and MEMORY, and with the interpreter alive.
-Right is what was written. Where a format has no checksum, a change can go through: then right is what another reader
-finds in the file, h5py alone for HDF5, and Python's csv and zipfile for CSV.
+A read has to end in an EMGError or in a right result, within PATIENCE and MEMORY (of `children`), and the interpreter
+has to live on. Right is what was written. Where a format has no checksum, a change can go through: then right is what
+another reader finds in the file, h5py alone for HDF5, and Python's csv and zipfile for CSV.
 """
 
 import csv
