@@ -257,7 +257,7 @@ def test_a_recording_that_the_memory_could_not_hold_is_refused(suffix, hand_made
     monkeypatch.setattr(EMG_recording, "LARGEST", 64_000)
     assert len(read_recording(path).time) == 2000
     monkeypatch.setattr(EMG_recording, "LARGEST", 63_999)
-    with pytest.raises(EMGError, match="a recording of 2000 rows or more would take .* cut it into shorter ones"):
+    with pytest.raises(EMGError, match=r"a recording of 2000 rows or more would take .* cut it into shorter ones"):
         read_recording(path)
 
 
