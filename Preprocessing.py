@@ -26,6 +26,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from EMG_files import remove_lock
 from EMG_recording import find_recordings
 from EMG_windows import Layout, Part, Result, Workshop, class_names, finished_parts, join, process
 from EMG_workers import open_workers
@@ -136,11 +137,9 @@ def _workshop(output: Path, settings: Settings) -> Iterator[Workshop]:
         yield Workshop(folder, settings)
         _remove(folder.glob("*.parquet"))
     finally:
-        lock.release()
+        remove_lock(lock)
         with suppress(OSError):  # there are finished recordings, or another run's
-            if not any(folder.glob("*.parquet")):
-                (folder / "lock").unlink()
-                folder.rmdir()
+            folder.rmdir()
 
 
 def _remove(files: Iterable[Path]) -> None:

@@ -12,6 +12,7 @@ MODULES = [
     "EMG_recording",
     "EMG_filter",
     "EMG_windows",
+    "EMG_files",
     "EMG_workers",
     "Preprocessing",
     "EMG_DATA_LOADER",
