@@ -79,6 +79,7 @@ def sweep(
         study.run(trial, partial(train, trial, windows, split, references, tried, console))
         write_table(study, run)
     table, best = write_table(study, run), study.best()
+    study.close()
     origin = f"{settings.DATA_LOCATION.name}. {windows.metadata['note']}".strip()
     note = f"{settings.MODEL_NAME}, {best.user_attrs['weights']} weights. {split.description}. Data: {origin}"
     draw_sweep(table, *study.importances(), study.logarithmic(), note, run)
@@ -278,6 +279,14 @@ class SharedStudy:
 
     def _numbers(self, state: TrialState) -> list[int]:
         return [trial.number for trial in self.study.get_trials(deepcopy=False, states=(state,))]
+
+    def close(self) -> None:
+        """Take the lock files away, unless other processes still use some."""
+        for lock in (self.alone, FileLock(self.locks / "journal")):
+            lock.acquire()
+            remove_lock(lock)
+        with suppress(OSError):
+            self.locks.rmdir()
 
     def _lock(self, number: int) -> FileLock:
         return FileLock(self.locks / str(number))

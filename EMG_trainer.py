@@ -261,7 +261,7 @@ class Trainer:
                     after_epoch(self.history[-1])
                 self._pause(asked, run)
                 fresh = True
-        if run and fresh:
+        if run and (fresh or (run / "last" / "state").is_dir()):  # killed with all epochs done
             self.checkpoint(run, state=False)
             self._log_speed()
         return self.history

@@ -60,10 +60,10 @@ def main() -> int:
         start_log(console, run if first else None)
         experiment(windows, split, settings, console, run)
     except (EMGError, ModelError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-        print(f"main.py{told_apart()}: {explain(error)}", file=sys.stderr)
-        if run and first:
-            close_log()
-            discard_if_empty(run)
+        close_log()
+        gone = run is None or (first and discard_if_empty(run))
+        again = "run the same command again" if gone else "go on with --resume"
+        print(f"main.py{told_apart()}: {explain(error, again)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         if first:
@@ -80,14 +80,12 @@ def told_apart() -> str:
     return f" (process {number})" if number else ""
 
 
-def explain(error: Exception) -> str:
-    """One sentence."""
+def explain(error: Exception, again: str = "go on with --resume") -> str:
+    """One sentence; `again` is what to do once a place can be written."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return "the memory is full; lower BATCH_SIZE, BLOCKS or MEMORY_GB"
     if isinstance(error, OSError):
-        return (
-            f"{error.filename or 'a file'}: {error.strerror or error}; free or mend the place, then go on with --resume"
-        )
+        return f"{error.filename or 'a file'}: {error.strerror or error}; free or mend the place, then {again}"
     return str(error)
 
 
