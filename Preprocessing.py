@@ -36,17 +36,17 @@ from ENV import EMGError, PreprocessingSettings, Settings, from_command_line
 def main() -> int:
     sys.stdout.reconfigure(errors="replace")  # a Windows code page lacks − and ≤
     sys.stderr.reconfigure(errors="replace")
-    console = Console(highlight=False)
     try:
+        console = Console(highlight=False)
         settings = from_command_line(PreprocessingSettings)
         results = preprocess(find_recordings(settings.RAW), settings, console)
+        print_table(results, settings, console)
     except EMGError as error:
         print(f"Preprocessing.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Preprocessing.py: interrupted; run the same command again to go on from here", file=sys.stderr)
         return 130
-    print_table(results, settings, console)
     return 3 if any(result.problem for result in results) else 0
 
 

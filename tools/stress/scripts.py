@@ -16,7 +16,6 @@ from pathlib import Path
 
 from ENV import EMGError
 
-SCRIPTS = ("Preprocessing", "main", "tools.evaluate", "tools.predict", "tools.simulate")
 PATIENCE = 120  # s; a script that takes longer hangs
 SIMULATED = "--subjects 03 --sessions 1 --repetitions 2 --channels 4 --sampling-rate 500"
 CUT = ["--stride-ms", "500", "--trim-start-ms", "300", "--trim-end-ms", "0"]
@@ -158,20 +157,6 @@ def make_gpt2(folder: Path) -> Path:
 
 def tiny(windows: Path, gpt2: Path) -> list:
     """The flags of a training that takes a second."""
-    data = ["--data-location", windows, "--model-name", gpt2, "--pretrained", "never", "--precision", "fp32"]
-    return [
-        *data,
-        "--num-epochs",
-        "2",
-        "--split",
-        "repetition",
-        "--test-share",
-        "0.5",
-        "--batch-size",
-        "32",
-        "--blocks",
-        "1",
-        "--no-freeze",
-        "--tracker",
-        "none",
-    ]
+    data = ["--data-location", windows, "--split", "repetition", "--test-share", "0.5", "--batch-size", "32"]
+    backbone = ["--model-name", gpt2, "--pretrained", "never", "--precision", "fp32", "--blocks", "1"]
+    return [*data, *backbone, "--num-epochs", "2", "--tracker", "none"]
