@@ -80,7 +80,7 @@ def test_a_folder_that_is_being_replaced_is_the_old_or_the_new_one(tmp_path, mon
     monkeypatch.setattr(EMG_files, "discarded_on_error", lambda folder: threading.Lock())  # a kill tidies up nothing
     monkeypatch.setattr(EMG_files.os, "replace", lambda *two: killed() if next(count) == moment else really(*two))
     if moment == 2:
-        monkeypatch.setattr(EMG_files.shutil, "rmtree", killed)
+        monkeypatch.setattr(EMG_files.shutil, "rmtree", lambda path, **_: killed() if path.exists() else None)
     try:
         replace_folder(folder, lambda new: (new / "a").write_text("new"))
     except KeyboardInterrupt:

@@ -58,7 +58,7 @@ import os, sys, time
 from pathlib import Path
 
 def main():
-    begun = Path(sys.argv[2]).with_name("begun.txt")
+    begun = Path(sys.argv[2]).with_name("log.txt")
     resumed = begun.exists()
     begun.touch()
     time.sleep(0.3)

@@ -282,7 +282,7 @@ def full(work: Work, left: Undisturbed, place: Path, shares: list[float]) -> Ite
         if not wrong and ended.status:
             wrong = wrong_at_the_end(work, left, False, place, log)
             wrong = wrong and f"with room again, {wrong}"
-        subprocess.run(["umount", place], check=True)
+        subprocess.run(["umount", "--lazy", place], check=True)
         words = f"with room for {share:.0%} of {left.size / 1e3:.0f} kB: {wrong}"
         yield words if wrong else "refused" if ended.status else "right", ended.seconds
 
@@ -296,7 +296,7 @@ def read_only(work: Work, left: Undisturbed, place: Path, shares: list[float]) -
         wrong = wrong_on_disk(work, ended, place, before, left)
         if not ended.status:
             wrong = "it says that it wrote its results"
-        subprocess.run(["umount", place], check=True)
+        subprocess.run(["umount", "--lazy", place], check=True)
         yield wrong or "refused", ended.seconds
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from EMG_DATA_LOADER import STATISTICS_WINDOWS
 from ENV import EMGError
 from tools.stress.faults import flaw_after
 from tools.stress.row import Row
@@ -24,8 +25,21 @@ TOGETHER, NIGHTLY_TOGETHER = 3, 20  # runs that begin at the same moment
 SHARED, NIGHTLY_SHARED = 2, 50  # times that several preprocess into the same file
 COPIES, NIGHTLY_COPIES = 12, 48  # recordings whose windows are cut, against one
 MORE_MB = 30  # what many recordings may take above one: names, counts and a group of windows
-TIMES_LARGER, NIGHTLY_TIMES_LARGER = 10, 40  # a windows file, against a small one
-MAPPED_SHARE = 0.25  # of the growing windows that may be in memory where MEMORY_GB = 0 lets none stay there
+TIMES_LARGER = 3  # a windows file, against one that is large already: statistics are of STATISTICS_WINDOWS at most
+KB_A_WINDOW = 4  # that main.py may hold of each: identity, part, probabilities
+SHORT = [
+    "--memory-gb",
+    "0",
+    "--num-epochs",
+    "1",
+    "--no-refit",
+    "--batch-size",
+    "256",
+    "--blocks",
+    "0",
+    "--sampling-ratio",
+    "0.2",
+]
 FILTERS = ("putemg", "none", "causal")
 
 
@@ -48,7 +62,8 @@ def rows(nightly: bool, folder: Path, seed: int, say: Say) -> Iterator[Row]:
     yield shared_output(raw, NIGHTLY_SHARED if nightly else SHARED, folder, rng)
     say("memory of Preprocessing.py and main.py")
     yield memory_of_recordings(raw, NIGHTLY_COPIES if nightly else COPIES, folder)
-    yield memory_of_windows(gpt2, NIGHTLY_TIMES_LARGER if nightly else TIMES_LARGER, folder)
+    if nightly:  # it takes minutes
+        yield memory_of_windows(gpt2, folder)
 
 
 # ---- at the same moment -----------------------------------------------------------------------------------------
@@ -160,45 +175,36 @@ def memory_of_recordings(raw: Path, copies: int, folder: Path) -> Row:
     return row
 
 
-def memory_of_windows(gpt2: Path, times: int, folder: Path) -> Row:
-    """With MEMORY_GB = 0 the windows stay in a mapped file; memory that is the process's own hardly grows with them."""
-    share = f"{MAPPED_SHARE:.0%}"
-    row = Row("limits", f"main.py with MEMORY_GB = 0 holds at most {share} of {times} times as many windows in memory")
+def memory_of_windows(gpt2: Path, folder: Path) -> Row:
+    """With MEMORY_GB = 0 the windows stay in a mapped file; what a process holds for each is its name and part."""
+    row = Row("limits", f"main.py with MEMORY_GB = 0 holds at most {KB_A_WINDOW} kB of each window of 8 kB in memory")
     if sys.platform != "linux":
         row.note = "not tried: only Linux says how much of a process's memory is its own"
         return row
     once = wide_windows(folder)
-    windows, larger = (repeated(once, 8 * number, folder / f"times-{number}.parquet") for number in (1, times))
-    size = {path: 2 * values_of(path) / 1e6 for path in (windows, larger)}  # MB as int16
-    peaks = {}
-    for path in size:
-        flags = ["--memory-gb", "0", "--num-epochs", "1", "--no-refit", "--batch-size", "256"]
-        train = [*tiny(path, gpt2), *flags, "--run-dir", folder / f"run-{path.stem}"]
-        started = start("main", train, folder, folder / "log")
-        peaks[path] = own_memory(started)
+    count = -(-2 * STATISTICS_WINDOWS // pq.read_metadata(once).num_rows)  # half of them are tested
+    files = [repeated(once, count * number, folder / f"x{number}.parquet") for number in (1, TIMES_LARGER)]
+    peaks = []
+    for path in files:
+        started = start("main", [*tiny(path, gpt2), *SHORT, "--run-dir", folder / path.stem], folder, folder / "log")
+        peaks.append(own_memory(started))
         ended = started.end()
         if ended.status:
             row.add(f"it ended with {ended.status}: {ended.last_line}")
             return row
-    more, grown = peaks[larger] - peaks[windows], size[larger] - size[windows]
-    row.note = words = f"{more:.0f} MB more for {grown:.0f} MB more of windows"
-    row.add("right" if more <= MAPPED_SHARE * grown + MORE_MB else words, ended.seconds, peaks[larger])
+    more = pq.read_metadata(files[1]).num_rows - pq.read_metadata(files[0]).num_rows
+    row.note = f"{1000 * (peaks[1] - peaks[0]) / more:.1f} kB more for each of {more} windows more"
+    row.add("right" if peaks[1] - peaks[0] <= KB_A_WINDOW * more / 1000 else row.note, ended.seconds, peaks[1])
     return row
 
 
 def wide_windows(folder: Path) -> Path:
-    """Of one recording with 24 channels, 500 samples each."""
+    """Of one recording with 8 channels, 500 samples each."""
     log, raw = folder / "log", folder / "wide"
-    shape = "--subjects 03 --sessions 1 --trajectories sequential --repetitions 2 --channels 24 --sampling-rate 2000"
+    shape = "--subjects 03 --sessions 1 --trajectories sequential --repetitions 2 --channels 8 --sampling-rate 2000"
     if (ended := run("tools.simulate", [raw, *shape.split()], folder, log)).status:
         raise EMGError(f"no recording could be simulated: {ended.last_line}")
     return make_windows(raw, folder / "wide.parquet", log)
-
-
-def values_of(path: Path) -> int:
-    """Stored samples times channels of all windows."""
-    with pq.ParquetFile(path) as file:
-        return file.metadata.num_rows * file.schema_arrow.field("emg").type.list_size
 
 
 def repeated(windows: Path, times: int, larger: Path) -> Path:
