@@ -32,6 +32,9 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
         write(new)
         put_on_disk(new)
         os.replace(new, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk names none
+        raise
     finally:
         new.unlink(missing_ok=True)
 
@@ -48,6 +51,9 @@ def new_files(folder: Path) -> Iterator[Path]:
         for file in sorted(new.iterdir()):
             put_on_disk(file)
             os.replace(file, folder / file.name)
+    except OSError as error:
+        error.filename = error.filename or str(folder)
+        raise
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

@@ -472,8 +472,8 @@ class Trainer:
         try:
             if state:
                 self.accelerator.save_state(str(folder / "state"))
-        except (RuntimeError, SafetensorError) as error:
-            raise OSError(errno.EIO, str(error).partition("\n")[0], str(folder)) from None
+        except (RuntimeError, SafetensorError):
+            raise OSError(errno.EIO, "the state cannot be written, the disk may be full", str(folder)) from None
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             (folder / "history.json").write_text(json.dumps(self.history))

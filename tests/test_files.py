@@ -21,7 +21,7 @@ from EMG_files import (
 
 def full_disk(path):
     path.write_text("half")
-    raise OSError(28, "No space left on device", str(path))
+    raise OSError(28, "No space left on device")
 
 
 def killed(*_, **__):
@@ -30,8 +30,9 @@ def killed(*_, **__):
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one_alone(tmp_path):
     (tmp_path / "a.json").write_text("old")
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as found:
         replace_file(tmp_path / "a.json", full_disk)
+    assert found.value.filename == str(tmp_path / "a.json"), "the sentence says where"
     assert (tmp_path / "a.json").read_text() == "old"
     assert os.listdir(tmp_path) == ["a.json"]
 

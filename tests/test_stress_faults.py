@@ -100,7 +100,7 @@ def test_a_script_that_dies_of_sigterm_with_a_traceback_is_found(tmp_path, monke
 
 
 def test_a_script_that_a_full_disk_ends_with_a_traceback_is_found(tmp_path, monkeypatch, request):
-    work, left = planted(IN_PLACE.replace('"1, "', '"1, " + " " * 10000 +'), tmp_path, monkeypatch, request)
+    work, left = planted(IN_PLACE.replace('"1, "', '"1, " + " " * 10000'), tmp_path, monkeypatch, request)
     (found,) = in_own_mounts(faults.full, work, left, tmp_path / "disk", [0.1])
     if found[1] < 0:
         pytest.skip(found[0])
