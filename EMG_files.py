@@ -33,7 +33,7 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
         put_on_disk(new)
         os.replace(new, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk names none
+        _say_where(error, path)
         raise
     finally:
         new.unlink(missing_ok=True)
@@ -52,10 +52,16 @@ def new_files(folder: Path) -> Iterator[Path]:
             put_on_disk(file)
             os.replace(file, folder / file.name)
     except OSError as error:
-        error.filename = error.filename or str(folder)
+        _say_where(error, folder)
         raise
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _say_where(error: OSError, place: Path) -> None:
+    """A full disk is found out while writing, and then the error names no file."""
+    if error.strerror and not error.filename:
+        error.filename = str(place)
 
 
 def put_on_disk(file: Path) -> None:
