@@ -21,7 +21,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import torch
 
-from EMG_file import UnreadableError, open_file, read_samples, read_table
+from EMG_format import UnreadableError, open_file, read_samples, read_table
 from ENV import EMGError, Settings
 
 REPETITION = ["subject", "session", "recording", "TRAJ_GT", "repetition"]

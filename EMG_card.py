@@ -3,7 +3,6 @@
 YAML for the hub, then what a user has to know: use, data and its licence, protocol, figures, limits.
 """
 
-import os
 import re
 import shlex
 from collections.abc import Iterable
@@ -125,7 +124,7 @@ def count_part(windows: WindowSet, rows: np.ndarray) -> dict[str, int]:
 
 
 def model_card(config: EMGConfig, facts: Facts) -> ModelCard:
-    """The card of a model; `save_card` puts it beside the model."""
+    """The card of a model; `EMG_run.save_card` puts it beside the model."""
     pages = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined)
     pages.filters |= {"figure": "{:.3f}".format, "literal": repr}
     content = pages.from_string(TEMPLATE).render(
@@ -181,13 +180,6 @@ def card_data(config: EMGConfig, facts: Facts) -> ModelCardData:
         model_name="EMG-GPT2",
         eval_results=results,
     )
-
-
-def save_card(card: ModelCard, folder: Path) -> None:
-    """README.md in `folder`, whole."""
-    new = folder / ".README.md.new"
-    card.save(new)
-    os.replace(new, folder / "README.md")
 
 
 TEMPLATE = """---

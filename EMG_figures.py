@@ -9,6 +9,8 @@ import pandas as pd
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from EMG_files import replace_file
+
 BLUE, ORANGE, GREY = "#1f5fa8", "#c8560a", "#6b6b6b"  # apart for colour-blind eyes, dark enough for print
 FEW_CLASSES = 12  # more get smaller cells and print
 FEW_VALUES = 6  # of a setting; more are drawn on a scale
@@ -139,5 +141,5 @@ def _finish(figure, axes, note: str, path: Path) -> None:
 
 def _save(figure, note: str, path: Path) -> None:
     figure.supxlabel(note, fontsize=7, color=GREY, wrap=True)
-    figure.savefig(path, dpi=150)
+    replace_file(path, lambda new: figure.savefig(new, dpi=150))
     plt.close(figure)

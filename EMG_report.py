@@ -20,9 +20,9 @@ from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
 from EMG_DATA_LOADER import PARTS, WindowSet, open_windows, read_emg
+from EMG_files import replace_file
 from EMG_help import written
 from EMG_plots import accuracy_curves, confusion_matrix, loss_curves, reliability
-from EMG_run import replace_file
 from EMG_windows import SETTINGS_KEPT
 from ENV import EMGError, Settings, flag
 

@@ -1,21 +1,20 @@
-"""The files of a run folder: made once, replaced whole, found again by --resume."""
+"""The files of a run folder: made once, found again by --resume."""
 
+import errno
 import itertools
 import json
-import os
 import shutil
-import tempfile
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from huggingface_hub import ModelCard
+from safetensors import SafetensorError
 
-from EMG_card import save_card
 from EMG_DATA_LOADER import Split, WindowSet
+from EMG_files import make_folder, new_files, recover_folder, replace_file
 from EMG_model import EMGForSequenceClassification
 from ENV import EMGError, Settings
 
@@ -25,15 +24,13 @@ def open_run(settings: Settings) -> Path:
     if settings.MODEL_SAVING_DIR:
         make_folder(settings.MODEL_SAVING_DIR)  # found out now, not when the training is over
     if settings.RESUME:
-        recover_folder(settings.RESUME / "last")
-        recover_folder(settings.RESUME / "best_model")
+        for part, name in itertools.product((settings.RESUME, settings.RESUME / "refit"), ("last", "best_model")):
+            recover_folder(part / name)
         if not settings.SWEEP and not (settings.RESUME / "last" / "history.json").is_file():
             raise EMGError(f"RESUME = {settings.RESUME}: no checkpoint is there to go on from; start a new run")
         return settings.RESUME
     if settings.RUN_DIR:
-        make_folder(settings.RUN_DIR)
-        if any(settings.RUN_DIR.iterdir()):
-            raise EMGError(f"RUN_DIR = {settings.RUN_DIR}: there are results already; name a new folder, or use RESUME")
+        _claim(settings.RUN_DIR)
         return settings.RUN_DIR
     make_folder(Path("runs"))
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
@@ -44,13 +41,17 @@ def open_run(settings: Settings) -> Path:
             return folder
 
 
-def make_folder(folder: Path) -> None:
-    """Raises EMGError where the folder cannot be made or written to."""
+def _claim(folder: Path) -> None:
+    """Raises EMGError where there are results, or another run that started at the same moment was quicker."""
+    make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise EMGError(f"{folder}: the folder cannot be written ({error.strerror}); name another one") from None
+        occupied = any(folder.iterdir())
+        if not occupied:
+            (folder / "log.txt").touch(exist_ok=False)
+    except FileExistsError:
+        occupied = True
+    if occupied:
+        raise EMGError(f"RUN_DIR = {folder}: there are results already; name a new folder, or use RESUME")
 
 
 def discard_if_empty(run: Path) -> bool:
@@ -61,54 +62,29 @@ def discard_if_empty(run: Path) -> bool:
     return worthless
 
 
-def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new folder that then takes the place of `folder`: a reader sees the old or the new one."""
-    start_replacement(folder)
-    write(replacement(folder))
-    finish_replacement(folder)
-
-
-def replacement(folder: Path) -> Path:
-    """Where the files are written that will take the place of `folder`."""
-    return _beside(folder, "new")
-
-
-def start_replacement(folder: Path) -> None:
-    recover_folder(folder)
-    for leftover in (replacement(folder), _beside(folder, "old")):
-        shutil.rmtree(leftover, ignore_errors=True)
-    replacement(folder).mkdir(parents=True)
-
-
-def finish_replacement(folder: Path) -> None:
-    old = _beside(folder, "old")
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(replacement(folder), folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def recover_folder(folder: Path) -> None:
-    """Put the old folder back where a kill fell between the two renames of `replace_folder`."""
-    if not folder.exists() and _beside(folder, "old").exists():
-        os.replace(_beside(folder, "old"), folder)
-
-
-def _beside(folder: Path, what: str) -> Path:
-    return folder.with_name(f".{folder.name}.{what}")
-
-
 def save_model(model: EMGForSequenceClassification, card: ModelCard, folder: Path) -> None:
     """Put a model's files and its card into `folder`, each one whole, and leave its other files alone."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as new:
-            model.save_pretrained(new)
-            save_card(card, Path(new))
-            for file in Path(new).iterdir():
-                os.replace(file, folder / file.name)
+        with new_files(folder) as new:
+            save_weights(model, new)
+            save_card(card, new)
     except OSError as error:
-        raise EMGError(f"{folder}: the model cannot be written ({error.strerror}); name another folder") from None
+        reason = error.strerror or error
+        raise EMGError(f"{folder}: the model cannot be written ({reason}); name another folder") from None
+
+
+def save_weights(model: EMGForSequenceClassification, folder: Path, **named) -> None:
+    """As transformers saves a model; raises OSError where safetensors, whose errors are its own, cannot write."""
+    try:
+        model.save_pretrained(folder, **named)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(folder)) from None
+
+
+def save_card(card: ModelCard, folder: Path) -> None:
+    """README.md in `folder`, whole."""
+    replace_file(folder / "README.md", card.save)
 
 
 def trained_recordings(model_folder: Path) -> set[str]:
@@ -130,20 +106,6 @@ def resumed_settings(settings: Settings, name: str = "RESUME") -> Settings:
         return type(settings)(**saved | {name: run})
     except (OSError, ValueError):
         raise EMGError(f"{name} = {run}: there is no run; name a folder under runs") from None
-
-
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` make a file that then takes the place of `path`: a reader sees the old or the new one."""
-    new = path.with_name(f".{path.stem}.new{path.suffix}")
-    try:
-        write(new)
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_split(windows: WindowSet, split: Split, run: Path) -> None:

@@ -30,8 +30,8 @@ from rich.console import Console
 
 from EMG_DATA_LOADER import Split, WindowSet
 from EMG_figures import draw_sweep
+from EMG_files import make_folder, remove_lock, replace_file
 from EMG_model import ModelError, References
-from EMG_run import make_folder
 from EMG_trainer import Trainer
 from EMG_utils import new_model, time_to_go
 from ENV import EMGError, Settings
@@ -79,6 +79,7 @@ def sweep(
         study.run(trial, partial(train, trial, windows, split, references, tried, console))
         write_table(study, run)
     table, best = write_table(study, run), study.best()
+    study.close()
     origin = f"{settings.DATA_LOCATION.name}. {windows.metadata['note']}".strip()
     note = f"{settings.MODEL_NAME}, {best.user_attrs['weights']} weights. {split.description}. Data: {origin}"
     draw_sweep(table, *study.importances(), study.logarithmic(), note, run)
@@ -202,8 +203,11 @@ class SharedStudy:
         )
         with lock:
             content = self.path.read_bytes() if self.path.exists() else b""
-        if content and not (content.startswith(b'{"op_code"') and content.endswith(b"\n")):
-            raise refused
+            whole = content.rfind(b"\n") + 1
+            if content and not (content.startswith(b'{"op_code"') and whole):
+                raise refused
+            if whole < len(content):  # a full disk or a kill has left half a line, and optuna would append to it
+                os.truncate(self.path, whole)
         try:
             storage = JournalStorage(JournalFileBackend(str(self.path), lock_obj=lock))
             named = {"study_name": "sweep", "storage": storage, "pruner": pruner}
@@ -232,7 +236,7 @@ class SharedStudy:
             taken = self._next()
             if taken:
                 yield taken[0]
-                self._free(taken[1])
+                remove_lock(taken[1])
             elif running := self._numbers(TrialState.RUNNING):
                 if not told:
                     logger.info(f"waiting for other processes to end trial {', '.join(str(n + 1) for n in running)}")
@@ -262,7 +266,7 @@ class SharedStudy:
             with suppress(Timeout):  # a living process holds it
                 lock.acquire(blocking=False)
                 self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
-                self._free(lock)
+                remove_lock(lock)
 
     def _queue_interrupted(self) -> None:
         trials = self.study.get_trials(deepcopy=False)
@@ -276,13 +280,16 @@ class SharedStudy:
     def _numbers(self, state: TrialState) -> list[int]:
         return [trial.number for trial in self.study.get_trials(deepcopy=False, states=(state,))]
 
+    def close(self) -> None:
+        """Take the lock files away, unless other processes still use some."""
+        for lock in (self.alone, FileLock(self.locks / "journal")):
+            lock.acquire()
+            remove_lock(lock)
+        with suppress(OSError):
+            self.locks.rmdir()
+
     def _lock(self, number: int) -> FileLock:
         return FileLock(self.locks / str(number))
-
-    def _free(self, lock: FileLock) -> None:
-        lock.release()
-        with suppress(OSError):  # Windows: another process looks at it right now
-            os.unlink(lock.lock_file)
 
     def best(self) -> FrozenTrial:
         """The first of the trials with the highest value among those that ran to the end; raises EMGError."""
@@ -325,8 +332,7 @@ def write_table(study: SharedStudy, run: Path) -> pd.DataFrame:
     """sweep.csv: one row per trial that was begun; validation_balanced_accuracy is that of its best epoch."""
     trials = [trial for trial in study.study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
     table = pd.DataFrame([row(trial, list(study.space)) for trial in trials])
-    table.to_csv(run / ".sweep.csv.new", index=False)
-    os.replace(run / ".sweep.csv.new", run / "sweep.csv")
+    replace_file(run / "sweep.csv", lambda path: table.to_csv(path, index=False))
     return table
 
 

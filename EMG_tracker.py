@@ -12,7 +12,7 @@ from accelerate import PartialState
 from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
 from accelerate.utils import is_mlflow_available, is_tensorboard_available, is_wandb_available
 
-from EMG_run import write_json
+from EMG_files import replace_file, write_json
 from ENV import EMGError, Settings
 
 logger = logging.getLogger(__name__)
@@ -54,9 +54,8 @@ class Tracker:
         self.spent += time.perf_counter() - began
 
     def _note(self, step: int) -> None:
-        self.last, new = step, self.run / ".tracker.json"
-        write_json(new, {"run": _identity(self.theirs), "step": step})
-        os.replace(new, self.run / "tracker.json")
+        self.last, noted = step, {"run": _identity(self.theirs), "step": step}
+        replace_file(self.run / "tracker.json", lambda path: write_json(path, noted))
 
     def begin(self, settings: Settings) -> None:
         """The settings."""

@@ -1,6 +1,7 @@
 """Training: one process or several, on CPU or GPU, stopped and resumed at any step."""
 
 import ctypes
+import errno
 import json
 import logging
 import math
@@ -25,13 +26,23 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 from sklearn.metrics import accuracy_score
 from torch.nn import functional as F  # noqa: N812
 from transformers import get_cosine_schedule_with_warmup
 
 from EMG_DATA_LOADER import Batch, Feed, Split, WindowSet, class_weights, cut_rows
+from EMG_files import (
+    discarded_on_error,
+    finish_replacement,
+    remove_folder,
+    replace_file,
+    replace_folder,
+    replacement,
+    start_replacement,
+)
 from EMG_model import Below, Draws, EMGForSequenceClassification, References
-from EMG_run import finish_replacement, replace_file, replace_folder, replacement, start_replacement
+from EMG_run import save_weights
 from EMG_utils import EVALUATION_BATCH, balanced_accuracy, balanced_loss, new_model, outputs_below, session_references
 from ENV import EMGError, Settings
 
@@ -250,7 +261,7 @@ class Trainer:
                     after_epoch(self.history[-1])
                 self._pause(asked, run)
                 fresh = True
-        if run and fresh:
+        if run and (fresh or (run / "last" / "state").is_dir()):  # killed with all epochs done
             self.checkpoint(run, state=False)
             self._log_speed()
         return self.history
@@ -442,23 +453,32 @@ class Trainer:
         began, main = time.perf_counter(), self.accelerator.is_main_process
         if self.best is not None and main:
             replace_folder(
-                run / "best_model", lambda folder: self.bare_model.save_pretrained(folder, state_dict=self.best)
+                run / "best_model", lambda folder: save_weights(self.bare_model, folder, state_dict=self.best)
             )
         self.best = None
         if main:
             start_replacement(run / "last")
         self.accelerator.wait_for_everyone()
-        folder, sums = replacement(run / "last"), self._whole_sums()
-        if state:
-            self.accelerator.save_state(str(folder / "state"))
+        with discarded_on_error(run / "last"):
+            self._write_last(replacement(run / "last"), state)
+            if main:
+                finish_replacement(run / "last")
+        self.spent["checkpoints"] += time.perf_counter() - began
+        self.checkpoints += 1
+
+    def _write_last(self, folder: Path, state: bool) -> None:
+        """Raises OSError where torch and safetensors, whose errors are their own, cannot write."""
+        sums = self._whole_sums()
+        try:
+            if state:
+                self.accelerator.save_state(str(folder / "state"))
+        except (RuntimeError, SafetensorError):
+            raise OSError(errno.EIO, "the state cannot be written, the disk may be full", str(folder)) from None
         self.accelerator.wait_for_everyone()
-        if main:
+        if self.accelerator.is_main_process:
             (folder / "history.json").write_text(json.dumps(self.history))
             epoch = asdict(replace(self.epoch, loss_sum=sums[0], right=sums[1]))
             (folder / "epoch.json").write_text(json.dumps(epoch))
-            finish_replacement(run / "last")
-        self.spent["checkpoints"] += time.perf_counter() - began
-        self.checkpoints += 1
 
     def _resume(self, run: Path) -> bool:
         """Go on from last/, if it is there; returns whether it is."""
@@ -511,7 +531,7 @@ def refit(
     refitted = run / "refit" / "best_model"
     if trainer.accelerator.is_main_process and refitted.exists():  # it does not where a finished run is resumed
         replace_folder(run / "best_model", lambda folder: shutil.copytree(refitted, folder, dirs_exist_ok=True))
-        shutil.rmtree(refitted)
+        remove_folder(refitted)
     trainer.accelerator.wait_for_everyone()
     return trainer
 

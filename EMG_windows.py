@@ -25,8 +25,8 @@ import scipy
 import EMG_filter
 import EMG_hdf5
 import EMG_recording
-from EMG_file import FORMAT_VERSION, columns, open_file, with_checksum
 from EMG_filter import apply_filter, resample, resampled_rate
+from EMG_format import FORMAT_VERSION, columns, open_file, with_checksum
 from EMG_recording import Recording, check_electrodes, check_is_file, named, read_recording
 from ENV import EMGError, Settings
 

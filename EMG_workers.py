@@ -15,7 +15,15 @@ from joblib import Parallel, parallel_config
 from ENV import EMGError, Settings
 
 # What a cluster's workers run, in order.
-MODULES = ("EMG_help.py", "ENV.py", "EMG_hdf5.py", "EMG_recording.py", "EMG_filter.py", "EMG_file.py", "EMG_windows.py")
+MODULES = (
+    "EMG_help.py",
+    "ENV.py",
+    "EMG_hdf5.py",
+    "EMG_recording.py",
+    "EMG_filter.py",
+    "EMG_format.py",
+    "EMG_windows.py",
+)
 CLUSTER_PATIENCE = 10  # s, for the scheduler's answer, and for a worker where there is none
 ORPHAN_PATIENCE = 20  # s without work, after which the processes of a killed run end too
 

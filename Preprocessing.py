@@ -26,6 +26,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from EMG_files import remove_lock
 from EMG_recording import find_recordings
 from EMG_windows import Layout, Part, Result, Workshop, class_names, finished_parts, join, process
 from EMG_workers import open_workers
@@ -35,17 +36,17 @@ from ENV import EMGError, PreprocessingSettings, Settings, from_command_line
 def main() -> int:
     sys.stdout.reconfigure(errors="replace")  # a Windows code page lacks − and ≤
     sys.stderr.reconfigure(errors="replace")
-    console = Console(highlight=False)
     try:
+        console = Console(highlight=False)
         settings = from_command_line(PreprocessingSettings)
         results = preprocess(find_recordings(settings.RAW), settings, console)
+        print_table(results, settings, console)
     except EMGError as error:
         print(f"Preprocessing.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Preprocessing.py: interrupted; run the same command again to go on from here", file=sys.stderr)
         return 130
-    print_table(results, settings, console)
     return 3 if any(result.problem for result in results) else 0
 
 
@@ -136,11 +137,9 @@ def _workshop(output: Path, settings: Settings) -> Iterator[Workshop]:
         yield Workshop(folder, settings)
         _remove(folder.glob("*.parquet"))
     finally:
-        lock.release()
+        remove_lock(lock)
         with suppress(OSError):  # there are finished recordings, or another run's
-            if not any(folder.glob("*.parquet")):
-                (folder / "lock").unlink()
-                folder.rmdir()
+            folder.rmdir()
 
 
 def _remove(files: Iterable[Path]) -> None:

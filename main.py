@@ -25,21 +25,13 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from EMG_build import load_model
-from EMG_card import facts_of_run, model_card, save_card
+from EMG_card import facts_of_run, model_card
 from EMG_DATA_LOADER import Split, WindowSet, load_windows, split_windows
 from EMG_figures import draw_confusion_matrix, draw_history
+from EMG_files import replace_file, write_json
 from EMG_model import ModelError, References
 from EMG_report import write_report
-from EMG_run import (
-    discard_if_empty,
-    open_run,
-    replace_file,
-    resumed_settings,
-    save_model,
-    write_json,
-    write_predictions,
-    write_split,
-)
+from EMG_run import discard_if_empty, open_run, resumed_settings, save_card, save_model, write_predictions, write_split
 from EMG_sweep import sweep
 from EMG_tracker import Tracker, require_tracker, tracking
 from EMG_trainer import Trainer, best_epoch, choose_precision, join_processes, of_main_process, refit
@@ -68,10 +60,10 @@ def main() -> int:
         start_log(console, run if first else None)
         experiment(windows, split, settings, console, run)
     except (EMGError, ModelError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-        print(f"main.py{told_apart()}: {explain(error)}", file=sys.stderr)
-        if run and first:
-            close_log()
-            discard_if_empty(run)
+        close_log()
+        gone = run is None or (first and discard_if_empty(run))
+        again = "run the same command again" if gone else "go on with --resume"
+        print(f"main.py{told_apart()}: {explain(error, again)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         if first:
@@ -88,14 +80,12 @@ def told_apart() -> str:
     return f" (process {number})" if number else ""
 
 
-def explain(error: Exception) -> str:
-    """One sentence."""
+def explain(error: Exception, again: str = "go on with --resume") -> str:
+    """One sentence; `again` is what to do once a place can be written."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return "the memory is full; lower BATCH_SIZE, BLOCKS or MEMORY_GB"
     if isinstance(error, OSError):
-        return (
-            f"{error.filename or 'a file'}: {error.strerror or error}; free or mend the place, then go on with --resume"
-        )
+        return f"{error.filename or 'a file'}: {error.strerror or error}; free or mend the place, then {again}"
     return str(error)
 
 
@@ -250,6 +240,7 @@ def start_log(console: Console, run: Path | None) -> None:
         handlers.append(logging.FileHandler(run / "log.txt", encoding="utf-8"))
         handlers[1].setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=handlers, force=True)
+    logging.raiseExceptions = False  # a full disk is said in one sentence, not in a traceback for each line of log.txt
     for name in ("main", "EMG_sweep", "EMG_utils", "EMG_trainer", "EMG_build"):
         logging.getLogger(name).setLevel(logging.INFO)
     transformers_logging.disable_progress_bar()

@@ -10,6 +10,7 @@ import time
 import pytest
 from conftest import ROOT, run
 
+import Preprocessing
 from EMG_help import sections_of
 from EMG_utils import time_to_go
 from ENV import EMGError, PreprocessingSettings, Settings, from_command_line
@@ -111,17 +112,41 @@ def test_the_time_to_go_is_that_of_what_is_done():
 
 @on_posix
 @pytest.mark.parametrize("script", [SCRIPTS[0], SCRIPTS[2]], ids=["main", "evaluate"])
-@pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0])
-def test_ctrl_c_during_the_imports_is_one_sentence(script, seconds, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "seconds"), [(signal.SIGINT, 0.3), (signal.SIGINT, 1.0), (signal.SIGINT, 2.0), (signal.SIGTERM, 1.0)]
+)
+def test_ctrl_c_and_sigterm_during_the_imports_are_one_sentence(script, number, seconds, tmp_path):
     """torch alone takes more than a second; a script that is quicker has not begun either: it lacks its windows."""
     command = [sys.executable, *script, "--data-location", str(tmp_path / "none.parquet")]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         time.sleep(seconds)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         said, complained = process.communicate(timeout=60)
     assert (process.returncode, said) == (130, "")
     assert "interrupted; nothing was begun, run the same command again" in complained
     assert complained.count("\n") == 1
+
+
+@on_posix
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_a_signal_after_the_work_comes_too_late_to_be_a_traceback(number):
+    """The first one: where the process's own end hangs, a second one ends it."""
+    ended = "def main(): pass\n"
+    ended += f"import EMG_start, signal; EMG_start.start_script(); main(); signal.raise_signal(signal.{number})\n"
+    done = run("-c", ended + "print('on')")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "on\n", "")
+    done = run("-c", ended + f"signal.raise_signal(signal.{number}); print('on')")
+    assert (done.returncode, done.stdout, done.stderr) == (-getattr(signal, number), "", "")
+
+
+def test_ctrl_c_while_the_table_is_printed_is_one_sentence(monkeypatch, capsys, tiny_raw, tmp_path):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Preprocessing, "print_table", interrupted)
+    monkeypatch.setattr(sys, "argv", ["", str(tiny_raw), "--data-location", str(tmp_path / "windows.parquet")])
+    assert Preprocessing.main() == 130
+    assert capsys.readouterr().err.startswith("Preprocessing.py: interrupted; run the same command again")
 
 
 @on_posix

@@ -122,7 +122,7 @@ def test_results_are_printed_and_written(evaluated):
         assert 0.005 < (image.min(2) < 0.9).mean() < 0.9
     assert {path.name for path in out.iterdir()} == {
         *("runs", "evaluation.json", "evaluation.png", "per_subject.csv"),
-        *("confusion_matrix.png", "settings.json", ".lock"),
+        *("confusion_matrix.png", "settings.json"),
     }
 
 

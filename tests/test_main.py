@@ -393,6 +393,22 @@ def test_runs_that_start_at_the_same_moment_have_their_own_folders(tmp_path, mon
             assert len(set(pool.map(one, range(8)))) == 8
 
 
+def test_runs_that_start_at_the_same_moment_do_not_share_the_run_dir(tmp_path):
+    together = Barrier(8)
+
+    def one(number):
+        together.wait()
+        try:
+            return open_run(Settings(RUN_DIR=tmp_path / f"{number // 8}"))
+        except EMGError as error:
+            return "there are results already" in str(error)
+
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(0, 160, 8):
+            ends = list(pool.map(one, range(number, number + 8)))
+            assert sorted(ends, key=str) == [tmp_path / f"{number // 8}", *[True] * 7]
+
+
 def test_a_run_without_a_checkpoint_cannot_be_resumed(tmp_path):
     with pytest.raises(EMGError, match="no checkpoint is there"):
         open_run(Settings(RESUME=tmp_path))

@@ -378,6 +378,16 @@ def test_a_study_may_be_shared_from_other_places(small, folder):
     open_study(small, folder, DATA_LOCATION=Path("/elsewhere/w.parquet"), MEMORY_GB=1.0, SWEEP_TRIALS=50, LR=1e-4)
 
 
+def test_half_a_line_at_the_end_of_a_study_is_dropped(small, folder):
+    """As a full disk or a kill leaves it; optuna would write its next line behind it, and never read the two."""
+    study = open_study(small, folder)
+    whole = study.path.read_bytes()
+    study.path.write_bytes(whole + b'{"op_code": 4, "wor')
+    again = open_study(small, folder)
+    assert study.path.read_bytes() == whole
+    assert again.study.user_attrs == study.study.user_attrs
+
+
 @pytest.mark.parametrize("content", [b"a,b\n1,2\n", b'{"mine": 1}', b'{"op_code":0,"worker', bytes(range(256)) * 9])
 def test_a_file_that_is_no_study_is_left_alone(small, folder, content):
     path = folder / "mine"

@@ -101,6 +101,16 @@ def test_stopped_after_any_step_and_resumed_training_ends_as_if_left_alone(small
         shutil.rmtree(folder)
 
 
+def test_a_kill_before_the_last_checkpoint_leaves_no_state_behind(small_file, tiny_gpt2, tmp_path):
+    """All epochs are done, and last/ is one that was written between two steps."""
+    trained = fit(settings(small_file, tiny_gpt2, NUM_EPOCHS=1), tmp_path)
+    expected = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    trained.checkpoint(tmp_path)
+    assert (tmp_path / "last" / "state").is_dir()
+    fit(settings(small_file, tiny_gpt2, NUM_EPOCHS=1), tmp_path)
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == expected
+
+
 @pytest.fixture(scope="module")
 def long_flags(small_file, tiny_gpt2) -> list[str]:
     """A run of some seconds, with all that chance can do, that goes through a second training too."""

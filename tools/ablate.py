@@ -10,7 +10,6 @@ Exit status: 0 done, 1 nothing to show, 3 some runs failed, 130 interrupted.
 import bisect
 import copy
 import json
-import os
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,8 +26,9 @@ from transformers import GPT2Config
 from EMG_build import build_model, load_model
 from EMG_DATA_LOADER import Split, WindowSet, load_windows, split_windows
 from EMG_figures import draw_confusion_matrix
+from EMG_files import make_folder, replace_file, replace_folder, write_json
 from EMG_model import EMGConfig, EMGForSequenceClassification, ModelError
-from EMG_run import make_folder, replace_folder, write_json, write_predictions, write_split
+from EMG_run import write_predictions, write_split
 from EMG_sweep import sweep
 from EMG_trainer import Trainer
 from EMG_utils import compute_metrics, describe_model, new_model, session_references
@@ -247,13 +247,13 @@ def choose_rates(
 def choose_rate(run: Run, windows: WindowSet, split: Split, rates: list[float], console: Console) -> float:
     """That of the best balanced accuracy on the validation part, by main.py's sweep over one value of NUM_LAYERS."""
     folder = run.folder.parent.parent / "rates" / run.arm.name
-    path, new = folder / "chosen.json", folder / ".chosen.json"
+    path = folder / "chosen.json"
     if len(rates) == 1:
         return rates[0]
     if not path.exists():
         console.print(f"learning rate of {run.arm.name}", markup=False)
-        write_json(new, {"LR": sweep_rates(run, windows, split, rates, console, folder)})
-        os.replace(new, path)
+        chosen = {"LR": sweep_rates(run, windows, split, rates, console, folder)}
+        replace_file(path, lambda new: write_json(new, chosen))
     return json.loads(path.read_text(encoding="utf-8"))["LR"]
 
 
@@ -344,9 +344,7 @@ def evaluate_shuffled(shuffled: WindowSet, run: Run, split: Split) -> None:
     """Test the run's model, which was trained on windows in order, on shuffled ones."""
     model = load_model(run.folder / "best_model")
     metrics = compute_metrics(shuffled, split.test, predict(model, shuffled, split, run.settings))
-    new = run.folder / f".{SHUFFLED_TEST}"
-    write_json(new, metrics)
-    os.replace(new, run.folder / SHUFFLED_TEST)
+    replace_file(run.folder / SHUFFLED_TEST, lambda new: write_json(new, metrics))
 
 
 def predict(model: EMGForSequenceClassification, windows: WindowSet, split: Split, settings: Settings) -> np.ndarray:
@@ -368,7 +366,7 @@ def evaluate_linear_path(run: Run, windows: WindowSet, split: Split) -> None:
     make_folder(run.folder)
     (run.folder / "split.csv").unlink(missing_ok=True)
     write_split(windows, split, run.folder)
-    write_json(run.folder / "metrics.json", metrics)
+    replace_file(run.folder / "metrics.json", lambda new: write_json(new, metrics))
     write_predictions(windows, split.test, probabilities, {"split": split.description}, run.folder)
     draw_confusion_matrix(metrics, run.arm.title, split.description, run.folder)
 

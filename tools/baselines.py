@@ -51,8 +51,9 @@ from sklearn.svm import SVC
 
 from EMG_DATA_LOADER import Split, WindowSet, load_windows, reference_groups, rows_to_measure, split_windows, thin
 from EMG_figures import draw_baselines
+from EMG_files import replace_file, write_json
 from EMG_report import write_report
-from EMG_run import is_split_of, replace_file, resumed_settings, write_json
+from EMG_run import is_split_of, resumed_settings
 from EMG_utils import compute_metrics, time_to_go, versions
 from ENV import EMGError, Settings, from_command_line
 from main import ConsoleHandler, describe_data

@@ -4,8 +4,6 @@ Arms are compared in pairs: the same person, the same seed, the same share of th
 """
 
 import itertools
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ from rich.console import Console
 from scipy.stats import t
 
 from EMG_figures import GREY, plt
-from EMG_run import write_json
+from EMG_files import new_files, write_json
 from tools.people import FEWEST_PEOPLE, METRICS, counted, interval, new_table, over_people, read_json, without_nan
 
 SHUFFLED_TEST = "shuffled_at_test.json"  # in a run's folder: its figures on shuffled test windows
@@ -255,13 +253,10 @@ def join(words: list[str]) -> str:
 
 def write_results(found: dict, table: pd.DataFrame, out: Path) -> None:
     """ablation.json, ablation.csv and ablation.png, each one whole."""
-    with tempfile.TemporaryDirectory(dir=out) as name:
-        new = Path(name)
+    with new_files(out) as new:
         write_json(new / "ablation.json", without_nan(found))
         table.to_csv(new / "ablation.csv", index=False)
         draw(found, new / "ablation.png")
-        for path in new.iterdir():
-            os.replace(path, out / path.name)
 
 
 def origin(found: dict) -> str:

@@ -12,7 +12,6 @@ import gc
 import glob
 import hashlib
 import json
-import os
 import shutil
 import sys
 import time
@@ -32,8 +31,9 @@ from pydantic_settings import NoDecode
 from rich.console import Console
 
 from EMG_DATA_LOADER import Split, WindowSet, load_windows, split_windows
+from EMG_files import make_folder, recover_folder, remove_lock, replace_file, write_json
 from EMG_model import ModelError
-from EMG_run import make_folder, open_run, recover_folder, resumed_settings, write_json
+from EMG_run import open_run, resumed_settings
 from EMG_utils import time_to_go
 from ENV import EMGError, Settings, flag, from_command_line
 from main import close_log, experiment, explain, start_log
@@ -44,7 +44,7 @@ from tools.protocols import LEAKY, PROTOCOLS, Fold, folds_of, reported_figures
 OWN = {"FOLD", "SEED", "RUN_DIR", "RESUME", "MODEL_SAVING_DIR"}  # set for every run by this tool
 CUT_BY_PROTOCOL = {"A": {"SPLIT"}, "B": {"SPLIT"}, "C": {"SPLIT"}, "D": {"SPLIT", "BALANCE"}}
 WITHOUT_EFFECT = {"DATA_LOCATION", "MEMORY_GB", "WORKERS", "CLUSTER", "DOWNLOAD_URL", "TRACKER"}  # on the figures
-FILES = ("metrics.json", "predictions.parquet", "confusion_matrix.png")  # of a run, the last one last
+FILES = ("metrics.json", "predictions.parquet", "report.html")  # of a run, the last one last
 
 
 class SeveralSeeds(Settings):
@@ -196,7 +196,7 @@ def claimed(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
+        remove_lock(lock)
 
 
 def claim(settings: Settings, windows: WindowSet, own: set[str]) -> dict:
@@ -212,9 +212,7 @@ def check_claim(out: Path, wanted: dict) -> None:
     """Note in settings.json what `out` is for, or raise EMGError where it is for something else."""
     path = out / "settings.json"
     if not path.exists():
-        new = out / ".settings.json"
-        write_json(new, wanted)
-        os.replace(new, path)
+        replace_file(path, lambda new: write_json(new, wanted))
         return
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
@@ -319,19 +317,17 @@ def add_baselines(runs: list[Run], windows: WindowSet, console: Console) -> dict
 
 def find_baselines(run: Run, windows: WindowSet) -> None:
     """Keep what is there; else copy from a seed of the fold that has the same split; else fit. Raises EMGError."""
-    path, new = run.folder / "baselines.json", run.folder / ".baselines.json"
+    path = run.folder / "baselines.json"
     if path.exists():
         return
     for other in sorted(path.parent.parent.glob(f"{glob.escape(run.fold.name)}-seed*/baselines.json")):
         if filecmp.cmp(other.parent / "split.csv", run.folder / "split.csv", shallow=False):
-            shutil.copy(other, new)
-            break
-    else:
-        part = windows_of(windows, run.fold.subject)
-        split = split_windows(part, run.settings)
-        split = split.with_validation() if run.settings.REFIT else split
-        write_json(new, {"baselines": evaluate_baselines(part, split)})
-    os.replace(new, path)
+            replace_file(path, partial(shutil.copy, other))
+            return
+    part = windows_of(windows, run.fold.subject)
+    split = split_windows(part, run.settings)
+    found = evaluate_baselines(part, split.with_validation() if run.settings.REFIT else split)
+    replace_file(path, lambda new: write_json(new, {"baselines": found}))
 
 
 if __name__ == "__main__":

@@ -29,8 +29,9 @@ from transformers.utils import logging as transformers_logging
 
 from EMG_build import load_model
 from EMG_DATA_LOADER import Split, WindowSet, cut_rows, load_windows, split_windows
+from EMG_files import make_folder, replace_file, write_json
 from EMG_model import EMGForSequenceClassification, ModelError
-from EMG_run import is_split_of, make_folder, replace_file, write_json
+from EMG_run import is_split_of
 from EMG_trainer import keep_freed_memory
 from EMG_utils import session_references, versions
 from ENV import EMGError, Settings

@@ -12,7 +12,6 @@ import importlib.util
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -27,8 +26,9 @@ from transformers.utils import logging as transformers_logging
 
 from EMG_build import load_model
 from EMG_DATA_LOADER import STATISTICS_WINDOWS, cut_rows, draw_rows, load_windows, read_emg, split_windows
+from EMG_files import new_files, write_json
 from EMG_model import EMGForSequenceClassification, ModelError, Reference
-from EMG_run import is_split_of, write_json
+from EMG_run import is_split_of
 from EMG_utils import EVALUATION_BATCH, session_references, summary
 from ENV import EMGError, Settings
 from tools.command_line import Parser, with_status
@@ -88,8 +88,8 @@ def export(args: argparse.Namespace, console: Console) -> None:
     model = load_model(find_model(run)).float()
     sample = take_sample(run, model, console)
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out) as folder:
-        exact, small = Path(folder) / "model.onnx", Path(folder) / "model.int8.onnx"
+    with new_files(out) as folder:
+        exact, small = folder / "model.onnx", folder / "model.int8.onnx"
         console.print("writing model.onnx")
         write_onnx(model, exact)
         console.print("writing model.int8.onnx")
@@ -97,9 +97,7 @@ def export(args: argparse.Namespace, console: Console) -> None:
         console.print(f"comparing and timing them on {sample.description}", soft_wrap=True)
         measured = compare(model, variants, sample)
         check(measured["variants"]["onnx float32"])
-        write_json(Path(folder) / "export.json", measured)
-        for path in (*variants.values(), Path(folder) / "export.json"):
-            os.replace(path, out / path.name)
+        write_json(folder / "export.json", measured)
     if small not in variants.values():
         (out / small.name).unlink(missing_ok=True)
         console.print("no int8 file: the model has no blocks, whose matrices it would hold")

@@ -19,8 +19,9 @@ from rich.console import Console
 from scipy.signal import welch
 
 from EMG_figures import plt
-from EMG_file import open_file, read_samples, read_table
+from EMG_files import replace_file
 from EMG_filter import LINE_FREQUENCIES, apply_filter
+from EMG_format import open_file, read_samples, read_table
 from EMG_recording import UNLABELLED, Recording, find_recordings, read_recording
 from EMG_windows import class_names, unit_of
 from ENV import EMGError, Settings, from_command_line
@@ -122,7 +123,7 @@ def _inspect_file(path: Path, picture: Path, args: argparse.Namespace) -> Report
     inspect = inspect_windows if _holds_windows(path) else inspect_recording
     report, figure = inspect(path, args.settings, args.ring)
     try:
-        figure.savefig(picture, dpi=150)
+        replace_file(picture, lambda path: figure.savefig(path, dpi=150))
     except OSError as error:
         raise EMGError(f"{picture}: cannot be written ({error.strerror or error}); choose another --out") from None
     finally:

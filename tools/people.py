@@ -4,8 +4,6 @@ A person is the unit: windows of one person are not independent, so their number
 """
 
 import json
-import os
-import tempfile
 import textwrap
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from scipy.stats import bootstrap
 from sklearn.metrics import confusion_matrix
 
 from EMG_figures import BLUE, GREY, ORANGE, draw_confusion_matrix, plt
-from EMG_run import write_json
+from EMG_files import new_files, write_json
 from EMG_utils import summary
 
 METRICS = {"balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "macro_f1": "macro F1"}
@@ -143,16 +141,13 @@ def summarise(runs: dict[tuple[str, int], Path], described: dict) -> dict:
 
 def write_results(found: dict, out: Path) -> None:
     """evaluation.json, per_subject.csv, evaluation.png and confusion_matrix.png, each one whole."""
-    with tempfile.TemporaryDirectory(dir=out) as name:
-        new = Path(name)
+    with new_files(out) as new:
         write_json(new / "evaluation.json", without_nan(found))
         people = pd.DataFrame.from_dict(found["per_subject"], orient="index").rename_axis("subject")
         people.assign(evaluated=found["title"]).to_csv(new / "per_subject.csv")
         draw_people(found, new / "evaluation.png")
         title = f"{textwrap.fill(found['title'], 70)}\nall test windows, {counted(len(found['seeds']), 'seed')}"
         draw_confusion_matrix(found, title, found["origin"], new)
-        for path in new.iterdir():
-            os.replace(path, out / path.name)
 
 
 def read_json(path: Path):

@@ -41,11 +41,12 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from EMG_build import load_model
-from EMG_card import Facts, count_part, data_licence, model_card, save_card
+from EMG_card import Facts, count_part, data_licence, model_card
 from EMG_DATA_LOADER import MIN_TRAINING_WINDOWS, Split, WindowSet, batches, load_windows, read_emg
 from EMG_figures import BLUE, GREY, ORANGE, plt
+from EMG_files import make_folder, replace_folder, write_json
 from EMG_model import EMGForSequenceClassification, ModelError, measure_reference
-from EMG_run import make_folder, replace_folder, trained_recordings, write_json
+from EMG_run import save_card, save_weights, trained_recordings
 from EMG_utils import EVALUATION_BATCH, LINEAR_WEIGHT, balanced_loss, compute_metrics, linear_discriminant, versions
 from EMG_windows import RATE_TOLERANCE
 from ENV import EMGError, Settings, from_command_line
@@ -431,7 +432,7 @@ def facts_of_session(
 def write_results(
     adapted: EMGForSequenceClassification, card: ModelCard, figures: list[dict], described: dict, folder: Path
 ) -> None:
-    adapted.save_pretrained(folder)
+    save_weights(adapted, folder)
     save_card(card, folder)
     draw(figures, described, folder / "personalise.png")
     write_json(folder / "personalise.json", described | {"figures": figures})

@@ -43,9 +43,10 @@ from transformers.utils import logging as transformers_logging
 
 from EMG_build import load_model
 from EMG_decisions import REJECTED, Classifier, FixedReference, RunningReference, Smoother, every_window
+from EMG_files import make_folder, replace_file, write_json
 from EMG_model import EMGForSequenceClassification, ModelError, Reference, measure_reference
 from EMG_recording import UNLABELLED, find_recordings
-from EMG_run import make_folder, replace_file, trained_recordings, write_json
+from EMG_run import trained_recordings
 from EMG_utils import versions
 from ENV import EMGError
 from main import ConsoleHandler

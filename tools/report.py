@@ -15,9 +15,9 @@ from pathlib import Path
 import pandas as pd
 from plotly.graph_objects import Figure
 
+from EMG_files import make_folder
 from EMG_plots import confusion_matrix, overlaid_curves
 from EMG_report import FinishedRun, calibration, model_size, read_run, shown, used_settings, write_page, write_report
-from EMG_run import make_folder
 from ENV import EMGError
 from tools.command_line import Parser, with_status
 

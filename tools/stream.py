@@ -47,8 +47,8 @@ from rich.console import Console
 
 from EMG_build import load_model
 from EMG_decisions import CausalPath, Classifier, RunningReference, probabilities
+from EMG_files import replace_file, write_json
 from EMG_model import EMGForSequenceClassification, ModelError
-from EMG_run import replace_file, write_json
 from ENV import EMGError
 from tools.command_line import Parser, between, with_status
 from tools.predict import add_decision_flags, hop_of, known_reference, smoother, start_log

@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from EMG_run import make_folder, replace_file
+from EMG_files import make_folder, replace_file
 from tools.command_line import Parser, with_status
 from tools.stress.row import Row
 

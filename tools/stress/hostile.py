@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from EMG_DATA_LOADER import load_windows
-from EMG_file import METADATA_KEY, with_checksum
+from EMG_format import METADATA_KEY, with_checksum
 from EMG_recording import read_recording
 from ENV import EMGError, Settings
 from tools.stress.children import Job, try_all
