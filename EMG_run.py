@@ -128,7 +128,7 @@ def resumed_settings(settings: Settings, name: str = "RESUME") -> Settings:
     try:
         saved = json.loads((run / "env.json").read_text(encoding="utf-8"))
         return type(settings)(**saved | {name: run})
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, RecursionError):
         raise EMGError(f"{name} = {run}: there is no run; name a folder under runs") from None
 
 
@@ -156,7 +156,7 @@ def write_split(windows: WindowSet, split: Split, run: Path) -> None:
 
 def is_split_of(run: Path, windows: WindowSet, split: Split) -> bool:
     """Whether the run's split.csv holds these windows in these parts."""
-    return (run / "split.csv").read_text(encoding="utf-8") == _split_text(windows, split)
+    return (run / "split.csv").read_bytes() == _split_text(windows, split).encode()
 
 
 def _split_text(windows: WindowSet, split: Split) -> str:
