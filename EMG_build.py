@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2Model
 from transformers.initialization import no_init_weights
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
-from EMG_help import in_short
+from EMG_help import in_short, printable
 from EMG_model import Backbone, EMGConfig, EMGForSequenceClassification, ModelError
 from ENV import Settings
 
@@ -191,7 +191,8 @@ def _read_config(model_name: str) -> GPT2Config | None:
     try:
         content = _read_json(path)
         if content.get("model_type") != "gpt2":
-            raise ModelError(f"MODEL_NAME = {model_name}: a {str(content.get('model_type'))[:40]} model; name a GPT-2")
+            kind = printable(str(content.get("model_type"))[:40])
+            raise ModelError(f"MODEL_NAME = {model_name}: a {kind} model; name a GPT-2")
         shape = Backbone.model_validate({key: content[key] for key in Backbone.model_fields.keys() & content})
     except ValueError as error:
         if isinstance(error, ModelError):

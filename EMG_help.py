@@ -99,4 +99,8 @@ def in_short(error: Exception) -> str:
         text = f"{where}: {what[0].lower()}{what[1:]}" if where else what
     else:
         text = (str(error) or type(error).__name__).partition("\n")[0]
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:LONGEST])
+    return printable(text[:LONGEST])
+
+
+def printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

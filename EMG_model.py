@@ -40,13 +40,10 @@ RESIDUAL_WEIGHT = 0.1  # of the backbone beside the linear path, before training
 
 MOST_TURNED = 3e7  # pairs of channels, over all turns of the rings: 0.25 GB
 OBEYED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # by a terminal
-KEPT_KEYS = (
-    "architectures",
-    "dtype",
-    "name_or_path",
-    "transformers_version",
-)  # of what transformers puts into a config
-ATTENTION = ("eager", "sdpa", "flash_attention_2", "flex_attention")  # another name would fetch code from the hub
+KEPT = {  # of what transformers puts into a config; another name of an attention would fetch code from the hub
+    "dtype": ("float32", "bfloat16", "float16", torch.float32, torch.bfloat16, torch.float16),
+    "attn_implementation": ("eager", "sdpa", "flash_attention_2", "flex_attention"),
+}
 
 
 class ModelError(ValueError):
@@ -110,7 +107,7 @@ class Described(Claims):
     ring: int = Field(ge=1, le=10_000)
     rotation: int = Field(ge=0, le=10_000)
     noise: float = Field(ge=0)
-    sampling_rate: float = Field(gt=0, le=1e7)
+    sampling_rate: float = Field(ge=1, le=1e7)
     class_codes: list[Annotated[int, Field(ge=0, le=127)]] = Field(min_length=1, max_length=128)
     class_names: list[Name]
     channels: list[Name] = Field(min_length=1, max_length=2048)
@@ -186,8 +183,7 @@ class EMGConfig(PreTrainedConfig):
             Described.model_validate(self, from_attributes=True)
         except ValidationError as error:
             raise ModelError(f"the model's config is not one: {in_short(error)}") from None
-        kept = {name: kwargs[name] for name in KEPT_KEYS if name in kwargs}
-        kept |= {key: value for key, value in kwargs.items() if "attn_implementation" in key and value in ATTENTION}
+        kept = {name: kwargs[name] for name, legal in KEPT.items() if kwargs.get(name) in legal}
         super().__init__(**kept, id2label=dict(enumerate(self.class_names)))
 
 

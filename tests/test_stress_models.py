@@ -1,17 +1,21 @@
 """Checkpoints, model folders and run folders of strangers, and the programme that would notice if they got through."""
 
 import json
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import run
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
+import main
 from EMG_build import build_model, load_model
 from EMG_model import EMGConfig, EMGForSequenceClassification, ModelError
 from tools.stress import hostile_models
+from tools.stress.row import Row
 
 CARELESS = """
 import sys, torch
@@ -35,17 +39,23 @@ victim.serve(int(sys.argv[1]))
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
+def ran(tmp_path_factory) -> tuple[Path, list[Row]]:
+    """Where the programme ran, and its rows."""
     folder = tmp_path_factory.mktemp("stress")
-    hostile_models.make_models(folder)
-    return folder
+    return folder, list(hostile_models.rows(False, folder, 0, print))
 
 
-def test_nothing_is_lost(tmp_path):
+@pytest.fixture
+def made(ran) -> Path:
+    """Its models and runs."""
+    return ran[0]
+
+
+def test_nothing_is_lost(ran):
     """Per folder and call: 2 pickles with and without the weights, 9 kinds of code, 2 tools; 15 strange tensors; 40
     values and 7 texts."""
-    rows = list(hostile_models.rows(False, tmp_path, 0, print))
-    assert [row.lost for row in rows] == [[]] * 7
+    rows = ran[1]
+    assert [row.lost for row in rows] == [[]] * 8
     plants, tensors, configs, mutated_configs, mutated_weights, states, files, pages = rows
     assert plants.times == 2 * (2 * 2 + 9) + 2
     assert plants.refused == 2 * 2 + 2  # those in place of the weights
@@ -65,7 +75,6 @@ def test_the_programme_notices_a_loader_that_is_careless(made, monkeypatch):
         row = hostile_models.tried(sandbox, "", iter(tries))
         assert row.lost[0] == "load of pickles: the pickle or code was run"
         assert row.lost[1].startswith("build of pickles: a traceback, TypeError")
-        (made / "stray").unlink()
         no_pickle = [("load", "model", hostile_models.odd_value(("noise",), 0.5))] * 2
         row = hostile_models.tried(sandbox, "", iter(no_pickle))
         assert row.lost[0].endswith("stray was made or removed")
@@ -80,14 +89,14 @@ def test_the_programme_notices_a_process_that_dies(made, monkeypatch):
 
 
 def seeded():
-    return hostile_models.np.random.default_rng(0)
+    return np.random.default_rng(0)
 
 
 # ---- one by one -----------------------------------------------------------------------------------------------
 
 
 def spoilt(made: Path, to: Path, **changes) -> Path:
-    hostile_models.shutil.copytree(made / "model", to)
+    shutil.copytree(made / "model", to)
     content = json.loads((to / "config.json").read_text())
     (to / "config.json").write_text(json.dumps(content | changes))
     return to
@@ -150,14 +159,27 @@ def test_a_backbone_in_parts_and_of_half_the_digits_is_taken(made, tmp_path):
 # ---- the state of a run -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def interrupted(made) -> Path:
-    hostile_models.make_runs(made, print)
-    return made / "interrupted"
+@pytest.fixture
+def resumed(made, tmp_path, monkeypatch, capsys) -> Callable[[str, bytes | None], str]:
+    """What main.py --resume says to a file of last/ that has other content, or is not there."""
+
+    def refusal(name: str, content: bytes | None) -> str:
+        shutil.copytree(made / "interrupted", tmp_path / "run")
+        path = tmp_path / "run" / "last" / name
+        path.unlink() if content is None else path.write_bytes(content)
+        monkeypatch.setattr(sys, "argv", ["main.py", "--resume", str(tmp_path / "run")])
+        assert main.main() == 1
+        said = capsys.readouterr().err
+        assert said.startswith(f"main.py: {tmp_path / 'run' / 'last'}: the state cannot be read (")
+        assert said.endswith("; start a new run\n")
+        assert said.count("\n") == 1
+        return said
+
+    return refusal
 
 
-def test_a_checkpoint_holds_no_pickle(interrupted):
-    assert sorted(path.name for path in (interrupted / "last").iterdir()) == [
+def test_a_checkpoint_holds_no_pickle(made):
+    assert sorted(path.name for path in (made / "interrupted" / "last").iterdir()) == [
         "epoch.json",
         "history.json",
         "state.safetensors",
@@ -175,24 +197,12 @@ def test_a_checkpoint_holds_no_pickle(interrupted):
         ("epoch.json", b'{"step": 99999, "seconds": 0, "lr_sum": 0, "loss_sum": 0, "right": 0}', "step 99999 of"),
     ],
 )
-def test_a_state_that_does_not_fit_is_refused(interrupted, tmp_path, name, content, reason):
-    folder = tmp_path / "run"
-    hostile_models.shutil.copytree(interrupted, folder)
-    path = folder / "last" / name
-    path.unlink() if content is None else path.write_bytes(content)
-    done = run("main.py", "--resume", folder)
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"main.py: {folder / 'last'}: the state cannot be read (")
-    assert reason in done.stderr
-    assert done.stderr.endswith("; start a new run\n")
-    assert done.stderr.count("\n") == 1
+def test_a_state_that_does_not_fit_is_refused(resumed, name, content, reason):
+    assert reason in resumed(name, content)
 
 
-def test_moments_of_another_shape_are_refused(interrupted, tmp_path):
-    folder = tmp_path / "run"
-    hostile_models.shutil.copytree(interrupted, folder)
-    state = load_file(folder / "last" / "state.safetensors")
-    save_file(state | {"optimizer.0.exp_avg": torch.zeros(3)}, folder / "last" / "state.safetensors")
-    done = run("main.py", "--resume", folder)
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "the optimiser's state of parameter 0 does not fit it" in done.stderr
+def test_moments_of_another_shape_are_refused(made, resumed):
+    state = load_file(made / "interrupted" / "last" / "state.safetensors")
+    assert "the optimiser's state of parameter 0 does not fit it" in resumed(
+        "state.safetensors", save(state | {"optimizer.0.exp_avg": torch.zeros(3)})
+    )

@@ -14,7 +14,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -57,7 +56,7 @@ def rows(nightly: bool, folder: Path, seed: int, say: Say) -> Iterator[Row]:
     with Sandbox(folder) as sandbox:
         say("making a model, a backbone, a run that was interrupted and one that is finished")
         make_models(folder)
-        make_runs(folder, say)
+        make_runs(sandbox)
         yield tried(sandbox, "pickles and code in a model folder", model_plants(sandbox))
         yield tried(sandbox, "model.safetensors that is something else", odd_weights(folder))
         yield tried(sandbox, "config.json with absurd values", odd_configs(folder, rng, nightly))
@@ -101,7 +100,7 @@ class Sandbox:
         shutil.copytree(self.folder / kind, self.copy)
         change(self.copy)
         before = self.beside()
-        given = {"export": [self.out], "predict": [*(self.folder / "raw").glob("*.hdf5"), self.out]}.get(call, [])
+        given = {"export": [self.out], "predict": [self.folder / "raw", self.out]}.get(call, [])
         end, seconds, megabytes = self.ask(call, self.copy, *given, patience=SECONDS * (10 if call == "resume" else 1))
         if self.trace.exists():
             self.trace.unlink()
@@ -161,37 +160,35 @@ PREPROCESSING = {"FILTER": "causal", "BAND_HZ": [20.0, 700.0], "SAMPLE_RATE": 10
 }  # fmt: skip
 
 
-def make_runs(folder: Path, say: Say) -> None:
+def make_runs(sandbox: "Sandbox") -> None:
     """raw/, windows.parquet, finished/, which was trained twice, and interrupted/, whose last/ has a state."""
-    script = [sys.executable, "main.py", "--data-location", folder / "windows.parquet", "--model-name"]
-    script += [folder / "backbone", "--precision", "fp32", "--filters", "2", "--batch-size", "32", "--tracker", "none"]
-    small = ["--subjects", "3", "--trajectories", "repeats_long", "--repetitions", "2"]
-    run([sys.executable, "-m", "tools.simulate", folder / "raw", *small, "--channels", "2", "--sampling-rate", "1000"])
-    run([sys.executable, "Preprocessing.py", folder / "raw", "--data-location", folder / "windows.parquet"])
-    for path in sorted((folder / "raw").iterdir())[1:]:
-        path.unlink()
-    split = ["--split", "repetition"]
-    run([*script, *split, "--num-epochs", "1", "--run-dir", folder / "finished"])
-    interrupt([*script, *split, "--num-epochs", "2", "--batch-size", "1", "--run-dir", folder / "interrupted"])
+    raw, windows = sandbox.folder / "raw", sandbox.folder / "windows.parquet"
+    small = ["--subjects", "3", "--sessions", "2", "--trajectories", "repeats_long", "--channels", "2"]
+    flags = ["--data-location", windows, "--model-name", sandbox.folder / "backbone", "--precision", "fp32"]
+    flags += ["--filters", "2", "--tracker", "none", "--split", "repetition", "--num-epochs", "2", "--run-dir"]
+    made = [sandbox.ask("simulate", raw, *small, "--sampling-rate", "1000", "--repetitions", "2", patience=SECONDS)[0]]
+    made += [sandbox.ask("preprocess", raw, "--data-location", windows, patience=SECONDS)[0]]
+    made += [sandbox.ask("train", *flags, sandbox.folder / "finished", patience=SECONDS)[0]]
+    if made != ["right"] * 3:
+        raise RuntimeError(f"the runs cannot be made: {made}")
+    interrupt(sandbox, [*flags, sandbox.folder / "interrupted", "--batch-size", "4", "--no-refit"])
 
 
-def run(command: list) -> None:
-    words = list(map(str, command))
-    done = subprocess.run(words, cwd=root(), env=environment(), capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(words)}: {done.stderr}")
-
-
-def interrupt(command: list) -> None:
+def interrupt(sandbox: "Sandbox", flags: list) -> None:
     """Ctrl-C after the first checkpoint, which is followed by the last one."""
-    where, words = Path(command[-1]) / "last" / "history.json", list(map(str, command))
-    process = subprocess.Popen(words, cwd=root(), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    while not where.exists() and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate()
-    if process.returncode != 130:
-        raise RuntimeError(f"the run was not interrupted: {said.decode()}")
+    history, ended = sandbox.folder / "interrupted" / "last" / "history.json", threading.Event()
+
+    def press() -> None:
+        while not ended.wait(0.02):
+            if history.exists():
+                sandbox.process.send_signal(signal.SIGINT)
+                return
+
+    threading.Thread(target=press).start()
+    end = sandbox.ask("train", *flags, patience=SECONDS)[0]
+    ended.set()
+    if "130" not in end:
+        raise RuntimeError(f"the run was not interrupted: {end}")
 
 
 # ---- pickles and code -----------------------------------------------------------------------------------------

@@ -16,9 +16,10 @@ from contextlib import suppress
 import torch
 
 import main as main_script
+import Preprocessing
 from EMG_build import build_model, load_model
 from EMG_model import EMGConfig, ModelError
-from tools import export, predict, report
+from tools import export, predict, report, simulate
 
 STATUSES = {0: "right", 1: "refused"}
 LONGEST_SENTENCE = 2000  # characters, of which a path may be many
@@ -44,7 +45,7 @@ def build(folder: str) -> str:
 def command(script, *argv: str) -> str:
     """A script's main function; "refused" asks for one sentence and nothing else on the error output."""
     sys.argv = [script.__name__, *argv]
-    given = [] if script is main_script else [list(argv)]
+    given = [] if script in (main_script, Preprocessing) else [list(argv)]
     status = script.main(*given)
     return STATUSES.get(status, f"the exit status is {status}: {last_line()}")
 
@@ -52,10 +53,13 @@ def command(script, *argv: str) -> str:
 CALLS = {
     "load": load,
     "build": build,
+    "simulate": lambda *argv: command(simulate, *argv),
+    "preprocess": lambda *argv: command(Preprocessing, *argv),
+    "train": lambda *argv: command(main_script, *argv),
     "resume": lambda run: command(main_script, "--resume", run),
     "report": lambda run: command(report, run),
     "export": lambda run, out: command(export, run, "--out", out),
-    "predict": lambda model, recording, out: command(predict, recording, "--model", model, "--out", out),
+    "predict": lambda model, recordings, out: command(predict, recordings, "--model", model, "--out", out),
 }
 
 
