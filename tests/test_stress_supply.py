@@ -100,7 +100,7 @@ def test_without_a_database_nothing_counts_as_audited(monkeypatch):
     ],
 )  # fmt: skip
 def test_what_runs_data_is_found_in_a_source(source, told):
-    assert told in supply.offences(source, "x.py")
+    assert any(line.startswith(told) for line in supply.offences(source, "x.py"))
 
 
 def test_what_only_looks_like_it_is_not():
