@@ -1,13 +1,22 @@
 """A new model on the blocks of a GPT-2, with its language-model weights or without, and saved models."""
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
-from huggingface_hub import constants, get_session
-from safetensors import SafetensorError
+import torch
+from huggingface_hub import constants, get_session, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from pydantic_core import from_json
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2Model
+from transformers.initialization import no_init_weights
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
-from EMG_model import EMGConfig, EMGForSequenceClassification, ModelError
+from EMG_help import in_short, printable
+from EMG_model import Backbone, EMGConfig, EMGForSequenceClassification, ModelError
+from ENV import Settings
 
 ARCHITECTURES = {  # GPT-2 on the hub; its shape is enough to start from random weights without the hub
     "distilgpt2": {"n_embd": 768, "n_layer": 6, "n_head": 12},
@@ -20,6 +29,8 @@ BACKBONE_KEPT = (  # of GPT2Config: all that shapes the blocks
     *("n_embd", "n_head", "n_inner", "n_positions", "activation_function", "layer_norm_epsilon"),
     *("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"),
 )
+
+MAX_CONFIG_BYTES = 1 << 20
 
 logger = logging.getLogger(__name__)
 
@@ -48,51 +59,114 @@ def build_model(config: EMGConfig, model_name: str, pretrained: str, blocks: int
     config.backbone |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
     model = EMGForSequenceClassification(config)
     if source:
-        source.wte = None
         model.backbone.load_state_dict(source.state_dict(), strict=True)
     return model
 
 
 def load_model(source: Path | str) -> EMGForSequenceClassification:
-    """A saved model from a folder, the cache or the hub (`user/name`), strictly.
+    """A saved model from a folder, the cache or the hub (`user/name`), strictly; of its files config.json and
+    model.safetensors are read, and nothing else.
 
-    Raises ModelError where there is none, or its weights are missing, superfluous or damaged.
+    Raises ModelError where there is none, its config is not one, or its weights are missing, superfluous or damaged.
     """
-    options = {"use_safetensors": True, "local_files_only": Path(source).is_dir() or not hub_answers()}
     try:
-        model, info = EMGForSequenceClassification.from_pretrained(source, output_loading_info=True, **options)
+        described, tensors = _files_of(source, CONFIG_NAME, SAFE_WEIGHTS_NAME)
+        config, weights = EMGConfig(**_read_json(described)), load_file(tensors)
+        Settings.model_validate(config.preprocessing)
+        _check_sizes(config, weights)
+        with no_init_weights():
+            model = EMGForSequenceClassification(config)
+        if wrong := model.state_dict().keys() ^ weights.keys():
+            raise ValueError(f"its weights do not fit its config, {min(wrong)} first")
+        model.load_state_dict(weights)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        no_name = "Repo id must be" in str(error)  # transformers takes what is no folder for a name on the hub
-        reason = "there is no such folder" if no_name else _first_line(error)
+        no_name = isinstance(error, HFValidationError)  # the hub's library takes what is no folder for a name there
+        reason = "there is no such folder" if no_name else in_short(error)
         raise ModelError(
             f"{source}: no model can be loaded ({reason}); name a best_model folder, or a model on the hub"
         ) from None
-    wrong = [*info["missing_keys"], *info["unexpected_keys"]]
-    if wrong:
-        raise ModelError(f"{source}: weights do not fit the model, {sorted(wrong)[0]} first; train it anew")
+    model.config.name_or_path = model.name_or_path = str(source)
     return model.eval()
+
+
+def _files_of(source: Path | str, *names: str) -> list[Path]:
+    """Files in a folder, in the cache or on the hub; raises OSError or ValueError where one of them is not there."""
+    if Path(source).is_dir():
+        found = [Path(source) / name for name in names]
+    else:
+        local = not hub_answers()
+        try:
+            found = [Path(hf_hub_download(str(source), name, local_files_only=local)) for name in names]
+        except EntryNotFoundError:
+            raise FileNotFoundError(f"neither cache nor hub have its {' and '.join(names)}") from None
+    if missing := [path.name for path in found if not path.is_file()]:
+        raise FileNotFoundError(f"it has no {missing[0]}")
+    return found
+
+
+def _read_json(path: Path) -> dict:
+    """Raises ValueError where it is none, or no model's."""
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise ValueError(f"{path.name} has {path.stat().st_size:,} bytes, and a model's a few thousand")
+    content = from_json(path.read_bytes())
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} holds no settings")
+    return content
+
+
+def _check_sizes(config: EMGConfig, weights: dict[str, torch.Tensor]) -> None:
+    """Raise ValueError where the config claims other sizes than the weights have, before they take memory."""
+    backbone, claimed = config.backbone, {}
+    claimed["scale"] = (1, len(config.channels))
+    claimed["head.bias"] = (len(config.class_codes),)
+    claimed["backbone.wpe.weight"] = (backbone.get("n_positions", 1024), backbone["n_embd"])
+    if "power" in config.tokens:
+        claimed["tokenisers.power.filters"] = (config.filters, config.filter_taps)
+    blocks = sum(name.startswith("backbone.h.") and name.endswith(".ln_1.weight") for name in weights)
+    if blocks != backbone["n_layer"]:
+        raise ValueError(f"its config has {backbone['n_layer']} blocks, its weights {blocks}")
+    for name, shape in claimed.items():
+        if name not in weights or tuple(weights[name].shape) != shape:
+            found = tuple(weights[name].shape) if name in weights else "missing"
+            raise ValueError(f"its config makes {name} {shape}, and in its weights it is {found}")
 
 
 def _load_backbone(model_name: str, blocks: int) -> GPT2Model | None:
     """The first `blocks` blocks with their language-model weights; None where there are none to be had."""
-    folder = Path(model_name)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        return None
     config = _read_config(model_name)
     if config is None:
         return None
     config.n_layer = min(blocks, config.n_layer)
-    options = {"config": config, "local_files_only": folder.is_dir() or not hub_answers(), "use_safetensors": True}
     try:
-        backbone, info = GPT2Model.from_pretrained(model_name, output_loading_info=True, **options)
+        folder = Path(model_name)
+        files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else _files_of(model_name, SAFE_WEIGHTS_NAME)
+    except (OSError, ValueError):
+        return None  # neither in the cache nor on the hub
+    if not files:
+        return None
+    with torch.device("meta"):  # no memory before the weights are known to fit
+        backbone = GPT2Model(config)
+    backbone.wte = None
+    try:
+        backbone.load_state_dict(_named_tensors(files, backbone.state_dict().keys()), assign=True)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        if isinstance(error, OSError) and not folder.is_dir():
-            return None  # neither in the cache nor on the hub
-        reason = _first_line(error)
-        raise ModelError(f"{model_name}: the weights cannot be loaded ({reason}); fetch them again") from None
-    if info["missing_keys"]:
-        raise ModelError(f"{model_name}: these are no GPT-2 weights, {sorted(info['missing_keys'])[0]} is missing")
+        raise ModelError(f"{model_name}: the weights cannot be loaded ({in_short(error)}); fetch them again") from None
     return backbone
+
+
+def _named_tensors(files: list[Path], names: Collection[str]) -> dict[str, torch.Tensor]:
+    """Of a GPT-2's weights, saved with the language-model head or without it, those that are named.
+
+    Raises ValueError where one is missing.
+    """
+    found = {}
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            own = {key.removeprefix("transformer."): key for key in file.keys()}  # noqa: SIM118, it is no dict
+            found |= {name: file.get_tensor(own[name]).float() for name in own.keys() & names}
+    if missing := sorted(set(names) - set(found)):
+        raise ValueError(f"these are no GPT-2 weights, {missing[0]} is missing")
+    return found
 
 
 def _architecture(model_name: str) -> GPT2Config:
@@ -106,17 +180,25 @@ def _architecture(model_name: str) -> GPT2Config:
 
 
 def _read_config(model_name: str) -> GPT2Config | None:
-    """The config.json in a folder, in the cache or on the hub; None where there is none, ModelError if no GPT-2's."""
-    local = Path(model_name).is_dir() or not hub_answers()
+    """Of the config.json in a folder, in the cache or on the hub what shapes the blocks; None where there is none.
+
+    Raises ModelError where it is no GPT-2's.
+    """
     try:
-        content, _ = GPT2Config.get_config_dict(model_name, local_files_only=local)
+        (path,) = _files_of(model_name, CONFIG_NAME)
     except (OSError, ValueError):
         return None
-    if not content:
-        return None
-    if content.get("model_type") != "gpt2":
-        raise ModelError(f"MODEL_NAME = {model_name}: a {content.get('model_type')} model; name a GPT-2")
-    return GPT2Config.from_dict(content)
+    try:
+        content = _read_json(path)
+        if content.get("model_type") != "gpt2":
+            kind = printable(str(content.get("model_type"))[:40])
+            raise ModelError(f"MODEL_NAME = {model_name}: a {kind} model; name a GPT-2")
+        shape = Backbone.model_validate({key: content[key] for key in Backbone.model_fields.keys() & content})
+    except ValueError as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"MODEL_NAME = {model_name}: its config.json is no GPT-2's ({in_short(error)})") from None
+    return GPT2Config(**shape.model_dump(), vocab_size=1, bos_token_id=None, eos_token_id=None)
 
 
 def hub_answers() -> bool:
@@ -128,7 +210,3 @@ def hub_answers() -> bool:
     except Exception:  # every HTTP library has its own; any of them means no
         return False
     return True
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

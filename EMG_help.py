@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsError
 
+LONGEST = 300  # characters of a reason
 WORDS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}  # what stands for a value, by its type
 NO_BREAK = "\xa0"  # keeps `x ≥ 0` on one line
 ABOUT_SETTINGS = """Every setting in these groups is also a constant of ENV.py and a variable of the
@@ -87,3 +89,18 @@ def written(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ",".join(map(written, value))
     return f"{value:g}" if isinstance(value, float) else str("" if value is None else value)
+
+
+def in_short(error: Exception) -> str:
+    """The reason in one line, without what a terminal would obey: it may quote a stranger's file."""
+    if isinstance(error, ValidationError):
+        detail = error.errors()[0]
+        where, what = ".".join(map(str, detail["loc"])), detail["msg"].removeprefix("Value error, ")
+        text = f"{where}: {what[0].lower()}{what[1:]}" if where else what
+    else:
+        text = (str(error) or type(error).__name__).partition("\n")[0]
+    return printable(text[:LONGEST])
+
+
+def printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

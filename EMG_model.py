@@ -5,13 +5,15 @@ logits = model(emg=emg).logits  # emg (B, T, C) in the unit of the training data
 """
 
 import filecmp
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from huggingface_hub import ModelCard
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 from torch import distributed, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import (
@@ -21,9 +23,13 @@ from transformers import (
     GPT2Model,
     PreTrainedConfig,
     PreTrainedModel,
+    initialization,
 )
+from transformers.activations import ACT2FN
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
+
+from EMG_help import in_short
 
 BAND_EDGES_HZ = (20, 40, 60, 90, 140, 250, 500)  # of the fixed bands; those above Nyquist are left out
 POWER_FLOOR = 1e-4  # of a channel's variance: −40 dB, below the noise of any electrode
@@ -32,8 +38,98 @@ SPREAD_FLOOR = 0.05  # of a log covariance; that of a silent electrode does not 
 RESIDUAL_WEIGHT = 0.1  # of the backbone beside the linear path, before training
 
 
+MOST_TURNED = 3e7  # pairs of channels, over all turns of the rings: 0.25 GB
+OBEYED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # by a terminal
+KEPT = {  # of what transformers puts into a config; another name of an attention would fetch code from the hub
+    "dtype": ("float32", "bfloat16", "float16", torch.float32, torch.bfloat16, torch.float16),
+    "attn_implementation": ("eager", "sdpa", "flash_attention_2", "flex_attention"),
+}
+
+
 class ModelError(ValueError):
     """A model that cannot be built or loaded, in one sentence."""
+
+
+# ---- what a config may say ------------------------------------------------------------------------------------
+
+
+class Claims(BaseModel, strict=True, allow_inf_nan=False):
+    """What is checked before anything of the size that it claims is built: it may be a stranger's."""
+
+
+def _plain(text: str) -> str:
+    if found := OBEYED.search(text):
+        raise ValueError(f"has the control character {found[0]!r}")
+    return text
+
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(max_length=200), AfterValidator(_plain)]
+
+
+class Backbone(Claims, extra="forbid"):
+    """Of GPT2Config, all that shapes the blocks; the limits are some times those of GPT-2 XL."""
+
+    n_embd: int = Field(ge=1, le=4096)
+    n_layer: int = Field(ge=0, le=200)
+    n_head: int = Field(ge=1, le=4096)
+    n_positions: int = Field(1024, ge=1, le=16384)
+    n_inner: int | None = Field(None, ge=1, le=16384)
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = Field(1e-5, gt=0, lt=1)
+    resid_pdrop: Share = 0.1
+    embd_pdrop: Share = 0.1
+    attn_pdrop: Share = 0.1
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    reorder_and_upcast_attn: bool = False
+
+    @model_validator(mode="after")
+    def _is_one(self):
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd = {self.n_embd} is no multiple of n_head = {self.n_head}")
+        if self.activation_function not in ACT2FN:
+            raise ValueError(f"there is no activation_function {self.activation_function[:40]}")
+        return self
+
+
+class Described(Claims):
+    """An EMGConfig."""
+
+    backbone: Backbone
+    tokens: list[Literal["covariance", "power", "bands", "raw"]] = Field(min_length=1, max_length=4)
+    patch: int = Field(ge=1)
+    window: int = Field(ge=2, le=10_000_000)
+    filters: int = Field(ge=1, le=256)
+    filter_taps: int = Field(ge=1, le=100_000)
+    dropout: Share
+    linear_path: bool
+    ring: int = Field(ge=1, le=10_000)
+    rotation: int = Field(ge=0, le=10_000)
+    noise: float = Field(ge=0)
+    sampling_rate: float = Field(ge=1, le=1e7)
+    class_codes: list[Annotated[int, Field(ge=0, le=127)]] = Field(min_length=1, max_length=128)
+    class_names: list[Name]
+    channels: list[Name] = Field(min_length=1, max_length=2048)
+    preprocessing: dict
+    unit: Name
+    scale: Literal["session", "training"]
+    weights: Literal["pretrained", "random"]
+    data_note: Annotated[str, Field(max_length=10_000)]
+
+    @model_validator(mode="after")
+    def _fits_together(self):
+        pairs = len(self.channels) * (len(self.channels) + 1) // 2
+        for kind in ("tokens", "class_codes", "class_names"):
+            if len(set(getattr(self, kind))) < len(getattr(self, kind)):
+                raise ValueError(f"{kind} has the same one twice")
+        if len(self.class_names) != len(self.class_codes):
+            raise ValueError(f"{len(self.class_names)} class_names for {len(self.class_codes)} class_codes")
+        if not 2 * self.patch <= self.window:
+            raise ValueError(f"a window of {self.window} samples holds no two patches of {self.patch}")
+        if (2 * self.rotation + 1) * pairs > MOST_TURNED:
+            raise ValueError(f"rotation = {self.rotation} is too much for {len(self.channels)} channels")
+        return self
 
 
 class EMGConfig(PreTrainedConfig):
@@ -46,6 +142,8 @@ class EMGConfig(PreTrainedConfig):
     class_names: its name; channels: names; preprocessing: the settings of Preprocessing.py, to be repeated before
     prediction; unit: of the samples; scale: `session` or `training`, what windows were measured against; weights:
     `pretrained` or `random`, what the backbone started from; data_note: where the training data came from.
+    Raises ModelError where they are not what Described says. What else a config.json may tell transformers to load or
+    to run (remote code, quantization, kernels, other files) is left out.
     """
 
     model_type = "emg-gpt2"
@@ -81,7 +179,12 @@ class EMGConfig(PreTrainedConfig):
         self.sampling_rate, self.channels, self.unit, self.scale = sampling_rate, list(channels), unit, scale
         self.class_codes, self.class_names = list(class_codes), list(class_names)
         self.preprocessing, self.weights, self.data_note = preprocessing or {}, weights, data_note
-        super().__init__(**{"id2label": dict(enumerate(self.class_names))} | kwargs)
+        try:
+            Described.model_validate(self, from_attributes=True)
+        except ValidationError as error:
+            raise ModelError(f"the model's config is not one: {in_short(error)}") from None
+        kept = {name: kwargs[name] for name, legal in KEPT.items() if kwargs.get(name) in legal}
+        super().__init__(**kept, id2label=dict(enumerate(self.class_names)))
 
 
 # ---- normalisation and augmentation ---------------------------------------------------------------------------
@@ -185,9 +288,14 @@ class Augmentation(nn.Module):
     def __init__(self, config: EMGConfig):
         super().__init__()
         self.noise, self.turns = config.noise, range(-config.rotation, config.rotation + 1)
-        turned = [turn_rings(len(config.channels), config.ring, turn) for turn in self.turns]
-        for name, orders in zip(("channels", "pairs"), zip(*turned, strict=True), strict=True):
-            self.register_buffer(name, torch.stack(orders), persistent=False)
+        self.of_rings = len(config.channels), config.ring
+        for name, orders in self.orders().items():
+            self.register_buffer(name, orders, persistent=False)
+
+    def orders(self) -> dict[str, torch.Tensor]:
+        """channels (turns, C) and pairs (turns, C(C+1)/2): what takes the place of each one, turn by turn."""
+        turned = zip(*(turn_rings(*self.of_rings, turn) for turn in self.turns), strict=True)
+        return {name: torch.stack(orders) for name, orders in zip(("channels", "pairs"), turned, strict=True)}
 
     def draw(self, count: int, seed: int) -> Draws:
         """The chances of a batch of `count` windows: a function of the seed, whichever device or process asks."""
@@ -411,6 +519,11 @@ class EMGForSequenceClassification(PreTrainedModel):
         self.first_trained = 0
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, *given, **named):
+        """As transformers has it, from safetensors alone."""
+        return super().from_pretrained(*given, **named | {"use_safetensors": True})
+
     def _upload_modified_files(self, working_dir: str, *given, **named):
         """push_to_hub, with the card of the folder that the model was loaded from if the weights are still those.
 
@@ -422,6 +535,13 @@ class EMGForSequenceClassification(PreTrainedModel):
             card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *(made.data.tags or [])]))
             card.save(new / "README.md")
         return super()._upload_modified_files(working_dir, *given, **named)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """transformers makes a model without memory, fills in the weights, and asks for the rest here."""
+        super()._init_weights(module)
+        if isinstance(module, Augmentation):
+            for name, orders in module.orders().items():
+                initialization.copy_(getattr(module, name), orders)
 
     def get_input_embeddings(self) -> None:
         """None: the tokens are patches of signal."""

@@ -21,7 +21,7 @@ from plotly.offline import get_plotlyjs
 
 from EMG_DATA_LOADER import PARTS, WindowSet, open_windows, read_emg
 from EMG_files import replace_file
-from EMG_help import written
+from EMG_help import in_short, written
 from EMG_plots import accuracy_curves, confusion_matrix, loss_curves, reliability
 from EMG_windows import SETTINGS_KEPT
 from ENV import EMGError, Settings, flag
@@ -122,8 +122,7 @@ def _read(path: Path, read: Callable):
     try:
         return read(path)
     except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise EMGError(f"{path}: the file cannot be read ({reason}); remove it or run main.py anew") from None
+        raise EMGError(f"{path}: the file cannot be read ({in_short(error)}); remove it or run main.py anew") from None
 
 
 def _read_json(path: Path) -> dict:

@@ -5,7 +5,8 @@ import itertools
 import json
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -75,9 +76,16 @@ def save_model(model: EMGForSequenceClassification, card: ModelCard, folder: Pat
 
 
 def save_weights(model: EMGForSequenceClassification, folder: Path, **named) -> None:
-    """As transformers saves a model; raises OSError where safetensors, whose errors are its own, cannot write."""
-    try:
+    """As transformers saves a model; raises OSError where it cannot be written."""
+    with disk_errors(folder):
         model.save_pretrained(folder, **named)
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Raise OSError where safetensors, whose errors are its own, cannot write to `folder`."""
+    try:
+        yield
     except SafetensorError as error:
         raise OSError(errno.EIO, str(error), str(folder)) from None
 
@@ -104,7 +112,7 @@ def resumed_settings(settings: Settings, name: str = "RESUME") -> Settings:
     try:
         saved = json.loads((run / "env.json").read_text(encoding="utf-8"))
         return type(settings)(**saved | {name: run})
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, RecursionError):
         raise EMGError(f"{name} = {run}: there is no run; name a folder under runs") from None
 
 
@@ -118,7 +126,7 @@ def write_split(windows: WindowSet, split: Split, run: Path) -> None:
 
 def is_split_of(run: Path, windows: WindowSet, split: Split) -> bool:
     """Whether the run's split.csv holds these windows in these parts."""
-    return (run / "split.csv").read_text(encoding="utf-8") == _split_text(windows, split)
+    return (run / "split.csv").read_bytes() == _split_text(windows, split).encode()
 
 
 def _split_text(windows: WindowSet, split: Split) -> str:

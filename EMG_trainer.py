@@ -1,12 +1,10 @@
 """Training: one process or several, on CPU or GPU, stopped and resumed at any step."""
 
 import ctypes
-import errno
 import json
 import logging
 import math
 import os
-import pickle
 import shutil
 import signal
 import sys
@@ -24,25 +22,20 @@ import pandas as pd
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+from pydantic import BaseModel, NonNegativeInt, PositiveInt, TypeAdapter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score
 from torch.nn import functional as F  # noqa: N812
 from transformers import get_cosine_schedule_with_warmup
 
 from EMG_DATA_LOADER import Batch, Feed, Split, WindowSet, class_weights, cut_rows
-from EMG_files import (
-    discarded_on_error,
-    finish_replacement,
-    remove_folder,
-    replace_file,
-    replace_folder,
-    replacement,
-    start_replacement,
-)
+from EMG_files import remove_folder, replace_file, replace_folder
+from EMG_help import in_short
 from EMG_model import Below, Draws, EMGForSequenceClassification, References
-from EMG_run import save_weights
+from EMG_run import disk_errors, save_weights
 from EMG_utils import EVALUATION_BATCH, balanced_accuracy, balanced_loss, new_model, outputs_below, session_references
 from ENV import EMGError, Settings
 
@@ -53,6 +46,7 @@ CHECKPOINT_SHARE = 0.03  # of the time goes into checkpoints, at the most, but f
 GUESSED_RATE = 5e8  # bytes of a checkpoint per second, until one was written
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 STEPS_PER_LOOK = 10  # on a GPU: looking at the loss waits for it
+STATE = "state.safetensors"  # in last/: no pickle, which would run what a stranger put there
 TIMED_WINDOWS = 40  # single predictions whose median is the time of one window
 
 Shared = TypeVar("Shared")
@@ -152,6 +146,33 @@ class Epoch:
         self.loss_sum, self.right = self.loss_sum + loss.double(), self.right + right.double()
 
 
+class EpochSums(BaseModel, extra="forbid"):
+    """An Epoch as epoch.json has it."""
+
+    step: NonNegativeInt
+    seconds: float
+    lr_sum: float
+    loss_sum: float
+    right: float
+
+
+class HistoryRow(BaseModel, extra="forbid"):
+    """A row of history as history.json has it, of a training without a validation part."""
+
+    epoch: PositiveInt
+    lr: float
+    train_loss: float
+    train_accuracy: float
+    seconds: float
+    weights: str
+
+
+class ValidatedRow(HistoryRow):
+    validation_loss: float
+    validation_accuracy: float
+    validation_balanced_accuracy: float
+
+
 class Trainer:
     """Trains one model on one split; the validation part chooses the epoch that is kept.
 
@@ -186,8 +207,9 @@ class Trainer:
         )
         total = self.steps * epochs
         self.schedule = get_cosine_schedule_with_warmup(optimizer, round(settings.WARMUP * total), total)
-        self.accelerator.register_for_checkpointing(self.schedule)  # prepared, it would step once per process
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.model, self.optimizer = self.accelerator.prepare(
+            model, optimizer
+        )  # the schedule would step once per process
         self.augmentation = model.augmentation
         self.samples, self.references = Feed(windows, self.device), references.to(self.device)
         self.feed = self._feed_below(model) if settings.FREEZE else self.samples  # of the model that is trained
@@ -249,7 +271,7 @@ class Trainer:
         """
         if run:
             run.mkdir(parents=True, exist_ok=True)
-        fresh, self.track = not (run and self._resume(run)), track
+        fresh, self.track = not (run and self._resume(run, stop_after or self.epochs)), track
         with _progress(console) as bar, _kept_signals() as asked:
             while len(self.history) < (stop_after or self.epochs):
                 if epochs_since_best(self.history) >= self.settings.PATIENCE:
@@ -455,48 +477,88 @@ class Trainer:
             replace_folder(
                 run / "best_model", lambda folder: save_weights(self.bare_model, folder, state_dict=self.best)
             )
-        self.best = None
+        self.best, sums = None, self._whole_sums()
         if main:
-            start_replacement(run / "last")
+            replace_folder(run / "last", lambda folder: self._write_last(folder, sums, state))
         self.accelerator.wait_for_everyone()
-        with discarded_on_error(run / "last"):
-            self._write_last(replacement(run / "last"), state)
-            if main:
-                finish_replacement(run / "last")
         self.spent["checkpoints"] += time.perf_counter() - began
         self.checkpoints += 1
 
-    def _write_last(self, folder: Path, state: bool) -> None:
-        """Raises OSError where torch and safetensors, whose errors are their own, cannot write."""
-        sums = self._whole_sums()
-        try:
-            if state:
-                self.accelerator.save_state(str(folder / "state"))
-        except (RuntimeError, SafetensorError):
-            raise OSError(errno.EIO, "the state cannot be written, the disk may be full", str(folder)) from None
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            (folder / "history.json").write_text(json.dumps(self.history))
-            epoch = asdict(replace(self.epoch, loss_sum=sums[0], right=sums[1]))
-            (folder / "epoch.json").write_text(json.dumps(epoch))
+    def _write_last(self, folder: Path, sums: tuple[float, float], state: bool) -> None:
+        """Processes have the same weights and moments, chance has no state, and the schedule's is the steps done."""
+        if state:
+            moments = self.optimizer.state_dict()["state"]
+            tensors = {f"model.{name}": tensor for name, tensor in self.bare_model.state_dict().items()}
+            tensors |= {f"optimizer.{n}.{name}": tensor for n, kept in moments.items() for name, tensor in kept.items()}
+            with disk_errors(folder):
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / STATE)
+        (folder / "history.json").write_text(json.dumps(self.history))
+        epoch = asdict(replace(self.epoch, loss_sum=sums[0], right=sums[1]))
+        (folder / "epoch.json").write_text(json.dumps(epoch))
 
-    def _resume(self, run: Path) -> bool:
-        """Go on from last/, if it is there; returns whether it is."""
+    def _resume(self, run: Path, epochs: int) -> bool:
+        """Go on from last/, if it is there; returns whether it is.
+
+        Its files may be a stranger's: only numbers are read, and they have to fit.
+        """
         last = run / "last"
         if not (last / "history.json").is_file():
             return False
         try:
-            if (last / "state").is_dir():
-                self.accelerator.load_state(str(last / "state"))
-            self.history = json.loads((last / "history.json").read_text())
-            self.epoch = Epoch(**json.loads((last / "epoch.json").read_text()))
-        except (OSError, ValueError, TypeError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-            reason = str(error).partition("\n")[0]
-            raise EMGError(f"{last}: the state cannot be read ({reason}); start a new run") from None
+            self._read_progress(last)
+            ended = len(self.history) >= epochs or epochs_since_best(self.history) >= self.settings.PATIENCE
+            if (last / STATE).is_file():
+                self._load_state(load_file(last / STATE))
+            elif not ended:
+                raise ValueError(f"there is no {STATE}")
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise EMGError(f"{last}: the state cannot be read ({in_short(error)}); start a new run") from None
         if not self.accelerator.is_main_process:
             self.epoch.loss_sum = self.epoch.right = 0.0  # the main process has the sums of all
         logger.info(f"going on after epoch {len(self.history)}, step {self.epoch.step} of {last}")
         return True
+
+    def _read_progress(self, last: Path) -> None:
+        """history.json and epoch.json; raises ValueError where they are not those of such a training."""
+        row = ValidatedRow if len(self.split.validation) else HistoryRow
+        content = (last / "history.json").read_bytes()
+        numbers = [one.epoch for one in TypeAdapter(list[row]).validate_json(content)]
+        epoch = EpochSums.model_validate_json((last / "epoch.json").read_bytes())
+        if numbers != list(range(1, len(numbers) + 1)) or len(numbers) > self.epochs:
+            raise ValueError(f"the {len(numbers)} epochs of history.json do not count from 1 to {self.epochs} at most")
+        if epoch.step > self.steps:
+            raise ValueError(f"epoch.json has step {epoch.step} of {self.steps}")
+        self.history, self.epoch = json.loads(content), Epoch(**epoch.model_dump())
+
+    def _load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """What `_save_state` wrote; raises ValueError or RuntimeError where it is of another model."""
+        self.bare_model.load_state_dict(_below("model.", state))
+        moments, groups = self._sorted(_below("optimizer.", state)), self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        steps = len(self.history) * self.steps + self.epoch.step
+        factors = zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
+        rates = [base * factor(steps) for base, factor in factors]
+        self.schedule.load_state_dict(self.schedule.state_dict() | {"last_epoch": steps, "_last_lr": rates})
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    def _sorted(self, moments: dict[str, torch.Tensor]) -> dict[int, dict[str, torch.Tensor]]:
+        """The moments of every parameter that has any, by its number; raises ValueError where they do not fit it."""
+        parameters = [one for group in self.optimizer.param_groups for one in group["params"]]
+        found = {}
+        for number, parameter in enumerate(parameters):
+            shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+            kept = {name: moments.pop(f"{number}.{name}") for name in shapes if f"{number}.{name}" in moments}
+            if kept and {name: tensor.shape for name, tensor in kept.items()} != shapes:
+                raise ValueError(f"the optimiser's state of parameter {number} does not fit it")
+            found |= {number: kept} if kept else {}
+        if moments:
+            raise ValueError(f"the optimiser has no {min(moments)}")
+        return found
+
+
+def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:

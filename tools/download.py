@@ -38,6 +38,7 @@ FIRST_DELAY, LONGEST_DELAY = 0.5, 60  # s before the next try, twice as long eve
 TIMEOUT = (10, 30)  # s, to connect, and between two pieces
 PIECE = 1 << 14  # bytes; a connection that breaks, or a kill, costs less than one piece
 MAX_LIST_BYTES = 1 << 20  # records.txt has about 30 KB
+MAX_FILE_BYTES = 2 << 30  # a recording has some 100 MB
 
 
 class Kind(NamedTuple):
@@ -251,13 +252,24 @@ class Server:
             length = follows[1] if first else response.headers.get("Content-Length", "")
             total = int(length) if length.isdecimal() else None
             self.bar.reset(task, total=total, completed=first)
-            with part.open("ab" if first else "wb") as file:
-                for piece in response.iter_content(PIECE):
-                    file.write(piece)
-                    file.flush()
-                    self.bar.advance(task, len(piece))
+            self._receive(response, part, first, total or 0, task)
         if total not in (None, part.stat().st_size):
             raise TemporaryError(f"{part.stat().st_size} bytes came of {total}")
+
+    def _receive(self, response: requests.Response, part: Path, size: int, total: int, task: int) -> None:
+        """Write the body to `part` from byte `size` on; raises EMGError where it is larger than any recording."""
+        with part.open("ab" if size else "wb") as file:
+            for piece in response.iter_content(PIECE):
+                size += len(piece)
+                if max(size, total) > MAX_FILE_BYTES:
+                    break
+                file.write(piece)
+                file.flush()
+                self.bar.advance(task, len(piece))
+            else:
+                return
+        part.unlink()
+        raise EMGError(f"it is larger than {decimal(MAX_FILE_BYTES)}, and so no recording")
 
     @contextmanager
     def _answer(self, url: str, have: int = 0) -> Iterator[requests.Response]:

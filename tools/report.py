@@ -13,15 +13,18 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+from jinja2 import TemplateError
 from plotly.graph_objects import Figure
 
 from EMG_files import make_folder
+from EMG_help import in_short
 from EMG_plots import confusion_matrix, overlaid_curves
 from EMG_report import FinishedRun, calibration, model_size, read_run, shown, used_settings, write_page, write_report
 from ENV import EMGError
 from tools.command_line import Parser, with_status
 
 IDENTITY = ["subject", "session", "recording", "TRAJ_GT", "start"]
+DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 HIGHER, LOWER = max, min  # which of the runs' figures is the best
 
 
@@ -31,8 +34,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def report(args: argparse.Namespace) -> None:
-    """A run's report, or the comparison of several; prints where it is."""
-    print(write_report(args.runs[0], out=args.out) if len(args.runs) == 1 else write_comparison(args))
+    """A run's report, or the comparison of several; prints where it is. Raises EMGError."""
+    try:
+        print(write_report(args.runs[0], out=args.out) if len(args.runs) == 1 else write_comparison(args))
+    except EMGError:
+        raise
+    except (*DAMAGE, TemplateError) as error:  # files of a run may be a stranger's, and hold anything
+        folders = ", ".join(map(str, args.runs))
+        raise EMGError(
+            f"{folders}: files are damaged, or not of one run ({in_short(error)}); run main.py anew"
+        ) from None
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -22,7 +22,16 @@ from EMG_files import make_folder, replace_file
 from tools.command_line import Parser, with_status
 from tools.stress.row import Row
 
-PROGRAMMES = ("hostile", "fuzz", "properties", "faults", "numbers", "limits", "supply")  # modules of this folder
+PROGRAMMES = (
+    "hostile",
+    "hostile_models",
+    "fuzz",
+    "properties",
+    "faults",
+    "numbers",
+    "limits",
+    "supply",
+)  # modules of this folder
 HEADER = ("programme", "what was tried", "times", "refused", "right", "lost", "longest", "memory")
 
 Say = Callable[[str], None]
