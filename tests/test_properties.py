@@ -142,12 +142,12 @@ def check_table(table: pd.DataFrame, expected: list[Expected], plan: Plan, rate:
     np.testing.assert_allclose(table["start"], start, rtol=0, atol=1e-6)
 
 
-def attempt(work: Callable[[], T]) -> T | None:
+def attempt(work: Callable[[], T], words: str = "refused") -> T | None:
     """What comes out, or nothing where it was refused in one sentence; any other error goes through."""
     try:
         return work()
     except EMGError as error:
-        event("refused")
+        event(words)
         if "\n" in str(error) or not str(error):
             raise AssertionError(f"not one sentence: {error}") from error
         return None
@@ -457,7 +457,7 @@ def test_folds_together_test_every_eligible_window_once(drawn, chosen):
             tested.update(split.test.tolist())
         except EMGError:
             complete = False
-    event("complete" if complete else "refused")
+    event("complete" if complete else "a fold refused")
     assert set(tested.values()) <= {1}
     if complete:
         assert set(tested) == eligible_for_test(windows, chosen, fewest)
@@ -515,7 +515,7 @@ def test_folds_of_a_protocol_are_splits_without_leaks(drawn, chosen, protocol):
     tested = Counter()
     for fold in folds[:12]:
         changed = chosen.model_copy(update=fold.changes)
-        split = attempt(partial(split_windows, windows, changed))
+        split = attempt(partial(split_windows, windows, changed), "a fold refused")
         if not split:
             continue
         check_split(windows, first, split, changed)
