@@ -71,7 +71,7 @@ class Plan:
         """(N, C): the first channel counts all samples of the file, the second tells the label."""
         labels, rows = self.takes[number].labels, np.arange(len(self.takes[number].labels))
         emg = (rows[:, None] * (np.arange(self.channels) + 3)) % 97
-        emg[:, 0] = 10_000 * number + rows
+        emg[:, 0] = 100_000 * number + rows
         emg[:, 1:2] = (100 * labels + rows % 7)[:, None]
         return emg
 

@@ -195,7 +195,7 @@ def test_windows_prove_by_their_samples_that_they_cross_nothing(plan):
     rows = emg[:, :, 0].astype(int)
     assert len({tuple(one) for one in rows}) == len(rows)
     for window, label, name in zip(rows, table["TRAJ_GT"], table["recording"], strict=True):
-        number, first = divmod(int(window[0]), 10_000)
+        number, first = divmod(int(window[0]), 100_000)
         start_trim, end_trim = plan.trims
         around = labels[number][first - start_trim : first + plan.window + end_trim]
         assert plan.name(number) == name
