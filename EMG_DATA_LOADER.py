@@ -21,6 +21,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import torch
 
+from EMG_filter import resampled_rate
 from EMG_format import UnreadableError, open_file, read_samples, read_table
 from ENV import EMGError, Settings
 
@@ -195,6 +196,7 @@ def split_windows(windows: WindowSet, settings: Settings) -> Split:
     train, validation, level = _cut_validation(table, rest, settings, rng)
     if settings.SPLIT == "random":
         train, validation = _without_overlap(windows, train, validation, test)
+        _check_left(train, validation)
     train = thin(table, train, settings.SAMPLING_RATIO, rng)
     if settings.BALANCE == "undersample":
         train = _undersample(table, train, rng)
@@ -205,6 +207,8 @@ def split_windows(windows: WindowSet, settings: Settings) -> Split:
 
 def _held_out_parts(table: pd.DataFrame, settings: Settings, rng) -> tuple[np.ndarray, np.ndarray, str]:
     if settings.SPLIT == "random":
+        if len(table) == 1:
+            raise EMGError("the file holds a single window, which cannot be split; add recordings")
         order = rng.permutation(len(table))
         test = order[_fold(len(table), "the file", settings.TEST_SHARE, settings.FOLD)]
         words = f"random windows, fold {settings.FOLD} (leaky: neighbours are in both parts)"
@@ -339,13 +343,13 @@ def _cut_validation(
 
 def _random_share(count: int, share: float, rng) -> np.ndarray:
     chosen = np.zeros(count, bool)
-    chosen[rng.permutation(count)[: max(1, round(share * count))]] = True
+    chosen[rng.permutation(count)[: held_count(count, share)]] = True
     return chosen
 
 
 def _without_overlap(windows: WindowSet, train, validation, test) -> tuple[np.ndarray, np.ndarray]:
     """Drop the windows of the earlier parts that share a sample with a window of a later one."""
-    seconds = windows.metadata["window"] / windows.metadata["sampling_rate"]
+    apart = seconds_apart(windows)
     part = np.full(len(windows.table), -1)
     part[train], part[validation], part[test] = 0, 1, 2
     keep = np.ones(len(part), bool)
@@ -353,13 +357,36 @@ def _without_overlap(windows: WindowSet, train, validation, test) -> tuple[np.nd
         order = rows["start"].sort_values()
         index, start = order.index.to_numpy(), order.to_numpy()
         for step in range(1, len(index)):
-            near = start[step:] - start[:-step] < seconds - 1e-6
+            near = start[step:] - start[:-step] < apart[index[step:]]
             if not near.any():
                 break
             first, second = index[:-step][near], index[step:][near]
             keep[first[part[first] < part[second]]] = False
             keep[second[part[second] < part[first]]] = False
     return train[keep[train]], validation[keep[validation]]
+
+
+def seconds_apart(windows: WindowSet) -> np.ndarray:
+    """(n,) s: windows of its recording that start nearer to a window than that share samples with it.
+
+    By the recording's own clock, from which the file's rate may differ by as much as some samples a window.
+    """
+    about = windows.metadata
+    rates = {
+        Path(source["name"]).stem: resampled_rate(source["sampling_rate"], about["settings"]["SAMPLE_RATE"])
+        for source in about.get("sources", [])
+    }
+    own = windows.table["recording"].map(rates).fillna(about["sampling_rate"])
+    return ((about["window"] - 0.5) / own).to_numpy(float)
+
+
+def _check_left(train: np.ndarray, validation: np.ndarray) -> None:
+    for name, part in (("training", train), ("validation", validation)):
+        if not len(part):
+            raise EMGError(
+                f"SPLIT = random: every window of the {name} part overlaps one of a later part, and none is left; "
+                "lower TEST_SHARE or VALIDATION_SHARE, choose another SPLIT or add recordings"
+            )
 
 
 def thin(table: pd.DataFrame, rows: np.ndarray, ratio: float, rng) -> np.ndarray:

@@ -37,6 +37,7 @@ NOTCH_WIDTH = 1.0  # Hz at −3 dB, of the causal notches
 BAND_ORDER = 5
 PUTEMG_RATE = 5124.07211903  # Hz, hard-coded in the reference
 TAYLOR_TERMS = 11  # 2π · 0.01 Hz · 5 s = 0.31 rad, and 0.31^11 / 11! < 1e-13
+NARROWEST = 1e-6  # of the rate, low edge and width of a band-pass: below it, rounding decides what comes out
 SETTLED = 1e-9  # share of an impulse that is left when the band-pass counts as settled
 NEW_ITERATION, EVALUATE = 1, 3  # what L-BFGS-B asks its caller for
 OUTPUTS_AT_ONCE = 1000  # of `Resampler`: their input samples are gathered into one array
@@ -124,7 +125,9 @@ def _band_pass(rate: float, band: tuple[float, float]) -> np.ndarray:
     low, high = band
     if low >= 0.99 * rate / 2:
         raise EMGError(f"BAND_HZ begins at {low:g} Hz, and {rate:g} samples a second hold less; lower its first value")
-    if high < rate / 2:
+    if min(low, high - low) < NARROWEST * rate:
+        raise EMGError(f"BAND_HZ = {low:g},{high:g}: no filter at {rate:g} Hz is so low or narrow; widen or raise it")
+    if high < (1 - NARROWEST) * rate / 2:
         return butter(BAND_ORDER, band, "bandpass", fs=rate, output="sos")
     return butter(BAND_ORDER, low, "highpass", fs=rate, output="sos")
 

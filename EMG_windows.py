@@ -37,6 +37,7 @@ SETTINGS_KEPT = (
 SOURCE_KEYS = {"name", "size", "sha256", "rows", "sampling_rate", "unit", "windows", "windows_sha256"}
 LARGEST_COUNT = 2**24  # from there on every float32 is a whole number
 COUNT_STEP = 0.25  # counts per stored step: an error of 0.25 / √12 = 0.07 counts RMS, below the amplifier's noise
+MOST_REPETITIONS = np.iinfo(np.int16).max  # of one label, in a recording
 RATE_TOLERANCE = 1e-3  # putEMG's clocks differ by 1e-5
 WINDOWS_PER_ROW_GROUP = 1000
 ENCODING = {  # chosen by `python -m tools.benchmark storage`
@@ -173,20 +174,24 @@ def filter_and_resample(recording: Recording, settings: Settings) -> tuple[np.nd
 def cut_windows(recording: Recording, rate: float, samples: int, layout: Layout, settings: Settings) -> Windows:
     """Windows of a signal of `samples` at `rate` Hz, each inside one repetition less its trimmed edges.
 
-    Repetitions are numbered from 0 for each label of the recording, −1 and labels that are not legal aside.
+    Repetitions are numbered from 0 for each label of the recording, −1 and labels that are not legal aside. Each
+    sample belongs to the repetition of the recording's sample that is nearest to it, so none reaches over a label that
+    was too short to leave a sample. Raises EMGError where there are more repetitions than a windows file can number.
     """
-    source_rows = np.rint(np.arange(samples) * recording.sampling_rate / rate).astype(int)
-    labels = recording.labels[np.minimum(source_rows, len(recording.labels) - 1)]
+    nearest = np.rint(np.arange(samples) * recording.sampling_rate / rate).clip(max=len(recording.labels) - 1)
     trim_start, trim_end = (round(ms * rate / 1000) for ms in (settings.TRIM_START_MS, settings.TRIM_END_MS))
     starts, window_labels, repetitions, seen = [], [], [], Counter()
-    for first, end, label in label_runs(labels):
+    for *bounds, label in label_runs(recording.labels):
         if label < 0 or (settings.LEGAL_VALUES and label not in settings.LEGAL_VALUES):
             continue
+        first, end = np.searchsorted(nearest, bounds).tolist()
         inside = range(first + trim_start, end - trim_end - layout.window + 1, layout.stride)
         starts += inside
         window_labels += [label] * len(inside)
         repetitions += [seen[label]] * len(inside)
         seen[label] += 1
+    if max(repetitions, default=0) > MOST_REPETITIONS:
+        raise EMGError(f"a label comes and goes more than {MOST_REPETITIONS} times; mend the labels or leave it out")
     first = np.array(starts, int)
     start = recording.time[0] + first / rate
     return Windows(first, np.array(window_labels, np.int8), np.array(repetitions, np.int16), start)

@@ -75,11 +75,11 @@ class Settings(BaseSettings):
     STRIDE_MS: float = Field(125.0, gt=0, le=10_000)
     """Step from one window to the next (ms); 0 < x ≤ 10000."""
 
-    TRIM_START_MS: float = Field(250.0, ge=0)
-    """Dropped from the start of every repetition (ms), where label and muscle disagree; x ≥ 0."""
+    TRIM_START_MS: float = Field(250.0, ge=0, le=1e6)
+    """Dropped from the start of every repetition (ms), where label and muscle disagree; 0 ≤ x ≤ 1e6."""
 
-    TRIM_END_MS: float = Field(250.0, ge=0)
-    """Dropped from the end of every repetition (ms); x ≥ 0."""
+    TRIM_END_MS: float = Field(250.0, ge=0, le=1e6)
+    """Dropped from the end of every repetition (ms); 0 ≤ x ≤ 1e6."""
 
     LEGAL_VALUES: Annotated[list[int], NoDecode] = []
     """Labels to keep, each 0 … 127; empty: every label of the recordings (−1 is never a class)."""

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, settings
 from rich.console import Console
 from transformers import GPT2Config, GPT2Model
 
@@ -27,6 +28,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"  # reference files and real recordings; not on a user's machine
+
+# Of tests/test_properties.py: the same examples every time, or many that the seed decides.
+CALM = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck), "report_multiple_bugs": False}
+CALM |= {"phases": [phase for phase in Phase if phase != Phase.explain]}  # which takes minutes
+settings.register_profile("small", max_examples=40, derandomize=True, **CALM)
+settings.register_profile("nightly", max_examples=2000, **CALM)
+settings.load_profile("small")
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the reference files in ../shared are not here")
 

@@ -268,3 +268,11 @@ def test_sinusoids_are_what_their_parameters_say():
         -3 * np.sin(2 * np.pi * 149.996 * time) + 8 * np.cos(2 * np.pi * 149.996 * time),
     ]
     np.testing.assert_allclose(lines.sinusoids(fits, start), np.transpose(expected), atol=2e-4)
+
+
+@pytest.mark.parametrize("band", [(5e-324, 1.0), (1e-180, 1.0), (1e-9, 1.0), (20.0, 20.0 + 1e-9)])
+@pytest.mark.parametrize("kind", ["putemg", "causal"])
+def test_a_band_too_low_or_narrow_for_a_filter_is_refused(band, kind):
+    signal, time = with_line(1, 50)
+    with pytest.raises(EMGError, match="BAND_HZ"):
+        apply_filter(signal, time, kind, band)

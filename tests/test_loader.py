@@ -537,3 +537,30 @@ def test_windows_that_fit_nowhere_are_one_sentence(windows_file, tmp_path):
     assert done.stderr.startswith("main.py: MEMORY_GB: neither ")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+# ---- found by tests/test_properties.py ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{}, {"SAMPLING_RATIO": 0.5}, {"BALANCE": "undersample"}])
+@pytest.mark.parametrize(("each", "words"), [(1, "single window"), (4, "none is left")])
+def test_random_parts_that_nothing_is_left_of_are_refused(each, words, changes):
+    """One window; or four of which each overlaps all others, so that those of the test part leave none."""
+    windows = made_up(labels=1, repetitions=1, each=each)
+    windows.table["start"] = 0.3 + 0.001 * np.arange(each)
+    with pytest.raises(EMGError, match=words):
+        split_windows(windows, Settings(SPLIT="random", **changes))
+
+
+def test_random_parts_share_no_sample_of_a_recording_whose_clock_is_slower():
+    """Windows of 5000 samples, 4997 apart: at 4996 Hz they begin 1.0002 s apart, longer than 5000 samples at 5 kHz."""
+    windows = made_up(recordings=2, repetitions=10)
+    first = np.tile(4997 * np.arange(120), 2)
+    slower = windows.table["recording"] == "rec-0-0-1"
+    windows.table["start"] = first / np.where(slower, 4996.0, 5000.0)
+    sources = [{"name": "rec-0-0-0.csv", "sampling_rate": 5000.0}, {"name": "rec-0-0-1.csv", "sampling_rate": 4996.0}]
+    changes = {"window": 5000, "sampling_rate": 5000.0, "sources": sources, "settings": {"SAMPLE_RATE": 5000.0}}
+    windows = WindowSet(windows.emg, windows.table, windows.metadata | changes)
+    part = split_windows(windows, Settings(SPLIT="random", TEST_SHARE=0.1)).part_of(240).reshape(2, 120)
+    for neighbours in zip(part[:, :-1].ravel(), part[:, 1:].ravel(), strict=True):
+        assert "" in neighbours or len(set(neighbours)) == 1

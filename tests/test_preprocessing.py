@@ -503,3 +503,25 @@ def test_a_recording_is_not_overwritten_by_the_output(two):
     with pytest.raises(EMGError):
         cut(path, "--data-location", path, *AS_IS)
     assert path.read_bytes() == before
+
+
+# ---- found by tests/test_properties.py ------------------------------------------------------------------------
+
+
+def test_a_label_too_short_for_a_resampled_sample_still_parts_two_repetitions(tmp_path):
+    """At 200 Hz sample 10 is raw sample 50 and sample 11 raw sample 55: the discarded raw sample 52 is no sample."""
+    labels = np.repeat([1, -1, 1], [52, 1, 47])
+    raw = write_raw(raw_table(np.arange(100)[:, None], labels), tmp_path / f"{STEM}.csv")
+    path, trims = tmp_path / "windows.parquet", ["--trim-start-ms", "0", "--trim-end-ms", "0"]
+    cut(raw, "--data-location", path, *AS_IS, *trims, "--sample-rate", "200", "--window-ms", "25", "--stride-ms", "25")
+    table = pd.read_parquet(path)
+    np.testing.assert_allclose(table["start"] - START, [0, 0.025, 0.055], atol=1e-9)  # samples 0, 5; 11
+    assert table["repetition"].tolist() == [0, 0, 1]
+
+
+def test_labels_that_flicker_more_often_than_can_be_numbered_are_refused(tmp_path):
+    labels = np.r_[np.tile([1, 2], 33_000), np.full(600, 1)]
+    raw = write_raw(raw_table(np.arange(len(labels))[:, None], labels), tmp_path / f"{STEM}.csv")
+    with pytest.raises(EMGError, match="gave a window"):
+        cut(raw, "--data-location", tmp_path / "windows.parquet", *AS_IS, "--window-ms", "50")
+    assert not (tmp_path / "windows.parquet").exists()

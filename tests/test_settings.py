@@ -107,6 +107,7 @@ WRONG = {  # flags → the setting and its value, the legal range
     "--lr nan": ("LR = nan", "0 < x ≤ 1"),
     "--window-ms 0": ("WINDOW_MS = 0", "0 < x ≤ 10000"),
     "--window-ms ten": ("WINDOW_MS = ten", "0 < x ≤ 10000"),
+    "--trim-end-ms 1e308": ("TRIM_END_MS = 1e308", "0 ≤ x ≤ 1e6"),
     "--test-share 1": ("TEST_SHARE = 1", "0 < x < 1"),
     "--filters 257": ("FILTERS = 257", "1 … 256"),
     "--num-layers 1": ("NUM_LAYERS = 1", "x ≤ 0"),

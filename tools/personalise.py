@@ -42,7 +42,7 @@ from transformers.utils import logging as transformers_logging
 
 from EMG_build import load_model
 from EMG_card import Facts, count_part, data_licence, model_card
-from EMG_DATA_LOADER import MIN_TRAINING_WINDOWS, Split, WindowSet, batches, load_windows, read_emg
+from EMG_DATA_LOADER import MIN_TRAINING_WINDOWS, Split, WindowSet, batches, load_windows, read_emg, seconds_apart
 from EMG_figures import BLUE, GREY, ORANGE, plt
 from EMG_files import make_folder, replace_folder, write_json
 from EMG_model import EMGForSequenceClassification, ModelError, measure_reference
@@ -232,10 +232,10 @@ def check_apart(windows: WindowSet, calibration: np.ndarray) -> None:
 
     All windows are equally long: where two overlap, so do all that start between them.
     """
-    shortest = windows.metadata["window"] / windows.metadata["sampling_rate"] - 1e-6
-    table = windows.table.assign(calibration=calibration).sort_values(["recording", "start"])
+    table = windows.table.assign(calibration=calibration, apart=seconds_apart(windows))
+    table = table.sort_values(["recording", "start"])
     after = table.shift(-1)
-    near = (after["start"] - table["start"] < shortest) & (after["recording"] == table["recording"])
+    near = (after["start"] - table["start"] < table["apart"]) & (after["recording"] == table["recording"])
     both = table[near & (after["calibration"] != table["calibration"])]
     if len(both):
         one = both.iloc[0]
