@@ -153,8 +153,13 @@ def shrunk_covariance(signal: torch.Tensor) -> torch.Tensor:
 
 
 def matrix_logarithm(matrices: torch.Tensor) -> torch.Tensor:
-    """(B, C, C), symmetric and of the eigenvalues that `shrunk_covariance` leaves, → (B, C, C)."""
-    values, vectors = torch.linalg.eigh(matrices)
+    """(B, C, C), symmetric and of the eigenvalues that `shrunk_covariance` leaves, → (B, C, C); nan stays nan."""
+    try:
+        values, vectors = torch.linalg.eigh(matrices)
+    except torch.linalg.LinAlgError:  # a single window whose samples are no numbers fails the whole batch
+        finite = matrices.isfinite().all(2).all(1)[:, None]  # (B, 1)
+        values, vectors = torch.linalg.eigh(torch.where(finite[..., None], matrices, 0.0))
+        values = torch.where(finite, values, torch.nan)
     return (vectors * values.clamp(min=SHRINKAGE * POWER_FLOOR).log()[:, None]) @ vectors.mT
 
 
