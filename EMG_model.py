@@ -230,13 +230,13 @@ def turn_rings(channels: int, ring: int, turn: int) -> tuple[torch.Tensor, torch
 
 
 class Dropout(nn.Dropout):
-    """The same in a tenth of the time on a CPU, from eight random bits a value: p is rounded to 1/256."""
+    """The same in a tenth of the time on a CPU, from eight random bits a value: p is rounded to 1/256, below 1."""
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """values of any shape."""
         if not self.training or values.device.type != "cpu":
             return super().forward(values)
-        dropped = round(256 * self.p)
+        dropped = min(round(256 * self.p), 255)
         bits = torch.empty(-(-values.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
         kept = bits.view(torch.uint8)[: values.numel()].view(values.shape) >= dropped
         return values * kept.to(values.dtype).mul_(256 / (256 - dropped))
