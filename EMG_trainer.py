@@ -439,9 +439,10 @@ class Trainer:
             return
         found = gather_object([step.number for step, fine in zip(steps, good, strict=True) if not fine])
         step = steps[min(found) - steps[0].number]
-        what = f"the loss is {float(step.loss):.3g}"
-        if math.isfinite(step.loss):
-            what = f"the gradient of a loss of {float(step.loss):.3g} is {float(step.norm):.3g}"
+        loss = float(self.accelerator.reduce(step.loss))  # the sum of the processes' shares
+        what = f"the loss is {loss:.3g}"
+        if math.isfinite(loss):
+            what = f"the gradient of a loss of {loss:.3g} is {float(step.norm):.3g}"
         shares = gather_object([describe_windows(self.windows, step.rows, step.losses())])
         batch = pd.concat(shares).drop_duplicates("row")  # a process without a share has taken another one's window
         self._stop(f"{what} in epoch {len(self.history) + 1}, step {step.number}", batch, run)

@@ -118,7 +118,7 @@ def test_each_window_is_classified_alone(tokens):
     assert not torch.allclose(together[0], together[1], atol=1e-3)
 
 
-@pytest.mark.parametrize(("p", "kept"), [(0.1, 230 / 256), (0.5, 0.5), (0.0, 1.0)])
+@pytest.mark.parametrize(("p", "kept"), [(0.1, 230 / 256), (0.5, 0.5), (0.0, 1.0), (0.999, 1 / 256)])
 def test_dropout_drops_its_share_and_keeps_the_mean(p, kept):
     """p = 0.1 is 26/256: what is kept is divided by 230/256."""
     torch.manual_seed(0)

@@ -542,6 +542,32 @@ def test_two_processes_predict_every_window_once(one_and_two):
     assert len(two) == read(one_and_two[1], "metrics.json")["n_test"]
 
 
+SPOIL_ONE = """
+import sys
+import main
+from tools.stress.numbers import spoil_training
+if main.join_processes().process_index == 1:
+    spoil_training(2, 1, "sample")
+sys.exit(main.main())
+"""
+
+
+def test_a_batch_of_which_one_process_sees_the_fault_is_listed_whole(together_flags, tmp_path):
+    (tmp_path / "spoil.py").write_text(SPOIL_ONE)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, tmp_path / "spoil.py"]
+    small = flags(RUN_DIR=tmp_path / "run", BATCH_SIZE=25, TOKENS="covariance")
+    done = run(*command, *together_flags, *small, PYTHONPATH=str(ROOT))
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if line.startswith("main.py")]
+    assert len(said) == 2, done.stderr
+    assert all("the loss is nan in epoch 2, step 1, with losses that are no finite" in line for line in said)
+    batch = pd.read_csv(tmp_path / "run" / "bad_batch.csv")
+    assert (len(batch), batch["row"].nunique(), batch["loss"].isna().sum()) == (25, 25, 1)
+    assert batch["loss"].isna()[13]  # of 25 windows the first process has 13
+    assert (tmp_path / "run" / "best_model" / "model.safetensors").is_file()
+    assert len(history(tmp_path / "run")) == 1
+
+
 def test_one_of_two_processes_writes(one_and_two):
     one, two = one_and_two
     names = {path.name for path in one.iterdir()}

@@ -249,7 +249,6 @@ FAMILIES: dict[str, list[Case]] = {
         Case(
             "a class of one window in the test part",
             partial(relabel, labels={3: -1}, stems=TEST, but_rows=WINDOW + 3),
-            quick=True,
         ),
         Case("two classes", partial(relabel, labels={2: -1, 3: -1}), quick=True),
         Case("two classes, undersampled", partial(relabel, labels={2: -1, 3: -1}), flags=("--balance", "undersample")),
@@ -359,9 +358,12 @@ FAMILIES: dict[str, list[Case]] = {
         Case("SAMPLING_RATIO 0.8", flags=("--sampling-ratio", "0.8")),
     ],
     "settings at their limits": [
-        Case("one epoch, patience 1", flags=("--num-epochs", "1", "--patience", "1"), quick=True),
         Case("without refit", flags=("--no-refit",)),
-        Case("no blocks", flags=("--blocks", "0"), quick=True),
+        Case(
+            "no blocks, one epoch, patience 1",
+            flags=("--blocks", "0", "--num-epochs", "1", "--patience", "1"),
+            quick=True,
+        ),
         Case("no blocks, frozen", flags=("--blocks", "0", *FREEZE)),
         *(
             Case(f"frozen, {kinds}", flags=(*FREEZE, "--tokens", kinds))
