@@ -76,7 +76,7 @@ def describe_model(windows: WindowSet, settings: Settings) -> EMGConfig:
             f"least two patches; choose {1000 / rate:g} to {500 * window / rate:g} ms"
         )
     taps = max(3, round(settings.FILTER_MS * rate / 1000))
-    if taps > max(3, window):
+    if "power" in settings.TOKENS and taps > max(3, window):
         longest = 1000 * window / rate
         raise EMGError(f"FILTER_MS = {settings.FILTER_MS:g} is longer than a window, {longest:g} ms; lower it")
     if window % patch:

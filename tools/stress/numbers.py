@@ -303,7 +303,7 @@ FAMILIES: dict[str, list[Case]] = {
         Case(
             "of two samples, patches of one",
             cut=(*SHORT, "4"),
-            flags=("--patch-ms", "2", "--tokens", "covariance,power,bands,raw"),
+            flags=("--patch-ms", "2", "--filter-ms", "4", "--tokens", "covariance,power,bands,raw"),
         ),
         Case("of less than a sample", cut=(*SHORT, "0.5"), refusal="one sample"),
         Case(
