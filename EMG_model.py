@@ -256,8 +256,13 @@ def shrunk_covariance(signal: torch.Tensor) -> torch.Tensor:
 
 
 def matrix_logarithm(matrices: torch.Tensor) -> torch.Tensor:
-    """(B, C, C), symmetric and of the eigenvalues that `shrunk_covariance` leaves, → (B, C, C)."""
-    values, vectors = torch.linalg.eigh(matrices)
+    """(B, C, C), symmetric and of the eigenvalues that `shrunk_covariance` leaves, → (B, C, C); nan stays nan."""
+    try:
+        values, vectors = torch.linalg.eigh(matrices)
+    except torch.linalg.LinAlgError:  # a single window whose samples are no numbers fails the whole batch
+        finite = matrices.isfinite().all(2).all(1)[:, None]  # (B, 1)
+        values, vectors = torch.linalg.eigh(torch.where(finite[..., None], matrices, 0.0))
+        values = torch.where(finite, values, torch.nan)
     return (vectors * values.clamp(min=SHRINKAGE * POWER_FLOOR).log()[:, None]) @ vectors.mT
 
 
@@ -333,13 +338,13 @@ def turn_rings(channels: int, ring: int, turn: int) -> tuple[torch.Tensor, torch
 
 
 class Dropout(nn.Dropout):
-    """The same in a tenth of the time on a CPU, from eight random bits a value: p is rounded to 1/256."""
+    """The same in a tenth of the time on a CPU, from eight random bits a value: p is rounded to 1/256, below 1."""
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """values of any shape."""
         if not self.training or values.device.type != "cpu":
             return super().forward(values)
-        dropped = round(256 * self.p)
+        dropped = min(round(256 * self.p), 255)
         bits = torch.empty(-(-values.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
         kept = bits.view(torch.uint8)[: values.numel()].view(values.shape) >= dropped
         return values * kept.to(values.dtype).mul_(256 / (256 - dropped))

@@ -33,7 +33,7 @@ RECORDING_NAME = re.compile(
 SUFFIXES = (".hdf5", ".csv", ".zip")
 LABEL_COLUMN = "TRAJ_GT"  # ground truth from video, after the data set's own processing
 UNLABELLED = ABSENT = -1  # relax and pause: never a class; and what stands for a column that is not there
-LARGEST = 1.5e9  # bytes of a recording in memory: 40 minutes of 24 channels at 5120 Hz, where putEMG's longest has 3
+MOST_BYTES = 1.5e9  # bytes of a recording in memory: 40 minutes of 24 channels at 5120 Hz, where putEMG's longest has 3
 PLAIN_COLUMNS = (LABEL_COLUMN, "subject")
 LEAST_PATIENCE, SLOWEST_DISK = 60, 1e6  # s, and bytes per s, that an HDF5 file is waited for
 ROWS_PER_READ, BYTES_PER_READ = 100_000, 1 << 26
@@ -306,9 +306,9 @@ def _choose_columns(columns: list[str], labelled: bool) -> tuple[str, ...]:
 
 def _check_length(rows: int, channels: int) -> None:
     needed = rows * (4 * channels + 8 * (1 + len(PLAIN_COLUMNS)))
-    if needed > LARGEST:
+    if needed > MOST_BYTES:
         raise EMGError(
-            f"a recording of {rows} rows or more would take {needed / 1e9:.1f} GB of memory, and {LARGEST / 1e9:g} GB "
+            f"a recording of {rows} rows or more would take {needed / 1e9:.1f} GB of memory, and {MOST_BYTES / 1e9:g} GB "
             "are the most; cut it into shorter ones"
         )
 

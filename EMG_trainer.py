@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache, wraps
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,7 @@ from sklearn.metrics import accuracy_score
 from torch.nn import functional as F  # noqa: N812
 from transformers import get_cosine_schedule_with_warmup
 
-from EMG_DATA_LOADER import Batch, Feed, Split, WindowSet, class_weights, cut_rows
+from EMG_DATA_LOADER import Batch, Feed, Split, WindowSet, class_weights, cut_rows, read_emg
 from EMG_files import remove_folder, replace_file, replace_folder
 from EMG_help import in_short
 from EMG_model import Below, Draws, EMGForSequenceClassification, References
@@ -173,6 +173,26 @@ class ValidatedRow(HistoryRow):
     validation_balanced_accuracy: float
 
 
+class Step(NamedTuple):
+    """What is left of a step until it is looked at: its number in the epoch, from 1, the rows of this process's share,
+    their logits (b, K) and targets (b,), the loss and the norm of the gradient, which stay on the GPU."""
+
+    number: int
+    rows: np.ndarray
+    logits: torch.Tensor
+    targets: torch.Tensor
+    loss: torch.Tensor
+    norm: torch.Tensor
+
+    def losses(self) -> np.ndarray:
+        """(b,) of each window, unweighted (nat)."""
+        return F.cross_entropy(self.logits.float(), self.targets, reduction="none").cpu().numpy()
+
+
+class NotFiniteError(EMGError):
+    """A training that was stopped because loss, gradient or weights are no finite numbers."""
+
+
 class Trainer:
     """Trains one model on one split; the validation part chooses the epoch that is kept.
 
@@ -214,7 +234,7 @@ class Trainer:
         self.samples, self.references = Feed(windows, self.device), references.to(self.device)
         self.feed = self._feed_below(model) if settings.FREEZE else self.samples  # of the model that is trained
         self.weight = self._class_weight()
-        self.best, self.history, self.epoch, self.track = None, [], Epoch(), None
+        self.best, self.history, self.epoch, self.unseen, self.track = None, [], Epoch(), [], None
         self.spent, self.checkpoints, self.trained = {"steps": 0.0, "data": 0.0, "checkpoints": 0.0}, 0, 0
         self.began = time.perf_counter()
 
@@ -266,8 +286,9 @@ class Trainer:
         `run` folder, history.csv is replaced after every epoch, and best_model/ and last/ at the end and now and then
         in between, between any two steps; training goes on from last/ where there is one. `after_epoch` is given every
         row, and ends the training where it raises; `track` (Tracker.log) takes every row, and learning rate and loss
-        of single steps, with the number of steps so far. Raises EMGError where the loss is no longer finite, and
-        KeyboardInterrupt after SIGINT or SIGTERM, when the step is whole and the checkpoint written.
+        of single steps, with the number of steps so far. Raises NotFiniteError where loss, gradient or weights are no
+        longer finite, when best_model/ and the batch (bad_batch.csv) are written, and KeyboardInterrupt after SIGINT
+        or SIGTERM, when the step is whole and the checkpoint written.
         """
         if run:
             run.mkdir(parents=True, exist_ok=True)
@@ -298,7 +319,7 @@ class Trainer:
         for rows, batch in zip(parts, self._timed(self.feed(map(self._share, parts))), strict=True):
             self._train_step(batch, rows)
             look = epoch.step % (1 if self.device.type == "cpu" else STEPS_PER_LOOK) == 0 or epoch.step == self.steps
-            running, seconds = self._look() if look else {}, time.perf_counter() - began
+            running, seconds = self._look(run) if look else {}, time.perf_counter() - began
             self.trained += len(rows)
             self.spent["steps"] += seconds
             epoch.seconds += seconds
@@ -342,10 +363,11 @@ class Trainer:
             loss, right = 0 * loss, 0 * right
         self.optimizer.zero_grad()
         self.accelerator.backward(loss * self.processes)  # the gradients are averaged over the processes
-        self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.CLIP)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.CLIP)
         self.optimizer.step()
         self.latest = {"step/lr": self.schedule.get_last_lr()[0], "step/loss": loss.detach() * self.processes}
         epoch.add(self.latest["step/lr"], loss * len(rows), right)
+        self.unseen.append(Step(epoch.step, self._share(rows), logits.detach(), batch.targets, loss.detach(), norm))
         self.schedule.step()
 
     def _track_step(self) -> None:
@@ -355,23 +377,21 @@ class Trainer:
             latest = {name: float(value) for name, value in self.latest.items()}
             self.track(latest, len(self.history) * self.steps + step, spare=True)
 
-    def _look(self) -> dict[str, float]:
+    def _look(self, run: Path | None) -> dict[str, float]:
         """Running loss and accuracy of this process, times the number of processes."""
         epoch, seen = self.epoch, min(self.epoch.step * self.settings.BATCH_SIZE, len(self.split.train))
+        self._check_steps(run)
         loss, right = (self.processes * float(value) / seen for value in (epoch.loss_sum, epoch.right))
-        if not math.isfinite(loss):
-            raise EMGError(
-                f"the loss is {loss} in epoch {len(self.history) + 1}, step {epoch.step}; lower LR or look at the data"
-            )
         return {"loss": loss, "accuracy": right}
 
     def _end_epoch(self, run: Path | None) -> None:
         """Validate, add the row of history, keep the weights where they are the best so far."""
         began, epoch, seen = time.perf_counter(), self.epoch, len(self.split.train)
+        self._check_weights(run)
         loss, right = self._whole_sums()
         row = {"epoch": len(self.history) + 1, "lr": epoch.lr_sum / self.steps}
         row |= {"train_loss": loss / seen, "train_accuracy": right / seen}
-        row |= self.validate() if len(self.split.validation) else {}
+        row |= self.validate(run) if len(self.split.validation) else {}
         seconds, weights = epoch.seconds + time.perf_counter() - began, self.bare_model.config.weights
         self.history.append(row | {"seconds": seconds, "weights": weights})
         self.epoch = Epoch()
@@ -396,8 +416,10 @@ class Trainer:
     def bare_model(self) -> EMGForSequenceClassification:
         return self.accelerator.unwrap_model(self.model)
 
-    def validate(self) -> dict:
+    def validate(self, run: Path | None = None) -> dict:
+        """Loss, accuracy and balanced accuracy on the validation part; raises NotFiniteError."""
         probabilities = self.predict(self.model, self.split.validation)
+        self._check_validation(probabilities, run)
         target = self.windows.targets[self.split.validation]
         predicted = probabilities.argmax(1)
         return {
@@ -440,6 +462,57 @@ class Trainer:
         """Whether the batch has a share for this process."""
         return self.accelerator.process_index < len(rows)
 
+    # ---- what is no finite number
+
+    def _check_steps(self, run: Path | None) -> None:
+        """Stop at the first of the steps since the last look whose loss or gradient is not finite."""
+        steps, self.unseen = self.unseen, []
+        good = torch.stack([step.loss + step.norm for step in steps]).isfinite().tolist()
+        if not self._any(not all(good)):
+            return
+        found = gather_object([step.number for step, fine in zip(steps, good, strict=True) if not fine])
+        step = steps[min(found) - steps[0].number]
+        loss = float(self.accelerator.reduce(step.loss))  # the sum of the processes' shares
+        what = f"the loss is {loss:.3g}"
+        if math.isfinite(loss):
+            what = f"the gradient of a loss of {loss:.3g} is {float(step.norm):.3g}"
+        shares = gather_object([describe_windows(self.windows, step.rows, step.losses())])
+        batch = pd.concat(shares).drop_duplicates("row")  # a process without a share has taken another one's window
+        self._stop(f"{what} in epoch {len(self.history) + 1}, step {step.number}", batch, run)
+
+    def _check_validation(self, probabilities: np.ndarray, run: Path | None) -> None:
+        bad = ~np.isfinite(probabilities).all(1)
+        if bad.any():
+            rows = self.split.validation[bad][:EVALUATION_BATCH]
+            what = f"the loss on the validation part is nan in epoch {len(self.history) + 1}, step {self.epoch.step}"
+            self._stop(what, describe_windows(self.windows, rows, np.full(len(rows), np.nan)), run)
+
+    def _check_weights(self, run: Path | None) -> None:
+        """What the last step did to the weights shows in no loss before the next one."""
+        state = self.bare_model.state_dict().values()
+        if torch.stack([tensor.isfinite().all() for tensor in state]).all():
+            return
+        what = f"the weights are no finite numbers after epoch {len(self.history) + 1}, step {self.epoch.step}"
+        raise NotFiniteError(f"{what}; lower LR{self._keep_best(run)}")
+
+    def _stop(self, what: str, batch: pd.DataFrame, run: Path | None) -> NoReturn:
+        """Write the batch and the best model so far, and say where they are."""
+        listed = ""
+        if run:
+            listed = f" ({run / 'bad_batch.csv'} lists the batch)"
+            if self.accelerator.is_main_process:
+                replace_file(run / "bad_batch.csv", lambda path: batch.to_csv(path, index=False))
+        raise NotFiniteError(f"{what}, {suspects(batch)}{listed}; lower LR or look at them{self._keep_best(run)}")
+
+    def _keep_best(self, run: Path | None) -> str:
+        """Put the best model so far on the disk; returns where it is, in words."""
+        if not run:
+            return ""
+        if not self.history:
+            return "; no epoch was finished, so there is no model yet"
+        self._write_best(run)
+        return f"; the best model so far, of epoch {best_epoch(self.history) + 1}, is in {run / 'best_model'}"
+
     # ---- checkpoints
 
     def _pause(self, asked: list, run: Path | None) -> None:
@@ -473,16 +546,22 @@ class Trainer:
         A training that has ended needs no `state` of weights and optimiser: its best model and history are enough.
         """
         began, main = time.perf_counter(), self.accelerator.is_main_process
-        if self.best is not None and main:
-            replace_folder(
-                run / "best_model", lambda folder: save_weights(self.bare_model, folder, state_dict=self.best)
-            )
-        self.best, sums = None, self._whole_sums()
+        if state:
+            self._check_weights(run)
+        self._write_best(run)
+        sums = self._whole_sums()
         if main:
             replace_folder(run / "last", lambda folder: self._write_last(folder, sums, state))
         self.accelerator.wait_for_everyone()
         self.spent["checkpoints"] += time.perf_counter() - began
         self.checkpoints += 1
+
+    def _write_best(self, run: Path) -> None:
+        if self.best is not None and self.accelerator.is_main_process:
+            replace_folder(
+                run / "best_model", lambda folder: save_weights(self.bare_model, folder, state_dict=self.best)
+            )
+        self.best = None
 
     def _write_last(self, folder: Path, sums: tuple[float, float], state: bool) -> None:
         """Processes have the same weights and moments, chance has no state, and the schedule's is the steps done."""
@@ -561,6 +640,28 @@ def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
+def describe_windows(windows: WindowSet, rows: np.ndarray, losses: np.ndarray) -> pd.DataFrame:
+    """Identity of the windows `rows` (b,), their row in the file, their largest sample (in its unit) and loss (nat)."""
+    peaks = read_emg(windows, rows).abs().amax((1, 2)).numpy()  # nan where a sample is
+    return windows.table.iloc[rows].assign(row=rows, largest_sample=peaks, loss=losses)
+
+
+def suspects(batch: pd.DataFrame) -> str:
+    """Where in a batch to look first: at samples that are no numbers, else losses that are none, else the largest."""
+    for name, what in (("largest_sample", "samples"), ("loss", "losses")):
+        bad = ~np.isfinite(batch[name].to_numpy())
+        if bad.any():
+            return f"with {what} that are no finite numbers in {named_windows(batch[bad])}"
+    return f"with the largest loss in {named_windows(batch[batch['loss'] == batch['loss'].max()])}"
+
+
+def named_windows(batch: pd.DataFrame) -> str:
+    """The first of them, the one with the largest sample, and how many there are."""
+    first = batch.sort_values("largest_sample", ascending=False, na_position="first", kind="stable").iloc[0]
+    others = f" and {len(batch) - 1} more of its batch" if len(batch) > 1 else ""
+    return f"the window at {first['start']:.3f} s of {first['recording']}, row {first['row']}{others}"
+
+
 def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
     """Trained parameters: matrices with decay; norms, biases, positions and filters without."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -589,7 +690,10 @@ def refit(
     references = session_references(windows, whole, settings)
     model = new_model(windows, whole, references, settings)
     trainer = Trainer(model, windows, whole, references, settings, settings.NUM_EPOCHS)
-    trainer.fit(console, run / "refit", stop_after=epochs, track=track)
+    try:
+        trainer.fit(console, run / "refit", stop_after=epochs, track=track)
+    except NotFiniteError as error:
+        raise EMGError(f"training anew: {error}; that of the first training is in {run / 'best_model'}") from None
     refitted = run / "refit" / "best_model"
     if trainer.accelerator.is_main_process and refitted.exists():  # it does not where a finished run is resumed
         replace_folder(run / "best_model", lambda folder: shutil.copytree(refitted, folder, dirs_exist_ok=True))
@@ -605,7 +709,8 @@ def best_epoch(history: list[dict]) -> int:
     """
     if "validation_loss" not in history[-1]:
         return len(history) - 1
-    return int(np.argmin([row["validation_loss"] for row in history]))
+    losses = np.array([row["validation_loss"] for row in history], float)
+    return int(np.where(np.isfinite(losses), losses, np.inf).argmin())
 
 
 def epochs_since_best(history: list[dict]) -> int:

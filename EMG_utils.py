@@ -49,12 +49,15 @@ def new_model(
     """A model for these windows: their channels, rate, classes, the reference and linear path of the training part.
 
     Where a window is no whole number of patches, the tokens leave out its first samples. Raises EMGError where it
-    holds fewer than two.
+    holds fewer than two, or nothing changes in the training part.
     """
     config = describe_model(windows, settings)
     torch.manual_seed(settings.SEED)
     model = build_model(config, settings.MODEL_NAME, settings.PRETRAINED, settings.BLOCKS)
-    model.set_reference(measure_reference(read_emg(windows, draw_rows(split.train, settings.SEED))))
+    emg = read_emg(windows, draw_rows(split.train, settings.SEED))
+    if not (emg != emg[:, :1]).any():
+        raise EMGError("no channel changes in any window of the training part; look at the file with tools.inspect")
+    model.set_reference(measure_reference(emg))
     if settings.LINEAR_PATH:
         fit_linear_path(model, windows, split, references, settings.SEED)
     if settings.FREEZE:
@@ -64,7 +67,7 @@ def new_model(
 
 
 def describe_model(windows: WindowSet, settings: Settings) -> EMGConfig:
-    """What rebuilds a model for these windows; raises EMGError where a window holds fewer than two patches."""
+    """What rebuilds a model for these windows; raises EMGError where a window is too short for them."""
     described, rate = windows.metadata, windows.metadata["sampling_rate"]
     window, patch = described["window"], round(settings.PATCH_MS * rate / 1000)
     if patch < 1 or window // patch < 2:
@@ -72,6 +75,10 @@ def describe_model(windows: WindowSet, settings: Settings) -> EMGConfig:
             f"PATCH_MS = {settings.PATCH_MS:g} is {patch} samples, and a window of {window} samples should hold at "
             f"least two patches; choose {1000 / rate:g} to {500 * window / rate:g} ms"
         )
+    taps = max(3, round(settings.FILTER_MS * rate / 1000))
+    if "power" in settings.TOKENS and taps > max(3, window):
+        longest = 1000 * window / rate
+        raise EMGError(f"FILTER_MS = {settings.FILTER_MS:g} is longer than a window, {longest:g} ms; lower it")
     if window % patch:
         logger.info(f"patches of {patch} samples: the first {window % patch} of {window} samples are in none")
     return EMGConfig(
@@ -79,7 +86,7 @@ def describe_model(windows: WindowSet, settings: Settings) -> EMGConfig:
         patch=patch,
         window=window,
         filters=settings.FILTERS,
-        filter_taps=max(3, round(settings.FILTER_MS * rate / 1000)),
+        filter_taps=taps,
         dropout=settings.DROPOUT,
         linear_path=settings.LINEAR_PATH,
         ring=settings.RING,

@@ -35,6 +35,7 @@ SETTINGS_KEPT = (
     "LEGAL_VALUES",
 )
 SOURCE_KEYS = {"name", "size", "sha256", "rows", "sampling_rate", "unit", "windows", "windows_sha256"}
+LARGEST_SAMPLE = 1e9  # counts, µV or V: far above any amplifier, and safe to square
 LARGEST_COUNT = 2**24  # from there on every float32 is a whole number
 COUNT_STEP = 0.25  # counts per stored step: an error of 0.25 / √12 = 0.07 counts RMS, below the amplifier's noise
 MOST_REPETITIONS = np.iinfo(np.int16).max  # of one label, in a recording
@@ -168,7 +169,14 @@ def filter_and_resample(recording: Recording, settings: Settings) -> tuple[np.nd
     filtered = apply_filter(recording.emg, recording.time, settings.FILTER, settings.BAND_HZ, overwrite=True)
     if not np.isfinite(filtered.sum()):
         raise EMGError("the filter gives values that are no numbers at this sampling rate; choose another FILTER")
+    check_size(filtered)
     return resample(filtered, recording.sampling_rate, settings.SAMPLE_RATE)
+
+
+def check_size(samples: np.ndarray) -> None:
+    """Raises EMGError where filtered samples are larger than any that an amplifier gives, or no numbers."""
+    if not max(samples.max(initial=0), -samples.min(initial=0)) < LARGEST_SAMPLE:
+        raise EMGError(f"its samples are no muscle's: {LARGEST_SAMPLE:g} or more after the filter; mend the file")
 
 
 def cut_windows(recording: Recording, rate: float, samples: int, layout: Layout, settings: Settings) -> Windows:

@@ -307,6 +307,12 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _frozen_backbone_is_not_compiled(self):
+        if self.FREEZE and self.COMPILE:
+            raise ValueError("FREEZE with COMPILE: the blocks that are left to train are not compiled; set one only")
+        return self
+
+    @model_validator(mode="after")
     def _band_rises(self):
         low, high = self.BAND_HZ
         if not 0 < low < high:

@@ -93,3 +93,9 @@ def test_every_class_has_the_same_part_in_the_loss():
     """Three windows of class 0 with p = 1/2 and one of class 2 with p = 1/4: (log 2 + log 4) / 2."""
     probabilities = np.array([[0.5, 0.25, 0.25]] * 3 + [[0.5, 0.25, 0.25]])
     assert balanced_loss(np.array([0, 0, 0, 2]), probabilities) == pytest.approx(1.5 * np.log(2))
+
+
+def test_a_loss_that_is_no_number_is_never_the_lowest():
+    history = [{"validation_loss": loss} for loss in (np.nan, 0.7, np.inf, 0.6, np.nan)]
+    assert best_epoch(history) == 3
+    assert epochs_since_best(history) == 1

@@ -131,6 +131,11 @@ def test_dropout_drops_its_share_and_keeps_the_mean(p, kept):
     assert torch.equal(Dropout(p).eval()(out), out)
 
 
+def test_dropout_never_drops_all():
+    out = Dropout(0.999)(torch.ones(1001, 999))
+    assert torch.equal(out.unique(), torch.tensor([0.0, 256.0]))
+
+
 def test_dropped_values_have_no_gradient_and_the_others_their_scale():
     values = torch.ones(5, 7, requires_grad=True)
     out = Dropout(0.5)(values)

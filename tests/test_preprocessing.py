@@ -255,14 +255,16 @@ def test_fractional_samples_are_stored_as_they_are(tmp_path):
 
 
 def test_whole_numbers_beyond_any_converter_are_no_counts(tmp_path):
-    """From 2²⁴ on every float32 is a whole number, and quarter counts of 10⁹ do not fit into 32 bits."""
+    """From 2²⁴ on every float32 is a whole number."""
     table = hand_made()
-    raw = write_raw(table.assign(EMG_1=table["EMG_1"] * 2.0**20), tmp_path / f"{STEM}.hdf5")
+    raw = write_raw(table.assign(EMG_1=table["EMG_1"] * 2.0**16), tmp_path / f"{STEM}.hdf5")
     path = tmp_path / "windows.parquet"
     cut(raw, "--data-location", path, *AS_IS)
     assert metadata(path)["unit"] == "as recorded"
     for window, (start, _, _) in zip(counts(path), WINDOWS, strict=True):
-        np.testing.assert_array_equal(window[:, 0], (np.arange(start, start + 250) - 2000) * 2.0**20)
+        np.testing.assert_array_equal(window[:, 0], (np.arange(start, start + 250) - 2000) * 2.0**16)
+    with pytest.raises(EMGError, match="nothing was written"):
+        cut(write_raw(table.assign(EMG_1=table["EMG_1"] * 2.0**30), raw), "--data-location", path, *AS_IS)
 
 
 @pytest.mark.parametrize("kind", ["putemg", "causal"])

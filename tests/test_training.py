@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +28,12 @@ from safetensors.torch import load_file
 from test_main import flags, history, one_sentence, read, start
 from torch._dynamo.utils import counters
 
-from EMG_DATA_LOADER import Split, load_windows, split_windows
-from EMG_trainer import CHECKPOINT_SHARE, GUESSED_RATE, Trainer
+from EMG_build import load_model
+from EMG_DATA_LOADER import Feed, Split, cut_rows, load_windows, split_windows
+from EMG_model import log_covariance
+from EMG_trainer import CHECKPOINT_SHARE, GUESSED_RATE, NotFiniteError, Trainer, refit
 from EMG_utils import new_model, session_references
-from ENV import Settings
+from ENV import EMGError, Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -310,6 +314,176 @@ def test_windows_that_are_computed_once_cannot_be_turned():
         Settings(FREEZE=True, ROTATION=1)
 
 
+def test_frozen_blocks_are_not_compiled():
+    with pytest.raises(ValidationError, match="FREEZE with COMPILE"):
+        Settings(FREEZE=True, COMPILE=True)
+
+
+# ---- what is no finite number ---------------------------------------------------------------------------------
+
+
+def plant(trained: Trainer, rows: list[int], value: float = np.nan) -> None:
+    """One sample of each of these windows, on their way to the model."""
+    emg = trained.windows.emg.astype(np.float32)
+    emg[rows, 7, 2] = value
+    trained.windows = replace(trained.windows, emg=emg)
+    trained.feed = trained.samples = Feed(trained.windows, trained.device)
+
+
+def rows_of_step(trained: Trainer, epoch: int, step: int) -> np.ndarray:
+    order = np.random.default_rng([trained.settings.SEED, epoch - 1]).permutation(trained.split.train)
+    return cut_rows(order, trained.settings.BATCH_SIZE)[step - 1]
+
+
+def stopped(trained: Trainer, folder: Path | None) -> str:
+    with pytest.raises(NotFiniteError) as caught:
+        trained.fit(Console(file=io.StringIO()), folder)
+    return str(caught.value)
+
+
+def before_epoch(trained: Trainer, number: int, act: Callable[[], None]) -> None:
+    """`act` when the epoch `number` begins."""
+    really = trained._train_epoch
+
+    def train(*given):
+        if len(trained.history) + 1 == number:
+            act()
+        really(*given)
+
+    trained._train_epoch = train
+
+
+@pytest.mark.parametrize("tokens", ["covariance", "covariance,power", "raw"])
+def test_a_window_that_is_no_number_stops_the_training_and_is_named(tokens, small_file, tiny_gpt2, tmp_path):
+    trained = trainer(settings(small_file, tiny_gpt2, TOKENS=tokens))
+    rows = rows_of_step(trained, 2, 3)
+    before_epoch(trained, 2, lambda: plant(trained, [rows[5]]))
+    said = stopped(trained, tmp_path)
+    window = trained.windows.table.iloc[rows[5]]
+    assert said == (
+        f"the loss is nan in epoch 2, step 3, with samples that are no finite numbers in the window at "
+        f"{window['start']:.3f} s of {window['recording']}, row {rows[5]} ({tmp_path / 'bad_batch.csv'} lists the "
+        f"batch); lower LR or look at them; the best model so far, of epoch 1, is in {tmp_path / 'best_model'}"
+    )
+    batch = pd.read_csv(tmp_path / "bad_batch.csv", dtype={"subject": str})
+    assert batch["row"].tolist() == rows.tolist()
+    assert batch["start"].tolist() == trained.windows.table["start"].iloc[rows].tolist()
+    assert np.flatnonzero(batch["largest_sample"].isna()).tolist() == [5]
+    assert batch["loss"].isna()[5]
+    if tokens != "covariance,power":  # whose norm is over the batch
+        assert batch["loss"].notna().sum() == len(rows) - 1
+
+
+def test_the_best_model_so_far_is_kept_and_the_state_is_from_before(small_file, tiny_gpt2, tmp_path):
+    """The epochs before are those of an undisturbed training, and a resumed run meets the same batch."""
+    chosen = settings(small_file, tiny_gpt2)
+    alone = trainer(chosen)
+    alone.fit(Console(file=io.StringIO()), tmp_path / "alone", stop_after=1)
+    folder, trained = tmp_path / "run", trainer(chosen)
+    row = rows_of_step(trained, 2, 2)[0]
+    trained._due = lambda: trained.epoch.step == 1  # a checkpoint after the first step of every epoch
+    before_epoch(trained, 2, lambda: plant(trained, [row]))
+    said = stopped(trained, folder)
+    saved = load_file(folder / "best_model" / "model.safetensors")
+    assert same(saved, load_file(tmp_path / "alone" / "best_model" / "model.safetensors"))
+    assert all(tensor.isfinite().all() for tensor in load_model(folder / "best_model").state_dict().values())
+    assert history(folder)["epoch"].tolist() == [1]
+    assert read(folder / "last", "epoch.json")["step"] == 1
+    resumed = trainer(chosen)
+    plant(resumed, [row])
+    assert stopped(resumed, folder) == said
+
+
+def test_before_the_end_of_the_first_epoch_there_is_no_model(small_file, tiny_gpt2, tmp_path):
+    trained = trainer(settings(small_file, tiny_gpt2))
+    plant(trained, [rows_of_step(trained, 1, 1)[0]])
+    assert stopped(trained, tmp_path).endswith("; no epoch was finished, so there is no model yet")
+    assert {path.name for path in tmp_path.iterdir()} == {"bad_batch.csv"}
+
+
+def test_a_step_is_named_that_nobody_looked_at(small_file, tiny_gpt2, tmp_path):
+    """As on a GPU, where several steps go by before their losses are looked at."""
+    trained = trainer(settings(small_file, tiny_gpt2, BATCH_SIZE=8))
+    row, check = rows_of_step(trained, 1, 2)[1], trained._check_steps
+    trained._due = lambda: False
+    trained._check_steps = lambda run: check(run) if trained.epoch.step == trained.steps else None
+    plant(trained, [row])
+    assert "epoch 1, step 2, with samples that are no finite numbers in" in (said := stopped(trained, tmp_path))
+    assert f"row {row} " in said
+    assert pd.read_csv(tmp_path / "bad_batch.csv")["row"].tolist() == rows_of_step(trained, 1, 2).tolist()
+
+
+def test_steps_that_are_too_long_stop_the_training(small_file, tiny_gpt2, tmp_path):
+    """The weights are no numbers after the first step, which the second one tells by the losses of all its windows."""
+    chosen = settings(small_file, tiny_gpt2, WARMUP=0).model_copy(update={"LR": 1e30})
+    said = stopped(trained := trainer(chosen), tmp_path)
+    assert re.match(r"the loss is (nan|inf) in epoch 1, step 2, with losses that are no finite numbers in the ", said)
+    assert f"and {len(rows_of_step(trained, 1, 2)) - 1} more of its batch" in said
+
+
+def test_weights_that_the_last_step_spoilt_are_never_kept(small_file, tiny_gpt2, tmp_path):
+    """A single step an epoch, and no validation part whose loss would tell."""
+    chosen = settings(small_file, tiny_gpt2, WARMUP=0, BATCH_SIZE=10_000).model_copy(update={"LR": 1e39})
+    split = split_windows(load_windows(chosen), chosen).with_validation()
+    said = stopped(trainer(chosen, split), tmp_path)
+    assert said.startswith("the weights are no finite numbers after epoch 1, step 1; lower LR; no epoch was finished")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_gradient_that_is_no_number_stops_the_training(small_file, tiny_gpt2, tmp_path):
+    trained = trainer(settings(small_file, tiny_gpt2))
+
+    def spoil() -> None:
+        trained.bare_model.head.weight.register_hook(lambda gradient: gradient * torch.inf)
+
+    before_epoch(trained, 3, spoil)
+    said = stopped(trained, tmp_path)
+    assert re.match(
+        r"the gradient of a loss of \d\S+ is (nan|inf) in epoch 3, step 1, with the largest loss in the ", said
+    )
+    losses = pd.read_csv(tmp_path / "bad_batch.csv").set_index("row")["loss"]
+    assert f", row {losses.idxmax()} (" in said
+
+
+def test_validation_windows_that_are_no_numbers_are_named_and_choose_no_epoch(small_file, tiny_gpt2, tmp_path):
+    trained = trainer(settings(small_file, tiny_gpt2))
+    bad = trained.split.validation[[3, 5]].tolist()
+    before_epoch(trained, 2, lambda: plant(trained, bad))
+    said = stopped(trained, tmp_path)
+    assert said.startswith(
+        f"the loss on the validation part is nan in epoch 2, step {trained.steps}, with samples that"
+    )
+    assert f"row {bad[0]} and 1 more" in said
+    assert said.endswith(f"the best model so far, of epoch 1, is in {tmp_path / 'best_model'}")
+    assert pd.read_csv(tmp_path / "bad_batch.csv")["row"].tolist() == bad
+    assert len(history(tmp_path)) == 1
+
+
+def test_a_refit_that_stops_leaves_the_first_model(small_file, tiny_gpt2, tmp_path, monkeypatch):
+    chosen = settings(small_file, tiny_gpt2, NUM_EPOCHS=2)
+    first = fit(chosen, tmp_path)
+    best = load_file(tmp_path / "best_model" / "model.safetensors")
+    monkeypatch.setattr(
+        Trainer, "_check_steps", lambda self, run: self._stop("the loss is nan", spare_batch(self), run)
+    )
+    with pytest.raises(EMGError, match=r"training anew: the loss is nan.*that of the first training is in .*best_mo"):
+        refit(first.windows, first.split, chosen, 2, Console(file=io.StringIO()), tmp_path)
+    assert same(load_file(tmp_path / "best_model" / "model.safetensors"), best)
+
+
+def spare_batch(trained: Trainer) -> pd.DataFrame:
+    return trained.windows.table.iloc[:2].assign(row=[0, 1], largest_sample=[1.0, 2.0], loss=[0.5, 0.25])
+
+
+def test_one_window_that_is_no_number_leaves_the_log_covariances_of_the_others():
+    signal = torch.randn(4, 50, 3, generator=torch.Generator().manual_seed(0))
+    spoilt = signal.clone()
+    spoilt[2, 7, 1] = torch.nan
+    found = log_covariance(spoilt)
+    assert found[2].isnan().all()
+    assert torch.equal(found[[0, 1, 3]], log_covariance(signal)[[0, 1, 3]])
+
+
 # ---- the same result ------------------------------------------------------------------------------------------
 
 
@@ -376,6 +550,32 @@ def test_two_processes_predict_every_window_once(one_and_two):
     probabilities = [column for column in one.columns if column.startswith("p_")]
     assert np.allclose(one[probabilities], two[probabilities], atol=2e-3)
     assert len(two) == read(one_and_two[1], "metrics.json")["n_test"]
+
+
+SPOIL_ONE = """
+import sys
+import main
+from tools.stress.numbers import spoil_training
+if main.join_processes().process_index == 1:
+    spoil_training(2, 1, "sample")
+sys.exit(main.main())
+"""
+
+
+def test_a_batch_of_which_one_process_sees_the_fault_is_listed_whole(together_flags, tmp_path):
+    (tmp_path / "spoil.py").write_text(SPOIL_ONE)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, tmp_path / "spoil.py"]
+    small = flags(RUN_DIR=tmp_path / "run", BATCH_SIZE=25, TOKENS="covariance")
+    done = run(*command, *together_flags, *small, PYTHONPATH=str(ROOT))
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if line.startswith("main.py")]
+    assert len(said) == 2, done.stderr
+    assert all("the loss is nan in epoch 2, step 1, with losses that are no finite" in line for line in said)
+    batch = pd.read_csv(tmp_path / "run" / "bad_batch.csv")
+    assert (len(batch), batch["row"].nunique(), batch["loss"].isna().sum()) == (25, 25, 1)
+    assert batch["loss"].isna()[13]  # of 25 windows the first process has 13
+    assert (tmp_path / "run" / "best_model" / "model.safetensors").is_file()
+    assert len(history(tmp_path / "run")) == 1
 
 
 def test_one_of_two_processes_writes(one_and_two):

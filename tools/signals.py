@@ -10,13 +10,12 @@ from EMG_decisions import CausalPath, as_stored, check_rate
 from EMG_filter import apply_filter, resample
 from EMG_model import EMGForSequenceClassification
 from EMG_recording import RECORDING_NAME, Recording, constant_channels, named, read_recording
-from EMG_windows import unit_of
+from EMG_windows import check_size, unit_of
 from ENV import EMGError
 
 logger = logging.getLogger(__name__)
 
 SECONDS_AT_ONCE = 10  # of a recording through the causal filter
-LARGEST = 1e9  # counts, µV or V: far above any amplifier, and safe to square
 TIME = len("11-05-00-695")  # at the end of every recording's name
 
 
@@ -47,8 +46,7 @@ def read_signal(path: Path, model: EMGForSequenceClassification, kind: str) -> S
     with named(path):
         check_recording(recording, model)
         samples, rate = filtered(recording, model, kind)
-        if not np.abs(samples).max(initial=0) < LARGEST:
-            raise EMGError(f"its samples are no muscle's: {LARGEST:g} or more after the filter; mend the file")
+        check_size(samples)
         if len(samples) < model.config.window:
             raise EMGError(f"{len(samples)} samples are less than a window of {model.config.window}; leave it out")
     places = np.rint(np.arange(len(samples)) * recording.sampling_rate / rate).astype(int)

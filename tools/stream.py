@@ -49,6 +49,7 @@ from EMG_build import load_model
 from EMG_decisions import CausalPath, Classifier, RunningReference, probabilities
 from EMG_files import replace_file, write_json
 from EMG_model import EMGForSequenceClassification, ModelError
+from EMG_windows import LARGEST_SAMPLE
 from ENV import EMGError
 from tools.command_line import Parser, between, with_status
 from tools.predict import add_decision_flags, hop_of, known_reference, smoother, start_log
@@ -61,7 +62,6 @@ STILL_S = 1.0  # a channel that holds one value for so long is lost
 LONGEST_GAP_S = 1.0  # is filled; after a longer one the signal begins anew
 BEHIND_S = 1.0  # decisions that are older are skipped
 QUIET_S = 1.0  # between two reports of the same kind
-LARGEST = 1e9  # a sample that is larger is no number of an amplifier, and its square none of float32
 
 
 # ---- samples --------------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ class Joiner:
         return np.concatenate([filled, emg]), anew
 
     def _numbers(self, emg: np.ndarray) -> np.ndarray:
-        wrong = ~(np.abs(emg) < LARGEST)  # NaN too
+        wrong = ~(np.abs(emg) < LARGEST_SAMPLE)  # NaN too
         if not wrong.any():
             return emg
         names = ", ".join(np.array(self.channels)[wrong.any(0)][:3])
