@@ -308,8 +308,8 @@ def _check_length(rows: int, channels: int) -> None:
     needed = rows * (4 * channels + 8 * (1 + len(PLAIN_COLUMNS)))
     if needed > MOST_BYTES:
         raise EMGError(
-            f"a recording of {rows} rows or more would take {needed / 1e9:.1f} GB of memory, and {MOST_BYTES / 1e9:g} GB "
-            "are the most; cut it into shorter ones"
+            f"a recording of {rows} rows or more would take {needed / 1e9:.1f} GB of memory, and "
+            f"{MOST_BYTES / 1e9:g} GB are the most; cut it into shorter ones"
         )
 
 

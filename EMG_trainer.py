@@ -1,7 +1,6 @@
 """Training: one process or several, on CPU or GPU, stopped and resumed at any step."""
 
 import ctypes
-import json
 import logging
 import math
 import os
@@ -22,20 +21,19 @@ import pandas as pd
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
-from pydantic import BaseModel, NonNegativeInt, PositiveInt, TypeAdapter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score
 from torch.nn import functional as F  # noqa: N812
 from transformers import get_cosine_schedule_with_warmup
 
+from EMG_checkpoint import has_state, load_state, read_progress, save_progress, save_state
 from EMG_DATA_LOADER import Batch, Feed, Split, WindowSet, class_weights, cut_rows, read_emg
 from EMG_files import remove_folder, replace_file, replace_folder
 from EMG_help import in_short
 from EMG_model import Below, Draws, EMGForSequenceClassification, References
-from EMG_run import disk_errors, save_weights
+from EMG_run import save_weights
 from EMG_utils import EVALUATION_BATCH, balanced_accuracy, balanced_loss, new_model, outputs_below, session_references
 from ENV import EMGError, Settings
 
@@ -46,7 +44,6 @@ CHECKPOINT_SHARE = 0.03  # of the time goes into checkpoints, at the most, but f
 GUESSED_RATE = 5e8  # bytes of a checkpoint per second, until one was written
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 STEPS_PER_LOOK = 10  # on a GPU: looking at the loss waits for it
-STATE = "state.safetensors"  # in last/: no pickle, which would run what a stranger put there
 TIMED_WINDOWS = 40  # single predictions whose median is the time of one window
 
 Shared = TypeVar("Shared")
@@ -144,33 +141,6 @@ class Epoch:
         loss, right = (value if value.is_cuda else value.cpu() for value in (loss.detach(), right))
         self.step, self.lr_sum = self.step + 1, self.lr_sum + lr
         self.loss_sum, self.right = self.loss_sum + loss.double(), self.right + right.double()
-
-
-class EpochSums(BaseModel, extra="forbid"):
-    """An Epoch as epoch.json has it."""
-
-    step: NonNegativeInt
-    seconds: float
-    lr_sum: float
-    loss_sum: float
-    right: float
-
-
-class HistoryRow(BaseModel, extra="forbid"):
-    """A row of history as history.json has it, of a training without a validation part."""
-
-    epoch: PositiveInt
-    lr: float
-    train_loss: float
-    train_accuracy: float
-    seconds: float
-    weights: str
-
-
-class ValidatedRow(HistoryRow):
-    validation_loss: float
-    validation_accuracy: float
-    validation_balanced_accuracy: float
 
 
 class Step(NamedTuple):
@@ -304,7 +274,7 @@ class Trainer:
                     after_epoch(self.history[-1])
                 self._pause(asked, run)
                 fresh = True
-        if run and (fresh or (run / "last" / "state").is_dir()):  # killed with all epochs done
+        if run and (fresh or has_state(run / "last")):  # killed with all epochs done
             self.checkpoint(run, state=False)
             self._log_speed()
         return self.history
@@ -564,32 +534,23 @@ class Trainer:
         self.best = None
 
     def _write_last(self, folder: Path, sums: tuple[float, float], state: bool) -> None:
-        """Processes have the same weights and moments, chance has no state, and the schedule's is the steps done."""
         if state:
-            moments = self.optimizer.state_dict()["state"]
-            tensors = {f"model.{name}": tensor for name, tensor in self.bare_model.state_dict().items()}
-            tensors |= {f"optimizer.{n}.{name}": tensor for n, kept in moments.items() for name, tensor in kept.items()}
-            with disk_errors(folder):
-                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / STATE)
-        (folder / "history.json").write_text(json.dumps(self.history))
-        epoch = asdict(replace(self.epoch, loss_sum=sums[0], right=sums[1]))
-        (folder / "epoch.json").write_text(json.dumps(epoch))
+            save_state(self.bare_model, self.optimizer, folder)
+        save_progress(self.history, asdict(replace(self.epoch, loss_sum=sums[0], right=sums[1])), folder)
 
     def _resume(self, run: Path, epochs: int) -> bool:
-        """Go on from last/, if it is there; returns whether it is.
-
-        Its files may be a stranger's: only numbers are read, and they have to fit.
-        """
+        """Go on from last/, if it is there; returns whether it is."""
         last = run / "last"
         if not (last / "history.json").is_file():
             return False
         try:
-            self._read_progress(last)
+            validated = bool(len(self.split.validation))
+            self.history, epoch = read_progress(last, self.epochs, self.steps, validated)
+            self.epoch = Epoch(**epoch)
             ended = len(self.history) >= epochs or epochs_since_best(self.history) >= self.settings.PATIENCE
-            if (last / STATE).is_file():
-                self._load_state(load_file(last / STATE))
-            elif not ended:
-                raise ValueError(f"there is no {STATE}")
+            if not ended or has_state(last):
+                load_state(self.bare_model, self.optimizer, last)
+                self._set_schedule(len(self.history) * self.steps + self.epoch.step)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise EMGError(f"{last}: the state cannot be read ({in_short(error)}); start a new run") from None
         if not self.accelerator.is_main_process:
@@ -597,47 +558,13 @@ class Trainer:
         logger.info(f"going on after epoch {len(self.history)}, step {self.epoch.step} of {last}")
         return True
 
-    def _read_progress(self, last: Path) -> None:
-        """history.json and epoch.json; raises ValueError where they are not those of such a training."""
-        row = ValidatedRow if len(self.split.validation) else HistoryRow
-        content = (last / "history.json").read_bytes()
-        numbers = [one.epoch for one in TypeAdapter(list[row]).validate_json(content)]
-        epoch = EpochSums.model_validate_json((last / "epoch.json").read_bytes())
-        if numbers != list(range(1, len(numbers) + 1)) or len(numbers) > self.epochs:
-            raise ValueError(f"the {len(numbers)} epochs of history.json do not count from 1 to {self.epochs} at most")
-        if epoch.step > self.steps:
-            raise ValueError(f"epoch.json has step {epoch.step} of {self.steps}")
-        self.history, self.epoch = json.loads(content), Epoch(**epoch.model_dump())
-
-    def _load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """What `_save_state` wrote; raises ValueError or RuntimeError where it is of another model."""
-        self.bare_model.load_state_dict(_below("model.", state))
-        moments, groups = self._sorted(_below("optimizer.", state)), self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        steps = len(self.history) * self.steps + self.epoch.step
+    def _set_schedule(self, steps: int) -> None:
+        """The learning rates after so many steps."""
         factors = zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
         rates = [base * factor(steps) for base, factor in factors]
         self.schedule.load_state_dict(self.schedule.state_dict() | {"last_epoch": steps, "_last_lr": rates})
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-
-    def _sorted(self, moments: dict[str, torch.Tensor]) -> dict[int, dict[str, torch.Tensor]]:
-        """The moments of every parameter that has any, by its number; raises ValueError where they do not fit it."""
-        parameters = [one for group in self.optimizer.param_groups for one in group["params"]]
-        found = {}
-        for number, parameter in enumerate(parameters):
-            shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
-            kept = {name: moments.pop(f"{number}.{name}") for name in shapes if f"{number}.{name}" in moments}
-            if kept and {name: tensor.shape for name, tensor in kept.items()} != shapes:
-                raise ValueError(f"the optimiser's state of parameter {number} does not fit it")
-            found |= {number: kept} if kept else {}
-        if moments:
-            raise ValueError(f"the optimiser has no {min(moments)}")
-        return found
-
-
-def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def describe_windows(windows: WindowSet, rows: np.ndarray, losses: np.ndarray) -> pd.DataFrame:

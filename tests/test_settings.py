@@ -23,6 +23,7 @@ MODULES = [
     "EMG_card",
     "EMG_utils",
     "EMG_decisions",
+    "EMG_checkpoint",
     "EMG_trainer",
     "EMG_tracker",
     "EMG_sweep",

@@ -110,7 +110,7 @@ def test_a_kill_before_the_last_checkpoint_leaves_no_state_behind(small_file, ti
     trained = fit(settings(small_file, tiny_gpt2, NUM_EPOCHS=1), tmp_path)
     expected = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
     trained.checkpoint(tmp_path)
-    assert (tmp_path / "last" / "state").is_dir()
+    assert (tmp_path / "last" / "state.safetensors").is_file()
     fit(settings(small_file, tiny_gpt2, NUM_EPOCHS=1), tmp_path)
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == expected
 
