@@ -34,7 +34,7 @@ PICKLED = (  # what libraries take for pickles in a model folder
     *("pytorch_model.bin", "model.pt", "model.pth", "model.ckpt", "training_args.bin", "optimizer.bin", "scheduler.pt"),
     *(".metadata", "adapter_model.bin", "flax_model.msgpack", "tf_model.h5", "tokenizer.pkl", "state_dict.pkl"),
 )
-STATE_PICKLES = (  # what earlier versions of this project wrote into last/state/, by way of accelerate, and what that looks for
+STATE_PICKLES = (  # earlier versions wrote the first into last/state/, by accelerate, which looks for the others
     *("custom_checkpoint_0.pkl", "random_states_0.pkl", "optimizer.bin", "scheduler.bin", "sampler.bin"),
     *("pytorch_model.bin", "model.safetensors", "scaler.pt", "dl_state_dict.bin"),
 )
