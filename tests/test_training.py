@@ -145,9 +145,8 @@ def test_killed_again_and_again_a_run_ends_as_if_left_alone(long_flags, left_alo
     wait_for_a_checkpoint(folder, process)
     while True:
         try:
-            process.wait(
-                chance.uniform(0.1, 0.5) if kills == 0 else chance.uniform(5, 9) * (1 + kills / 4)
-            )  # on a slow machine too
+            longer = 1 + kills / 4  # so that it ends on a slow machine too
+            process.wait(chance.uniform(5, 9) * longer if kills else chance.uniform(0.1, 0.5))
             break
         except subprocess.TimeoutExpired:
             process.kill()
