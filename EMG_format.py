@@ -124,7 +124,7 @@ def _check_columns(file: pq.ParquetFile, size: int, description: dict) -> None:
     if window * channels >= 2**31:  # Parquet counts no further
         raise UnreadableError(f"the file claims windows of {window} samples of {channels} channels")
     wanted = columns(window, channels, description["unit"] == "count")
-    found = {field.name: field.type for field in file.schema_arrow}
+    found = {field.name: _plain(field.type) for field in file.schema_arrow}
     if found != {field.name: field.type for field in wanted}:
         raise UnreadableError("the columns are not those that the file describes")
     windows = file.metadata.num_rows
@@ -132,6 +132,11 @@ def _check_columns(file: pq.ParquetFile, size: int, description: dict) -> None:
         raise UnreadableError("the file holds no windows")
     if 4 * windows * window * channels * LEAST_BYTES > size:
         raise UnreadableError(f"the file claims {windows} windows of {window} samples, more than {size} bytes can hold")
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Text is text, however another program has written it."""
+    return pa.string() if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) else kind
 
 
 def read_table(file: pq.ParquetFile, description: dict) -> pa.Table:

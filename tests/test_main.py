@@ -321,7 +321,7 @@ def test_ctrl_c_before_the_first_step_says_what_works(small_flags, tmp_path):
 
 WRONG = {
     "patch": ({"PATCH_MS": 200}, ["PATCH_MS = 200 is 200 samples", "250 samples", "choose 1 to 125 ms"]),
-    "filters": ({"FILTER_MS": 251}, ["FILTER_MS = 251 is longer than a window, 250 ms"]),
+    "filters": ({"FILTER_MS": 251, "TOKENS": "power"}, ["FILTER_MS = 251 is longer than a window, 250 ms"]),
     "missing": ({"DATA_LOCATION": "/nowhere/w.parquet"}, ["/nowhere/w.parquet", "no such file", "Preprocessing.py"]),
     "split": ({"SPLIT": "subject"}, ["single subject", "choose another SPLIT"]),
     "occupied": ({"RUN_DIR": ROOT / "tests"}, ["results already", "RESUME"]),

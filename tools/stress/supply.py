@@ -17,7 +17,7 @@ from pathlib import Path
 
 import requests
 
-from EMG_recording import _PlainUnpickler
+from EMG_hdf5 import _PlainUnpickler
 from tools.stress.row import Row
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ FORBIDDEN = {  # what runs whatever a file or a string holds, or unpacks whereve
 }
 FORBIDDEN_METHODS = {"extractall", "load_state", "read_hdf", "read_pickle", "from_pickle"}
 SAFE = {"shell": False, "trust_remote_code": False, "allow_pickle": False, "weights_only": True}  # keyword → its value
-GUARDED = {("EMG_recording.py", "pickle.Unpickler")}  # its class is tried below
+GUARDED = {("EMG_hdf5.py", "pickle.Unpickler")}  # its class is tried below
 STEM = "emg_gestures-03-sequential-2018-05-11-11-10-52-120"
 MAGIC = b"\x89HDF\r\n\x1a\n"
 RIGHT = MAGIC + b"right" * 1000
@@ -165,7 +165,7 @@ class Intruder:
 
 
 def unpickler(folder: Path) -> Row:
-    """The one of EMG_recording, for the column names of pandas's HDF5 files, in every protocol."""
+    """The one of EMG_hdf5, for the column names of pandas's HDF5 files, in every protocol."""
     row, trace = Row(PROGRAMME, "pickles given to the guarded unpickler"), folder / "executed"
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         for content in (Intruder(trace), [["EMG_1"], Intruder(trace)], os.remove, subprocess.Popen):
