@@ -9,11 +9,15 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import EMG_recording
 from EMG_DATA_LOADER import STATISTICS_WINDOWS
 from ENV import EMGError
+from tools import simulate
 from tools.stress.faults import flaw_after
 from tools.stress.row import Row
 from tools.stress.scripts import CUT, Ended, Started, make_gpt2, make_recordings, make_windows, run, server, start, tiny
@@ -25,21 +29,12 @@ TOGETHER, NIGHTLY_TOGETHER = 3, 20  # runs that begin at the same moment
 SHARED, NIGHTLY_SHARED = 2, 50  # times that several preprocess into the same file
 COPIES, NIGHTLY_COPIES = 12, 48  # recordings whose windows are cut, against one
 MORE_MB = 30  # what many recordings may take above one: names, counts and a group of windows
+LENGTHS, NIGHTLY_LENGTHS = (10, 30), (20, 100)  # times a recording of the programme's
+TIMES_A_RECORDING = 2  # the reader and the filter hold some of it once more
 TIMES_LARGER = 3  # a windows file, against one that is large already: statistics are of STATISTICS_WINDOWS at most
-KB_A_WINDOW = 4  # that main.py may hold of each: identity, part, probabilities
-SHORT = [
-    "--memory-gb",
-    "0",
-    "--num-epochs",
-    "1",
-    "--no-refit",
-    "--batch-size",
-    "256",
-    "--blocks",
-    "0",
-    "--sampling-ratio",
-    "0.2",
-]
+KB_A_WINDOW = 6  # that main.py may hold of each: identity, part, probabilities, and what fits the linear path
+SHORT = ["--memory-gb", "0", "--num-epochs", "1", "--no-refit", "--batch-size", "256", "--blocks", "0"]
+SHORT += ["--sampling-ratio", "0.2"]
 FILTERS = ("putemg", "none", "causal")
 
 
@@ -62,6 +57,7 @@ def rows(nightly: bool, folder: Path, seed: int, say: Say) -> Iterator[Row]:
     yield shared_output(raw, NIGHTLY_SHARED if nightly else SHARED, folder, rng)
     say("memory of Preprocessing.py and main.py")
     yield memory_of_recordings(raw, NIGHTLY_COPIES if nightly else COPIES, folder)
+    yield memory_of_a_recording(raw, NIGHTLY_LENGTHS if nightly else LENGTHS, folder)
     if nightly:  # it takes minutes
         yield memory_of_windows(gpt2, folder)
 
@@ -175,9 +171,35 @@ def memory_of_recordings(raw: Path, copies: int, folder: Path) -> Row:
     return row
 
 
+def memory_of_a_recording(raw: Path, lengths: tuple[int, int], folder: Path) -> Row:
+    """What a longer recording takes above a shorter one, beside what it holds: 4 bytes a sample, 24 a row."""
+    bound = f"{TIMES_A_RECORDING} times its {EMG_recording.MOST_BYTES / 1e9:g} GB, the most that is read"
+    row = Row("limits", f"Preprocessing.py of a long recording takes at most {bound}")
+    source = sorted(raw.iterdir())[0]
+    table, peaks = pd.read_hdf(source), []
+    for times in lengths:
+        (place := folder / f"long-{times}").mkdir()
+        longer = pd.concat([table] * times)
+        longer.index = table.index[0] + np.arange(len(longer)) * (table.index[1] - table.index[0])
+        simulate.write(longer, place / source.name)
+        ended = run("Preprocessing", [place, "--data-location", folder / "l.parquet", *CUT], folder, folder / "log")
+        if ended.status:
+            row.add(f"it ended with {ended.status}: {ended.last_line}")
+            return row
+        peaks.append(ended.megabytes)
+    if not all(peaks):
+        row.note = "not measured: this system does not say how much memory a process held"
+        return row
+    channels = sum(name.startswith("EMG_") for name in table)
+    taken = 1e6 * (peaks[1] - peaks[0]) / ((lengths[1] - lengths[0]) * len(table) * (4 * channels + 24))
+    row.note = f"{taken:.1f} times"
+    row.add("right" if taken <= TIMES_A_RECORDING else f"it took {taken:.1f} times", ended.seconds, peaks[1])
+    return row
+
+
 def memory_of_windows(gpt2: Path, folder: Path) -> Row:
     """With MEMORY_GB = 0 the windows stay in a mapped file; what a process holds for each is its name and part."""
-    row = Row("limits", f"main.py with MEMORY_GB = 0 holds at most {KB_A_WINDOW} kB of each window of 8 kB in memory")
+    row = Row("limits", f"main.py with MEMORY_GB = 0 holds at most {KB_A_WINDOW} kB of each window of 20 kB in memory")
     if sys.platform != "linux":
         row.note = "not tried: only Linux says how much of a process's memory is its own"
         return row
@@ -199,9 +221,9 @@ def memory_of_windows(gpt2: Path, folder: Path) -> Row:
 
 
 def wide_windows(folder: Path) -> Path:
-    """Of one recording with 8 channels, 500 samples each."""
+    """Of one recording with 8 channels, 1280 samples each."""
     log, raw = folder / "log", folder / "wide"
-    shape = "--subjects 03 --sessions 1 --trajectories sequential --repetitions 2 --channels 8 --sampling-rate 2000"
+    shape = "--subjects 03 --sessions 1 --trajectories sequential --repetitions 2 --channels 8 --sampling-rate 5120"
     if (ended := run("tools.simulate", [raw, *shape.split()], folder, log)).status:
         raise EMGError(f"no recording could be simulated: {ended.last_line}")
     return make_windows(raw, folder / "wide.parquet", log)
