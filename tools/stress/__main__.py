@@ -22,16 +22,9 @@ from EMG_files import make_folder, replace_file
 from tools.command_line import Parser, with_status
 from tools.stress.row import Row
 
-PROGRAMMES = (
-    "hostile",
-    "hostile_models",
-    "fuzz",
-    "properties",
-    "faults",
-    "numbers",
-    "limits",
-    "supply",
-)  # modules of this folder
+PROGRAMMES = (  # modules of this folder
+    *("hostile", "hostile_models", "fuzz", "properties", "faults", "numbers", "limits", "supply"),
+)
 HEADER = ("programme", "what was tried", "times", "refused", "right", "lost", "longest", "memory")
 
 Say = Callable[[str], None]
@@ -69,7 +62,10 @@ def stress(args: argparse.Namespace, console: Console) -> int:
                 rows.append(row)
                 console.print(f"{name}: {row.tried}: {row.times} times, {len(row.lost)} lost", markup=False)
                 write_results(rows, args, args.out)
-    print_table(rows, Console(highlight=False, width=None if sys.stdout.isatty() else 160))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    for table in (rows, in_all(rows)):
+        print_table(table, console)
+    print_lost(rows, console)
     print(f"\n{args.out}: stress.json, stress.md ({time.monotonic() - began:.0f} s)")
     return 1 if any(row.lost for row in rows) else 0
 
@@ -97,19 +93,41 @@ def print_table(rows: list[Row], console: Console) -> None:
     for row in rows:
         table.add_row(*cells(row))
     console.print(table)
+    console.print()
+
+
+def in_all(rows: list[Row]) -> list[Row]:
+    """One row per programme."""
+    sums = {}
+    for row in rows:
+        total = sums.setdefault(row.programme, Row(row.programme, "all of it"))
+        total.refused, total.right, total.lost = (
+            total.refused + row.refused,
+            total.right + row.right,
+            total.lost + row.lost,
+        )
+        total.seconds, total.megabytes = max(total.seconds, row.seconds), max(total.megabytes, row.megabytes)
+    return list(sums.values())
+
+
+def print_lost(rows: list[Row], console: Console) -> None:
     for row in rows:
         for sentence in row.lost:
             console.print(f"lost: {row.tried}: {sentence}", markup=False, soft_wrap=True)
 
 
 def write_results(rows: list[Row], args: argparse.Namespace, out: Path) -> None:
-    """stress.json: every row, with what was lost; stress.md: the table as the README has it."""
+    """stress.json: every row, with what was lost; stress.md: the tables of docs/stress.md and the README."""
     described = {"nightly": args.nightly, "seed": args.seed, "rows": [row.described() for row in rows]}
     text = json.dumps(described, indent=1, ensure_ascii=False)
-    lines = [HEADER, ["---"] * 2 + ["---:"] * 6, *map(cells, rows)]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    for name, content in (("stress.json", text), ("stress.md", table)):
+    tables = "\n\n".join(map(as_markdown, (in_all(rows), rows)))
+    for name, content in (("stress.json", text), ("stress.md", tables)):
         replace_file(out / name, lambda path, content=content: path.write_text(content + "\n", encoding="utf-8"))
+
+
+def as_markdown(rows: list[Row]) -> str:
+    lines = [HEADER, ["---"] * 2 + ["---:"] * 6, *map(cells, rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 if __name__ == "__main__":

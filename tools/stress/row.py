@@ -31,5 +31,10 @@ class Row:
             self.lost.append(end)
         self.seconds, self.megabytes = max(self.seconds, seconds), max(self.megabytes, megabytes)
 
+    def include(self, other: "Row") -> None:
+        self.refused, self.right = self.refused + other.refused, self.right + other.right
+        self.lost = self.lost + other.lost
+        self.seconds, self.megabytes = max(self.seconds, other.seconds), max(self.megabytes, other.megabytes)
+
     def described(self) -> dict:
         return asdict(self) | {"times": self.times}
