@@ -29,7 +29,7 @@ from tools.stress.row import Row
 PROGRAMME = "hostile models"
 MEGABYTES = 2000  # that a try may take beyond what Python and torch hold
 SECONDS = 60  # that a try may take; the tries that train a little are given ten times as much
-TRIES = {False: (40, 30, 8), True: (2500, 700, 1100)}  # mutated configs, weights, files of a run; the latter: nightly
+TRIES = {False: (40, 30, 8), True: (2500, 700, 200)}  # mutated configs, weights, files of a run; the latter: nightly
 PICKLED = (  # what libraries take for pickles in a model folder
     *("pytorch_model.bin", "model.pt", "model.pth", "model.ckpt", "training_args.bin", "optimizer.bin", "scheduler.pt"),
     *(".metadata", "adapter_model.bin", "flax_model.msgpack", "tf_model.h5", "tokenizer.pkl", "state_dict.pkl"),
