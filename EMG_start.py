@@ -31,11 +31,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
             raise KeyboardInterrupt
         signal.signal(number, signal.SIG_DFL)  # all is done but the process's own end, unless that hangs
         return
-    name = (
-        script.__spec__.name.removeprefix("tools.").removesuffix(".__main__")
-        if script.__spec__
-        else Path(sys.argv[0]).name
-    )
+    spec = script.__spec__  # of `python -m tools.NAME`
+    name = spec.name.removeprefix("tools.").removesuffix(".__main__") if spec else Path(sys.argv[0]).name
     os.write(2, f"{name}: interrupted; nothing was begun, run the same command again\n".encode())
     os._exit(130)  # an exception would reach libraries that are half imported, and some of them swallow it
 
