@@ -1,6 +1,6 @@
 """Properties of labels, windows, splits and decisions that hold for whatever is drawn: tests/test_properties.py.
 
-Without --nightly the examples are those of the tests, the same every time. With it they are fifty times as many, and
+Without --nightly the examples are those of the tests, the same every time. With it they are 25 times as many, and
 the seed decides which. An example is one recording, file of windows or signal, with settings to use on it.
 """
 
