@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
@@ -118,7 +119,8 @@ class StoredWindows:
 
 def _read_emg(file: pq.ParquetFile, metadata: dict, folder: Path, memory_gb: float) -> np.ndarray:
     """(n, T, C), as int16 where all counts fit: half the memory, half the traffic."""
-    kind = np.int16 if metadata["unit"] == "count" else np.float32
+    whole = pa.types.is_integer(file.schema_arrow.field("emg").type.value_type)
+    kind = np.int16 if whole else np.float32
     emg, row = _empty_emg(file, metadata, kind, folder, memory_gb), 0
     for group in range(file.num_row_groups):  # `iter_batches` would keep the compressed column
         windows = read_samples(file, group, metadata)

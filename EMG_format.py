@@ -123,9 +123,9 @@ def _check_columns(file: pq.ParquetFile, size: int, description: dict) -> None:
     window, channels = description["window"], len(description["channels"])
     if window * channels >= 2**31:  # Parquet counts no further
         raise UnreadableError(f"the file claims windows of {window} samples of {channels} channels")
-    wanted = columns(window, channels, description["unit"] == "count")
     found = {field.name: _plain(field.type) for field in file.schema_arrow}
-    if found != {field.name: field.type for field in wanted}:
+    kinds = [columns(window, channels, counts) for counts in (True, False)]
+    if found not in [{field.name: field.type for field in kind} for kind in kinds]:
         raise UnreadableError("the columns are not those that the file describes")
     windows = file.metadata.num_rows
     if not windows:
