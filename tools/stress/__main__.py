@@ -22,9 +22,16 @@ from EMG_files import make_folder, replace_file
 from tools.command_line import Parser, with_status
 from tools.stress.row import Row
 
-PROGRAMMES = (  # modules of this folder
-    *("hostile", "hostile_models", "fuzz", "properties", "faults", "numbers", "limits", "supply"),
-)
+PROGRAMMES = {  # modules of this folder → what they try
+    "hostile": "recordings and windows files from strangers",
+    "hostile_models": "model folders, checkpoints and runs from strangers",
+    "fuzz": "damaged files: flipped bits, swapped blocks, cut ends",
+    "properties": "windows, splits and decisions on random recordings",
+    "faults": "kills, full and read-only disks, files that change",
+    "numbers": "odd numbers, shapes and classes",
+    "limits": "runs at the same moment, memory",
+    "supply": "packages, sources, downloads",
+}
 HEADER = ("programme", "what was tried", "times", "refused", "right", "lost", "longest", "memory")
 
 Say = Callable[[str], None]
@@ -39,7 +46,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line; raises EMGError for what is wrong with it."""
     parser = Parser(prog="python -m tools.stress", description="Try to make the pipeline lose something.")
     add = parser.add_argument
-    add("programmes", nargs="*", choices=[*PROGRAMMES, []], metavar="PROGRAMME", help=f"{', '.join(PROGRAMMES)} (all)")
+    listed = "; ".join(f"{name}: {about}" for name, about in PROGRAMMES.items())
+    add("programmes", nargs="*", type=programme, metavar="PROGRAMME", help=f"{listed} (all)")
     add("--nightly", action="store_true", help="as often as the README's table says, which takes hours")
     add("--seed", type=int, default=0, help="of all that is drawn (%(default)s)")
     add(
@@ -50,6 +58,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="for stress.json and stress.md (%(default)s)",
     )
     return parser.parse_args(argv)
+
+
+def programme(name: str) -> str:
+    """An argparse type."""
+    if name not in PROGRAMMES:
+        raise argparse.ArgumentTypeError(f"{name} is none of {', '.join(PROGRAMMES)}")
+    return name
 
 
 def stress(args: argparse.Namespace, console: Console) -> int:
@@ -100,7 +115,7 @@ def in_all(rows: list[Row]) -> list[Row]:
     """One row per programme."""
     sums = {}
     for row in rows:
-        total = sums.setdefault(row.programme, Row(row.programme, "all of it"))
+        total = sums.setdefault(row.programme, Row(row.programme, PROGRAMMES[row.programme]))
         total.refused, total.right, total.lost = (
             total.refused + row.refused,
             total.right + row.right,

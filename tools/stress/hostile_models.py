@@ -26,7 +26,7 @@ from transformers import GPT2Config, GPT2Model
 from EMG_model import EMGConfig, EMGForSequenceClassification
 from tools.stress.row import Row
 
-PROGRAMME = "hostile models"
+PROGRAMME = "hostile_models"
 MEGABYTES = 2000  # that a try may take beyond what Python and torch hold
 SECONDS = 60  # that a try may take; the tries that train a little are given ten times as much
 TRIES = {False: (40, 30, 8), True: (2500, 700, 200)}  # mutated configs, weights, files of a run; the latter: nightly
