@@ -5,20 +5,31 @@ raw samples ─ filter and resample as the model's data were ─ a window every 
 
 import math
 from collections import deque
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from numpy.lib.stride_tricks import sliding_window_view
 
+from EMG_build import load_model
 from EMG_filter import CausalFilter, Resampler
-from EMG_model import EMGForSequenceClassification, Reference, measure_reference
-from EMG_windows import COUNT_STEP, RATE_TOLERANCE
+from EMG_model import EMGForSequenceClassification, ModelError, Reference, measure_reference
+from EMG_windows import COUNT_STEP, RATE_TOLERANCE, SETTINGS_KEPT
 from ENV import EMGError
 
 REJECTED = -1  # in place of a class index
 MEASURED_WINDOWS = 240  # of a session, at the most, make a running reference: a minute of windows of 250 ms
 PRIOR_WINDOWS = 30  # as many windows of the session as count as much as the training part's reference
+
+
+def load_for_decisions(source: Path | str) -> EMGForSequenceClassification:
+    """A saved model on this process's device, which says how its windows were made; raises ModelError."""
+    model = load_model(source)
+    if missing := sorted(set(SETTINGS_KEPT) - set(model.config.preprocessing)):
+        raise ModelError(f"{source}: the model does not say how its windows were made ({missing[0]}); train it anew")
+    return model.to(PartialState().device)
 
 
 class CausalPath:

@@ -1,6 +1,7 @@
 """tools.predict: the windows that training saw, what they are measured against, smoothing, rejection, figures."""
 
 import json
+import shutil
 from pathlib import Path
 
 import matplotlib.image
@@ -323,3 +324,12 @@ def test_wrong_flags_end_in_one_sentence(given, words, short, trained, tmp_path,
     said = capsys.readouterr().err
     assert words in said
     assert len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("kept", [{}, {"FILTER": "causal"}])
+def test_a_model_that_does_not_say_how_its_windows_were_made_is_refused(kept, short, trained, tmp_path, capsys):
+    model = shutil.copytree(trained / "best_model", tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"preprocessing": kept}))
+    assert main([str(short), "--model", str(model), "--out", str(tmp_path / "out")]) == 1
+    assert f"{model}: the model does not say how its windows were made (BAND_HZ)" in capsys.readouterr().err

@@ -36,13 +36,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
-from EMG_build import load_model
-from EMG_decisions import REJECTED, Classifier, FixedReference, RunningReference, Smoother, every_window
+from EMG_decisions import (
+    REJECTED,
+    Classifier,
+    FixedReference,
+    RunningReference,
+    Smoother,
+    every_window,
+    load_for_decisions,
+)
 from EMG_files import make_folder, replace_file, write_json
 from EMG_model import EMGForSequenceClassification, ModelError, Reference, measure_reference
 from EMG_recording import UNLABELLED, find_recordings
@@ -125,7 +131,7 @@ def predict(args: argparse.Namespace, console: Console) -> int:
     """Model and recordings → tables, pictures, figures; returns the exit status. Raises EMGError."""
     start_log(console)
     paths = sorted(find_recordings(args.recordings), key=when)
-    model = load_model(args.model).to(PartialState().device)
+    model = load_for_decisions(args.model)
     make_folder(args.out)
     hop = hop_of(args.hop_ms, model)
     known, done, skipped = known_reference(model, args), [], []

@@ -42,11 +42,9 @@ from typing import NamedTuple, TextIO
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import PartialState
 from rich.console import Console
 
-from EMG_build import load_model
-from EMG_decisions import CausalPath, Classifier, RunningReference, probabilities
+from EMG_decisions import CausalPath, Classifier, RunningReference, load_for_decisions, probabilities
 from EMG_files import replace_file, write_json
 from EMG_model import EMGForSequenceClassification, ModelError
 from EMG_windows import LARGEST_SAMPLE
@@ -311,7 +309,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def stream(args: argparse.Namespace, console: Console) -> int:
     """Source and model → lines as samples arrive, then the summary; returns the exit status. Raises EMGError."""
     start_log(console)
-    model = load_model(args.model).to(PartialState().device)
+    model = load_for_decisions(args.model)
     source = open_source(args.source, model.config.channels, args.rate, args.encoding, args.speed)
     decider, status = Decider(model, source, args), 0
     if model.config.preprocessing["FILTER"] == "putemg":
