@@ -40,7 +40,6 @@ ROWS_PER_READ, BYTES_PER_READ = 100_000, 1 << 26
 MAX_HEADER_BYTES = 1 << 18  # of a CSV: 9999 channels have 100 KB
 DENSEST_ZIP = 200  # times smaller: a clock never repeats itself, so a CSV without any signal is 40 times smaller
 LINE_PER_HEADER = 16  # a line of numbers is not longer than so many headers
-MAX_ATTRIBUTE_BYTES = 1 << 20  # HDF5 itself keeps attributes below 64 KB, unless they are stored apart
 
 Chunk = tuple[np.ndarray, ...]  # time (n,) s, emg (n, C) float32, labels (n,), subjects (n,)
 
@@ -226,7 +225,8 @@ def _read_csv(path: Path, labelled: bool) -> tuple[tuple[str, ...], int, Iterato
     wanted = [header[0], *channels, *(name for name in PLAIN_COLUMNS if name in header)]
     together = min(ROWS_PER_READ, 1 + BYTES_PER_READ // len(first_line))
     options = {"usecols": wanted, "dtype": dict.fromkeys(wanted, np.float64), "chunksize": together}
-    options |= {"quoting": csv.QUOTE_NONE}  # a quotation mark that is never closed would collect all that follows
+    options |= {"names": header, "header": 0}  # as they were read, without quotation marks if there are any
+    options |= {"quoting": csv.QUOTE_NONE}  # one that is never closed would collect all that follows
     chunks, count = deque(), 0
     with _csv_stream(path) as stream:
         for frame in pd.read_csv(_ShortLines(stream, LINE_PER_HEADER * len(first_line)), **options):

@@ -1,5 +1,6 @@
 """Raw files → Recording: one content whatever the container, and nothing in a file is ever run."""
 
+import csv
 import json
 import pickle
 import shutil
@@ -266,3 +267,10 @@ def test_a_channel_whose_name_is_damaged_is_not_left_out(suffix, hand_made, tmp_
     path = write_raw(hand_made.rename(columns={"EMG_2": "EMG_\x7f"}), tmp_path / f"{STEM}{suffix}")
     with pytest.raises(EMGError, match=r"the column 'EMG_\\x7f' is no channel"):
         read_recording(path)
+
+
+def test_quotation_marks_around_names_and_text_do_no_harm(hand_made, tmp_path):
+    expected = read_recording(write_raw(hand_made, tmp_path / f"{STEM}.zip"))
+    hand_made.to_csv(tmp_path / f"{STEM}.csv", quoting=csv.QUOTE_NONNUMERIC)
+    assert '"EMG_1"' in (tmp_path / f"{STEM}.csv").read_text()[:100]
+    assert_same(read_recording(tmp_path / f"{STEM}.csv"), expected)
