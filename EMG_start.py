@@ -7,9 +7,12 @@ import atexit
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+
+_asked = []  # signals that came while main() was at work
 
 
 def start_script() -> None:
@@ -28,6 +31,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     script = sys.modules["__main__"]
     if hasattr(script, "main"):  # all is imported
         if _is_in(script.main, frame):  # and says how to go on
+            _asked.append(number)
             raise KeyboardInterrupt
         signal.signal(number, signal.SIG_DFL)  # all is done but the process's own end, unless that hangs
         return
@@ -35,6 +39,17 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     name = spec.name.removeprefix("tools.").removesuffix(".__main__") if spec else Path(sys.argv[0]).name
     os.write(2, f"{name}: interrupted; nothing was begun, run the same command again\n".encode())
     os._exit(130)  # an exception would reach libraries that are half imported, and some of them swallow it
+
+
+@contextmanager
+def interrupts_first() -> Iterator[None]:
+    """Raise KeyboardInterrupt where it came in the midst of a library that made another error of it."""
+    try:
+        yield
+    except Exception:
+        if _asked:
+            raise KeyboardInterrupt from None
+        raise
 
 
 def _is_in(function: Callable, frame: FrameType | None) -> bool:

@@ -292,13 +292,23 @@ class SharedStudy:
         return FileLock(self.locks / str(number))
 
     def best(self) -> FrozenTrial:
-        """The first of the trials with the highest value among those that ran to the end; raises EMGError."""
+        """The first of the trials with the highest value among those that ran to the end; raises EMGError.
+
+        One that was interrupted and tried again stands where it stood at first.
+        """
         trials = self.study.get_trials(deepcopy=False)
         complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
         if not complete:
             reasons = [trial.user_attrs["error"] for trial in trials if state(trial) == "failed"]
             raise EMGError(f"all {len(reasons)} trials of the sweep failed, the last because {reasons[-1]}")
-        return max(complete, key=lambda trial: trial.value)
+        return max(complete, key=lambda trial: (trial.value, -self._first_try(trial, trials)))
+
+    @staticmethod
+    def _first_try(trial: FrozenTrial, trials: list[FrozenTrial]) -> int:
+        """Its number, or that of the interrupted trial that it repeats."""
+        while (interrupted := trial.user_attrs.get("repeats")) is not None:
+            trial = trials[interrupted]
+        return trial.number
 
     def importances(self) -> tuple[dict[str, float], str]:
         """Share of each setting in the variance of the values, the highest first; or why there are none.

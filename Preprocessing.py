@@ -28,6 +28,7 @@ from rich.table import Table
 
 from EMG_files import remove_lock
 from EMG_recording import find_recordings
+from EMG_start import interrupts_first
 from EMG_windows import Layout, Part, Result, Workshop, class_names, finished_parts, join, process
 from EMG_workers import open_workers
 from ENV import EMGError, PreprocessingSettings, Settings, from_command_line
@@ -38,9 +39,10 @@ def main() -> int:
     sys.stderr.reconfigure(errors="replace")
     try:
         console = Console(highlight=False)
-        settings = from_command_line(PreprocessingSettings)
-        results = preprocess(find_recordings(settings.RAW), settings, console)
-        print_table(results, settings, console)
+        with interrupts_first():
+            settings = from_command_line(PreprocessingSettings)
+            results = preprocess(find_recordings(settings.RAW), settings, console)
+            print_table(results, settings, console)
     except EMGError as error:
         print(f"Preprocessing.py: {error}", file=sys.stderr)
         return 1

@@ -32,6 +32,7 @@ from EMG_files import replace_file, write_json
 from EMG_model import ModelError, References
 from EMG_report import write_report
 from EMG_run import discard_if_empty, open_run, resumed_settings, save_card, save_model, write_predictions, write_split
+from EMG_start import interrupts_first
 from EMG_sweep import sweep
 from EMG_tracker import Tracker, require_tracker, tracking
 from EMG_trainer import Trainer, best_epoch, choose_precision, join_processes, of_main_process, refit
@@ -50,15 +51,16 @@ def main() -> int:
     try:
         first = join_processes().is_main_process
         console = Console(highlight=False, quiet=not first)
-        settings = from_command_line(Settings)
-        settings = resumed_settings(settings) if settings.RESUME else settings
-        if settings.SWEEP and PartialState().num_processes > 1:
-            raise EMGError("SWEEP: processes that train together try no settings; start each alone, with SWEEP_STUDY")
-        windows = load_windows(settings)
-        split = split_windows(windows, settings)
-        run = of_main_process(open_run(settings) if first else None)
-        start_log(console, run if first else None)
-        experiment(windows, split, settings, console, run)
+        with interrupts_first():
+            settings = from_command_line(Settings)
+            settings = resumed_settings(settings) if settings.RESUME else settings
+            if settings.SWEEP and PartialState().num_processes > 1:
+                raise EMGError("SWEEP: processes that train together try nothing; start each alone, with SWEEP_STUDY")
+            windows = load_windows(settings)
+            split = split_windows(windows, settings)
+            run = of_main_process(open_run(settings) if first else None)
+            start_log(console, run if first else None)
+            experiment(windows, split, settings, console, run)
     except (EMGError, ModelError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         close_log()
         gone = run is None or (first and discard_if_empty(run))

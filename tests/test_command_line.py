@@ -10,6 +10,7 @@ import time
 import pytest
 from conftest import ROOT, run
 
+import EMG_start
 import Preprocessing
 from EMG_help import sections_of
 from EMG_utils import time_to_go
@@ -213,3 +214,12 @@ def test_output_is_plain_where_there_is_no_terminal_and_colours_can_be_refused(t
     assert re.search(r"\d/1.*-?:--|\d:\d\d:\d\d", shown), "a bar says how many are done, and the time left"
     refused = in_terminal(*command, str(tmp_path / "refused.parquet"), NO_COLOR="1")
     assert not re.search(r"\x1b\[(3|4|9)\d|\x1b\[38;", refused)
+
+
+def test_an_interrupt_that_a_library_took_for_its_own_error_is_one_all_the_same(monkeypatch):
+    monkeypatch.setattr(EMG_start, "_asked", [])
+    with pytest.raises(ValueError, match="shape"), EMG_start.interrupts_first():
+        raise ValueError("the shape is wrong")
+    monkeypatch.setattr(EMG_start, "_asked", [signal.SIGTERM])
+    with pytest.raises(KeyboardInterrupt), EMG_start.interrupts_first():
+        raise ValueError("the shape is wrong")

@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.image
 import optuna
@@ -15,6 +16,7 @@ import pytest
 import torch
 from conftest import run
 from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState, create_trial
 from rich.console import Console
 from safetensors.torch import load_file
 from test_main import ONE_THREAD, SMALL, flags, history, read, start
@@ -235,9 +237,7 @@ def test_a_trial_below_the_median_of_five_is_stopped(small, folder, before, ends
     study = open_study(small, folder)
     point = {name: written(small[2], name) for name in EMG_sweep.WIDE}
     values = {"value": before / 2, "intermediate_values": {1: before, 2: before}}
-    made = optuna.trial.create_trial(
-        params=point, distributions=EMG_sweep.WIDE, user_attrs={"weights": "random"}, **values
-    )
+    made = create_trial(params=point, distributions=EMG_sweep.WIDE, user_attrs={"weights": "random"}, **values)
     study.study.add_trials([made] * 5)
     sweep_here(small, folder)
     trials = trials_of(folder)
@@ -251,7 +251,7 @@ def test_the_grid_is_tried_to_the_end(small, folder):
     grid = {"SWEEP_SPACE": "grid", "SWEEP_NUM_LAYERS": [-1], "SWEEP_LR": [1e-4]}
     study, perfect = open_study(small, folder, **grid), {"value": 1.0, "intermediate_values": {1: 1.0, 2: 1.0}}
     point = {"params": {"NUM_LAYERS": -1, "LR": 1e-4}, "distributions": study.space}
-    study.study.add_trials([optuna.trial.create_trial(**point, **perfect, user_attrs={"weights": "random"})] * 5)
+    study.study.add_trials([create_trial(**point, **perfect, user_attrs={"weights": "random"})] * 5)
     sweep_here(small, folder, **grid)
     trained = trials_of(folder).iloc[0]
     assert (trained["state"], trained["epochs"]) == ("complete", 2)
@@ -395,3 +395,17 @@ def test_a_file_that_is_no_study_is_left_alone(small, folder, content):
     with pytest.raises(EMGError, match=f"^{path}: this is no study of a sweep, or a damaged one; name a new file"):
         open_study(small, folder, SWEEP_STUDY=path)
     assert path.read_bytes() == content
+
+
+def test_of_equal_trials_the_first_wins_whichever_of_them_was_interrupted():
+    """Trial 1 was interrupted twice, and its third try, trial 4, is as good as trial 2."""
+    study, lr = optuna.create_study(direction="maximize"), FloatDistribution(0, 1)
+    for number, (repeats, rate) in enumerate([(None, 0.1), (None, 0.2), (0, 0.1), (2, 0.1)]):
+        made = {"params": {"LR": rate}, "distributions": {"LR": lr}}
+        made |= {"user_attrs": {"repeats": repeats}} if repeats is not None else {}
+        fails = number in (0, 2)
+        study.add_trial(
+            create_trial(state=TrialState.FAIL if fails else TrialState.COMPLETE, value=None if fails else 0.5, **made)
+        )
+    best = SharedStudy.best(SimpleNamespace(study=study, _first_try=SharedStudy._first_try))
+    assert best.params == {"LR": 0.1}

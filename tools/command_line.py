@@ -7,6 +7,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from EMG_start import interrupts_first
 from ENV import EMGError, explain_flags
 
 
@@ -47,7 +48,8 @@ def with_status(
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # a Windows code page lacks − and ≤
     try:
-        return work() or 0
+        with interrupts_first():
+            return work() or 0
     except (EMGError, *also) as error:
         said, status = str(error), 1
     except MemoryError:

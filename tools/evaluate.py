@@ -34,6 +34,7 @@ from EMG_DATA_LOADER import Split, WindowSet, load_windows, split_windows
 from EMG_files import make_folder, recover_folder, remove_lock, replace_file, write_json
 from EMG_model import ModelError
 from EMG_run import open_run, resumed_settings
+from EMG_start import interrupts_first
 from EMG_utils import time_to_go
 from ENV import EMGError, Settings, flag, from_command_line
 from main import close_log, experiment, explain, start_log
@@ -99,7 +100,8 @@ def runs_with_status(tool: str, work: Callable[[Console], int]) -> int:
     sys.stdout.reconfigure(errors="replace")  # a Windows code page lacks − and ≤
     sys.stderr.reconfigure(errors="replace")
     try:
-        return work(Console(stderr=True, highlight=False))
+        with interrupts_first():
+            return work(Console(stderr=True, highlight=False))
     except OSError as error:
         reason = f"{error.filename or 'a file'}: {error.strerror or error}"
         print(f"{tool}: {reason}; free or mend the place, then give the same command again", file=sys.stderr)

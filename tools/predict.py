@@ -64,6 +64,7 @@ from tools.timeline import Band, draw_timeline
 logger = logging.getLogger("predict")
 
 MEASURED_AT_MOST = 4000  # windows of a session make its reference
+HOP_MS = 50  # from one decision to the next
 FIGURES = {  # key: heading, and how a value is written
     "accuracy": ("accuracy", "{:.3f}"),
     "balanced_accuracy": ("balanced", "{:.3f}"),
@@ -115,8 +116,8 @@ def add_decision_flags(parser: argparse.ArgumentParser) -> None:
     """Those of every tool that decides."""
     add = parser.add_argument_group("decisions").add_argument
     add("--model", required=True, metavar="MODEL", help="folder of a trained model, such as RUN/best_model")
-    hop = "from one window to the next, at most a window's length (ms; %(default)s)"
-    add("--hop-ms", type=between(float, 1, 10_000), default=50, metavar="X", help=hop)
+    hop = f"from one window to the next, at most a window's length (ms; {HOP_MS}, or the window where it is shorter)"
+    add("--hop-ms", type=between(float, 1, 10_000), metavar="X", help=hop)
     reference = "what windows are measured against: session, running, model, or a recording of the same day"
     add("--reference", metavar="REF", help=f"{reference} (session or model, as the model was trained)")
     smooth = "the probabilities of the last windows averaged, their votes counted, or none (%(default)s)"
@@ -133,7 +134,7 @@ def predict(args: argparse.Namespace, console: Console) -> int:
     paths = sorted(find_recordings(args.recordings), key=when)
     model = load_for_decisions(args.model)
     make_folder(args.out)
-    hop = hop_of(args.hop_ms, model)
+    hop = hop_of(args, model)
     known, done, skipped = known_reference(model, args), [], []
     with progress(console) as bar:
         task = bar.add_task("recordings", total=len(paths))
@@ -152,12 +153,14 @@ def predict(args: argparse.Namespace, console: Console) -> int:
     return 3 if skipped else 0
 
 
-def hop_of(hop_ms: float, model: EMGForSequenceClassification) -> int:
-    """Samples; raises EMGError where they are none, or more than a window."""
+def hop_of(args: argparse.Namespace, model: EMGForSequenceClassification) -> int:
+    """Samples, and args.hop_ms where it was not given; raises EMGError where they are none, or more than a window."""
     rate, window = model.config.sampling_rate, model.config.window
-    hop = round(hop_ms * rate / 1000)
+    args.hop_ms = min(HOP_MS, 1000 * window / rate) if args.hop_ms is None else args.hop_ms
+    hop = round(args.hop_ms * rate / 1000)
     if not 1 <= hop <= window:
-        raise EMGError(f"--hop-ms {hop_ms:g}: should be from {1000 / rate:.2g} to {1000 * window / rate:.0f}, a window")
+        longest = 1000 * window / rate
+        raise EMGError(f"--hop-ms {args.hop_ms:g}: should be from {1000 / rate:.2g} to {longest:.0f}, a window")
     return hop
 
 

@@ -185,7 +185,7 @@ class Decider:
         self.model, self.source, self.args, self.troubles = model, source, args, Troubles()
         self.names = np.array([*config.class_names, "rejected"])  # REJECTED, −1, is the last one
         self.joiner = Joiner(config.channels, source.rate, self.troubles)
-        self.hop = hop_of(args.hop_ms, model)
+        self.hop = hop_of(args, model)
         self.measure = known_reference(model, args) or RunningReference(model, self.hop)
         self.most = max(1, round(1000 * BEHIND_S / args.hop_ms)) if not source.waits else None
         self.origin, self.arrivals = 0, deque()  # sample that the signal began with; (samples so far, when) of packets

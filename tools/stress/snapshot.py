@@ -46,7 +46,8 @@ def _digest(path: Path) -> str:
         return json.dumps(_timeless(json.loads(path.read_text(encoding="utf-8"))), sort_keys=True)
     if path.name in ("history.csv", "sweep.csv"):
         table = pd.read_csv(path).drop(columns=["seconds", "trial"], errors="ignore")
-        table = table[table["state"] == "complete"] if "state" in table else table
+        if "state" in table:  # of a sweep, where an interrupted trial is tried again later
+            table = table[table["state"] == "complete"].sort_values(table.columns.tolist())
         return table.to_csv(index=False)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
