@@ -56,8 +56,8 @@ def _claim(folder: Path) -> None:
 
 
 def discard_if_empty(run: Path) -> bool:
-    """Remove a run that has no checkpoint, no trial that was begun and no batch to look at; returns whether it did."""
-    worthless = not any((run / name).exists() for name in ("last", "sweep.csv", "bad_batch.csv", "best_model"))
+    """Remove a run that has neither a checkpoint nor a trial that was begun; returns whether it did."""
+    worthless = not (run / "last").exists() and not (run / "sweep.csv").exists()
     if worthless:
         shutil.rmtree(run, ignore_errors=True)
     return worthless

@@ -35,7 +35,7 @@ from EMG_run import discard_if_empty, open_run, resumed_settings, save_card, sav
 from EMG_start import interrupts_first
 from EMG_sweep import sweep
 from EMG_tracker import Tracker, require_tracker, tracking
-from EMG_trainer import Trainer, best_epoch, choose_precision, join_processes, of_main_process, refit
+from EMG_trainer import NotFiniteError, Trainer, best_epoch, choose_precision, join_processes, of_main_process, refit
 from EMG_utils import compute_metrics, new_model, session_references, versions
 from ENV import EMGError, Settings, from_command_line
 
@@ -63,7 +63,8 @@ def main() -> int:
             experiment(windows, split, settings, console, run)
     except (EMGError, ModelError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         close_log()
-        gone = run is None or (first and discard_if_empty(run))
+        kept = isinstance(error, NotFiniteError)  # there may be no checkpoint, but a batch to look at, and a model
+        gone = run is None or (first and not kept and discard_if_empty(run))
         again = "run the same command again" if gone else "go on with --resume"
         print(f"main.py{told_apart()}: {explain(error, again)}", file=sys.stderr)
         return 1
