@@ -26,7 +26,7 @@ from tools import simulate
 from tools.stress.children import Job, try_all
 from tools.stress.row import Row
 
-FEW, MANY = 40, 20_000  # files of each kind
+FEW, MANY = 40, 5_000  # files of each kind
 ROWS = 3_000  # of a recording: short, so that many of a file's bytes are its structure
 BLOCK = 4_096  # bytes, the largest that is swapped, overwritten, left out or put in
 EXTREMES = [0, 1, 0x7F, 0xFF, 0xFFFF, 2**31 - 1, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1]
