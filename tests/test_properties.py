@@ -601,7 +601,7 @@ def test_a_resampled_signal_is_the_same_in_any_pieces_as_in_one(rate, target, sa
     offline, offline_rate = resample(signal, rate, target)
     assert whole.rate == offline_rate
     assert len(streamed) <= len(offline)
-    assert len(offline) - len(streamed) <= 11
+    assert len(offline) - len(streamed) <= 12  # ten, and the ends of both rounded to whole input samples
     np.testing.assert_allclose(streamed, offline[: len(streamed)], atol=0.01)
 
 
