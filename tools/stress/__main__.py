@@ -48,7 +48,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     listed = "; ".join(f"{name}: {about}" for name, about in PROGRAMMES.items())
     add("programmes", nargs="*", type=programme, metavar="PROGRAMME", help=f"{listed} (all)")
-    add("--nightly", action="store_true", help="as often as the README's table says, which takes hours")
+    add("--nightly", action="store_true", help="as often as the README's table says, which takes an hour")
     add("--seed", type=int, default=0, help="of all that is drawn (%(default)s)")
     add(
         "--out",
