@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -36,6 +36,7 @@ UNLABELLED = ABSENT = -1  # relax and pause: never a class; and what stands for 
 MOST_BYTES = 1.5e9  # bytes of a recording in memory: 40 minutes of 24 channels at 5120 Hz, where putEMG's longest has 3
 PLAIN_COLUMNS = (LABEL_COLUMN, "subject")
 LEAST_PATIENCE, SLOWEST_DISK = 60, 1e6  # s, and bytes per s, that an HDF5 file is waited for
+CRASHED = "the file is damaged (HDF5's library crashed on it, or found no end); download it again"
 ROWS_PER_READ, BYTES_PER_READ = 100_000, 1 << 26
 MAX_HEADER_BYTES = 1 << 18  # of a CSV: 9999 channels have 100 KB
 DENSEST_ZIP = 200  # times smaller: a clock never repeats itself, so a CSV without any signal is 40 times smaller
@@ -180,6 +181,10 @@ def _asked(path: Path, **columns: Sequence[str]) -> Iterator[IO[bytes]]:
         yield process.stdout
     except _ProblemError:  # which is the whole answer
         raise
+    except BrokenPipeError:
+        with suppress(OSError):  # of what is still to be written
+            process.stdin.close()
+        raise EMGError(CRASHED) from None
     except BaseException:  # what is left of the answer is for nobody
         process.kill()
         process.wait()
@@ -201,7 +206,7 @@ def _hdf5_process() -> subprocess.Popen:
 def _words(answer: IO[bytes]) -> dict:
     line = answer.readline()
     if not line.endswith(b"\n"):
-        raise EMGError("the file is damaged (HDF5's library crashed on it, or found no end); download it again")
+        raise EMGError(CRASHED)
     words = json.loads(line)
     if "problem" in words:
         raise _ProblemError(words["problem"])

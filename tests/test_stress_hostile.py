@@ -124,9 +124,11 @@ def reader(tmp_path, monkeypatch):
     return replace
 
 
-@pytest.mark.parametrize(
-    "script", ["import os; os.abort()", "input(); print('{\"rows\": 9', end='')", "while True: pass"]
-)
+CLOSED, ABORTED = "import os; os.close(0); os.abort()", "import os; os.abort()"
+HALF_A_LINE, ENDLESS = "input(); print('{', end='')", "while True: pass"
+
+
+@pytest.mark.parametrize("script", [CLOSED, ABORTED, HALF_A_LINE, ENDLESS])
 def test_a_crash_of_the_library_is_one_bad_file(script, reader, whole, monkeypatch):
     monkeypatch.setattr(EMG_recording, "LEAST_PATIENCE", 1)
     path = whole / f"{fuzz.STEM}.hdf5"

@@ -14,7 +14,7 @@ def test_the_limits_hold(tmp_path):
     found = list(rows(False, tmp_path, 0, lambda words: None))
     assert [row.lost for row in found] == [[] for _ in found]
     memory = 1 if sys.platform == "linux" else 0
-    assert [row.times for row in found] == [limits.TOGETHER, limits.TOGETHER, limits.SHARED, memory]
+    assert [row.times for row in found] == [limits.TOGETHER, limits.TOGETHER, limits.SHARED, memory, memory]
     assert (found[1].right, found[1].refused) == (1, limits.TOGETHER - 1)
 
 

@@ -617,7 +617,7 @@ def test_accelerate_launches_it_too(together_flags, tmp_path):
 def test_processes_that_train_together_do_not_sweep(together_flags, tmp_path):
     done = launch(2, *together_flags, "--sweep", *flags(RUN_DIR=tmp_path / "run"))
     assert done.returncode != 0
-    assert "main.py: SWEEP: processes that train together try no settings" in done.stderr
+    assert "main.py: SWEEP: processes that train together try nothing" in done.stderr
     assert "main.py (process 1): SWEEP: " in done.stderr
     assert not (tmp_path / "run").exists()
 
