@@ -78,6 +78,8 @@ def load_model(source: Path | str) -> EMGForSequenceClassification:
             model = EMGForSequenceClassification(config)
         if wrong := model.state_dict().keys() ^ weights.keys():
             raise ValueError(f"its weights do not fit its config, {min(wrong)} first")
+        if not all(tensor.isfinite().all() for tensor in weights.values()):
+            raise ValueError("some of its weights are no numbers")
         model.load_state_dict(weights)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         no_name = isinstance(error, HFValidationError)  # the hub's library takes what is no folder for a name there

@@ -89,41 +89,23 @@ def remove_lock(lock: FileLock) -> None:
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new folder that then takes the place of `folder`: a reader sees the old or the new one."""
-    start_replacement(folder)
-    with discarded_on_error(folder):
-        write(replacement(folder))
-        finish_replacement(folder)
+    """Let `write` fill a new folder that then takes the place of `folder`: a reader sees the old or the new one.
 
-
-def replacement(folder: Path) -> Path:
-    """Where the files are written that will take the place of `folder`."""
-    return _beside(folder, "new")
-
-
-def start_replacement(folder: Path) -> None:
+    After an error nothing is left of the new one, on a full disk above all.
+    """
     recover_folder(folder)
-    replacement(folder).mkdir(parents=True)
-
-
-@contextmanager
-def discarded_on_error(folder: Path) -> Iterator[None]:
-    """A replacement that was started and cannot be finished leaves nothing behind, on a full disk above all."""
+    new, old = _beside(folder, "new"), _beside(folder, "old")
+    new.mkdir(parents=True)
     try:
-        yield
+        write(new)
+        for file in filter(Path.is_file, new.rglob("*")):
+            put_on_disk(file)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(new, folder)
     except BaseException:
         recover_folder(folder)
         raise
-
-
-def finish_replacement(folder: Path) -> None:
-    old = _beside(folder, "old")
-    for file in replacement(folder).rglob("*"):
-        if file.is_file():
-            put_on_disk(file)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(replacement(folder), folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -131,15 +113,16 @@ def recover_folder(folder: Path) -> None:
     """Undo what a kill in the midst of `replace_folder` has left: the old folder is back in its place, alone."""
     if not folder.exists() and _beside(folder, "old").exists():
         os.replace(_beside(folder, "old"), folder)
-    for leftover in (replacement(folder), _beside(folder, "old")):
+    for leftover in (_beside(folder, "new"), _beside(folder, "old")):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def remove_folder(folder: Path) -> None:
     """At once: a kill in the midst of the removal leaves no half of it under its name."""
-    shutil.rmtree(replacement(folder), ignore_errors=True)
-    os.replace(folder, replacement(folder))
-    shutil.rmtree(replacement(folder), ignore_errors=True)
+    new = _beside(folder, "new")
+    shutil.rmtree(new, ignore_errors=True)
+    os.replace(folder, new)
+    shutil.rmtree(new, ignore_errors=True)
 
 
 def _beside(folder: Path, what: str) -> Path:

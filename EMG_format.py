@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from EMG_help import OneLine, SomeLines, in_short
 from EMG_recording import check_is_file, named
 from ENV import EMGError
 
@@ -23,7 +24,6 @@ FORMAT_VERSION = 1
 METADATA_KEY, CHECKSUM_KEY = b"emg", b"emg_sha256"
 LEAST_BYTES = 1 / 1000  # per byte of samples: sEMG is packed to a third, and not even silence to less
 
-Text = Annotated[str, Field(pattern=r"^[^\x00-\x08\x0b-\x1f\x7f]*$")]  # nothing that steers a terminal
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -36,13 +36,13 @@ class Description(BaseModel):
     sampling_rate: Positive  # Hz
     window: int = Field(ge=1)  # samples
     stride: int = Field(ge=1)
-    channels: list[Text] = Field(min_length=1)
-    unit: Text
+    channels: list[OneLine] = Field(min_length=1)
+    unit: OneLine
     scale: Positive
     settings: dict
     code: str
-    class_names: dict[str, Text]
-    note: Text
+    class_names: dict[str, OneLine]
+    note: SomeLines
     sources: list[dict]
 
 
@@ -89,8 +89,7 @@ def open_file(path: Path) -> Iterator[tuple[pq.ParquetFile, dict]]:
     except EMGError:  # a ValueError, but not about the file
         raise
     except (OSError, pa.ArrowException, ValueError, IndexError) as error:
-        reason = str(error).partition("\n")[0]
-        raise EMGError(f"{path}: the file cannot be read ({reason}); {anew}") from None
+        raise EMGError(f"{path}: the file cannot be read ({in_short(error)}); {anew}") from None
 
 
 def _read_description(file: pq.ParquetFile, size: int) -> dict:
@@ -114,9 +113,7 @@ def _check_description(description: dict) -> None:
     try:
         Description.model_validate(description)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UnreadableError(f"the file's description of itself is wrong at {where} ({first['msg']})") from None
+        raise UnreadableError(f"the file's description of itself is wrong ({in_short(error)})") from None
 
 
 def _check_columns(file: pq.ParquetFile, size: int, description: dict) -> None:

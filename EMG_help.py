@@ -5,12 +5,13 @@ import inspect
 import re
 import sys
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import AfterValidator, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsError
 
+OBEYED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # by a terminal
 LONGEST = 300  # characters of a reason
 WORDS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}  # what stands for a value, by its type
 NO_BREAK = "\xa0"  # keeps `x ≥ 0` on one line
@@ -100,6 +101,23 @@ def in_short(error: Exception) -> str:
     else:
         text = (str(error) or type(error).__name__).partition("\n")[0]
     return printable(text[:LONGEST])
+
+
+def one_line(text: str) -> str:
+    """The same text; raises ValueError where it would steer a terminal or begin a line."""
+    if found := OBEYED.search(text):
+        raise ValueError(f"has the control character {found[0]!r}")
+    return text
+
+
+def some_lines(text: str) -> str:
+    """The same text; raises ValueError where it would steer a terminal."""
+    one_line(re.sub(r"[\n\t]", " ", text))
+    return text
+
+
+OneLine = Annotated[str, AfterValidator(one_line)]  # of a stranger
+SomeLines = Annotated[str, AfterValidator(some_lines)]
 
 
 def printable(text: str) -> str:

@@ -5,7 +5,6 @@ logits = model(emg=emg).logits  # emg (B, T, C) in the unit of the training data
 """
 
 import filecmp
-import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import torch
 from huggingface_hub import ModelCard
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from torch import distributed, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import (
@@ -29,7 +28,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from EMG_help import in_short
+from EMG_help import OneLine, SomeLines, in_short
 
 BAND_EDGES_HZ = (20, 40, 60, 90, 140, 250, 500)  # of the fixed bands; those above Nyquist are left out
 POWER_FLOOR = 1e-4  # of a channel's variance: −40 dB, below the noise of any electrode
@@ -39,7 +38,6 @@ RESIDUAL_WEIGHT = 0.1  # of the backbone beside the linear path, before training
 
 
 MOST_TURNED = 3e7  # pairs of channels, over all turns of the rings: 0.25 GB
-OBEYED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # by a terminal
 KEPT = {  # of what transformers puts into a config; another name of an attention would fetch code from the hub
     "dtype": ("float32", "bfloat16", "float16", torch.float32, torch.bfloat16, torch.float16),
     "attn_implementation": ("eager", "sdpa", "flash_attention_2", "flex_attention"),
@@ -57,14 +55,8 @@ class Claims(BaseModel, strict=True, allow_inf_nan=False):
     """What is checked before anything of the size that it claims is built: it may be a stranger's."""
 
 
-def _plain(text: str) -> str:
-    if found := OBEYED.search(text):
-        raise ValueError(f"has the control character {found[0]!r}")
-    return text
-
-
 Share = Annotated[float, Field(ge=0, lt=1)]
-Name = Annotated[str, Field(max_length=200), AfterValidator(_plain)]
+Name = Annotated[OneLine, Field(max_length=200)]
 
 
 class Backbone(Claims, extra="forbid"):
@@ -115,7 +107,7 @@ class Described(Claims):
     unit: Name
     scale: Literal["session", "training"]
     weights: Literal["pretrained", "random"]
-    data_note: Annotated[str, Field(max_length=10_000)]
+    data_note: Annotated[SomeLines, Field(max_length=10_000)]
 
     @model_validator(mode="after")
     def _fits_together(self):

@@ -37,7 +37,6 @@ MOST_BYTES = 1.5e9  # bytes of a recording in memory: 40 minutes of 24 channels 
 PLAIN_COLUMNS = (LABEL_COLUMN, "subject")
 LEAST_PATIENCE, SLOWEST_DISK = 60, 1e6  # s, and bytes per s, that an HDF5 file is waited for
 CRASHED = "the file is damaged (HDF5's library crashed on it, or found no end); download it again"
-ROWS_PER_READ, BYTES_PER_READ = 100_000, 1 << 26
 MAX_HEADER_BYTES = 1 << 18  # of a CSV: 9999 channels have 100 KB
 DENSEST_ZIP = 200  # times smaller: a clock never repeats itself, so a CSV without any signal is 40 times smaller
 LINE_PER_HEADER = 16  # a line of numbers is not longer than so many headers
@@ -228,7 +227,7 @@ def _read_csv(path: Path, labelled: bool) -> tuple[tuple[str, ...], int, Iterato
     channels = _choose_columns(list(header[1:]), labelled)
 
     wanted = [header[0], *channels, *(name for name in PLAIN_COLUMNS if name in header)]
-    together = min(ROWS_PER_READ, 1 + BYTES_PER_READ // len(first_line))
+    together = min(EMG_hdf5.ROWS_PER_READ, 1 + EMG_hdf5.BYTES_PER_READ // len(first_line))
     options = {"usecols": wanted, "dtype": dict.fromkeys(wanted, np.float64), "chunksize": together}
     options |= {"names": header, "header": 0}  # as they were read, without quotation marks if there are any
     options |= {"quoting": csv.QUOTE_NONE}  # one that is never closed would collect all that follows

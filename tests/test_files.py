@@ -78,7 +78,8 @@ def test_a_folder_that_is_being_replaced_is_the_old_or_the_new_one(tmp_path, mon
     """A kill before the first rename, between the two, and after them; then the next start."""
     folder, really, count = tmp_path / "last", os.replace, iter(range(9))
     replace_folder(folder, lambda new: (new / "a").write_text("old"))
-    monkeypatch.setattr(EMG_files, "discarded_on_error", lambda folder: threading.Lock())  # a kill tidies up nothing
+    tidies, idle = EMG_files.recover_folder, iter([False, True])  # before the work; a kill tidies up nothing
+    monkeypatch.setattr(EMG_files, "recover_folder", lambda folder: None if next(idle) else tidies(folder))
     monkeypatch.setattr(EMG_files.os, "replace", lambda *two: killed() if next(count) == moment else really(*two))
     if moment == 2:
         monkeypatch.setattr(EMG_files.shutil, "rmtree", lambda path, **_: killed() if path.exists() else None)

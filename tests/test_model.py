@@ -27,6 +27,7 @@ from EMG_model import (
     measure_reference,
     turn_rings,
 )
+from tools.stress.intruder import Intruder
 
 CHANNELS, WINDOW, PATCH, RATE = ["a", "b", "c"], 250, 25, 1000.0
 MATRICES = {f"{layer}.{kind}" for layer in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj") for kind in
@@ -502,16 +503,6 @@ def test_a_folder_that_does_not_fit_is_refused(tmp_path, damage):
 def test_a_language_model_is_no_gesture_model(tiny_gpt2):
     with pytest.raises(ModelError, match=str(tiny_gpt2)):
         load_model(tiny_gpt2)
-
-
-class Intruder:
-    """Makes a file where it is unpickled."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
 
 
 @pytest.mark.parametrize("how", ["load_model", "auto", "require"])

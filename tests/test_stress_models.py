@@ -206,3 +206,12 @@ def test_moments_of_another_shape_are_refused(made, resumed):
     assert "the optimiser's state of parameter 0 does not fit it" in resumed(
         "state.safetensors", save(state | {"optimizer.0.exp_avg": torch.zeros(3)})
     )
+
+
+def test_weights_that_are_no_numbers_are_refused(made, tmp_path):
+    folder = shutil.copytree(made / "model", tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights["head.weight"][0, 0] = float("nan")
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(ModelError, match="some of its weights are no numbers"):
+        load_model(folder)

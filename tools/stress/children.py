@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import NamedTuple
+
+from tools.stress.memory import forget_peak, limit_memory, peak_megabytes
 
 PATIENCE = 90.0  # s for one call, on a busy machine too
 MEMORY = 2e9  # bytes that a call may take, beside those of the interpreter and the libraries
@@ -90,35 +91,11 @@ class _Child:
 def _serve(pipe: Connection, function: Callable[..., str]) -> None:
     """Call the function with what comes through the pipe, until that is closed."""
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, warnings about damaged files are no news here
-    _limit_memory()
+    limit_memory(MEMORY)
     pipe.send("ready")
     with suppress(EOFError):
         while True:
             given, began = pipe.recv(), time.monotonic()
-            _forget_peak()
+            forget_peak()
             end = function(*given)
-            pipe.send(End(end, time.monotonic() - began, _peak() / 1e6))
-
-
-def _limit_memory() -> None:
-    """From here on a call that asks for more than MEMORY gets a MemoryError (where the system has such limits)."""
-    with suppress(ImportError, OSError, ValueError):
-        import resource  # Unix alone has it
-
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = int(pages * os.sysconf("SC_PAGE_SIZE") + MEMORY)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-
-
-def _forget_peak() -> None:
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak() -> int:
-    """Bytes that this process held at the most since `_forget_peak`; 0 where the system does not say."""
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) * 1024
-    return 0
+            pipe.send(End(end, time.monotonic() - began, peak_megabytes()))

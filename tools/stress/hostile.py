@@ -25,6 +25,7 @@ from EMG_recording import read_recording
 from ENV import EMGError, Settings
 from tools.stress.children import Job, try_all
 from tools.stress.fuzz import STEM, make_files
+from tools.stress.intruder import Intruder
 from tools.stress.row import Row
 
 TRACE = "TRACE"  # the file that a planted pickle would make
@@ -60,13 +61,6 @@ def try_case(kind: str, name: str, whole: Path, folder: Path) -> str:
     return end if after == before else f"{name}: {sorted(map(str, after.keys() ^ before.keys()))} was written"
 
 
-class Intruder:
-    """Makes a file where it is unpickled."""
-
-    def __reduce__(self):
-        return open, (TRACE, "w")
-
-
 # ---- HDF5 -------------------------------------------------------------------------------------------------------
 
 
@@ -85,7 +79,7 @@ def pickles(spared: str = "nothing") -> Callable[[h5py.File], None]:
 
     def plant(_, item) -> None:
         for name in [name for name in item.attrs if not name.endswith(spared)]:
-            item.attrs[name] = np.bytes_(pickle.dumps(Intruder(), 0))
+            item.attrs[name] = np.bytes_(pickle.dumps(Intruder(TRACE), 0))
 
     def change(file: h5py.File) -> None:
         plant("/", file)
@@ -357,7 +351,7 @@ def pickled_type(whole: Path, folder: Path) -> Path:
     table = pq.read_table(whole / "windows.parquet")
     planted = {
         b"ARROW:extension:name": b"arrow.py_extension_type",
-        b"ARROW:extension:metadata": pickle.dumps(Intruder()),
+        b"ARROW:extension:metadata": pickle.dumps(Intruder(TRACE)),
     }
     fields = [field.with_metadata(planted) for field in table.schema]
     table = pa.table(table.columns, schema=pa.schema(fields, table.schema.metadata))
@@ -407,7 +401,7 @@ PARQUET = {
     "classes whose names steer a terminal": described(class_names={str(n): "\x1b]0;x\x07" for n in range(10)}),
     "a description that is nested deep": raw_description(b"[" * 10**6),
     "a number of 10^6 digits": raw_description(b'{"version": ' + b"9" * 10**6 + b"}"),
-    "a description that is a pickle": raw_description(pickle.dumps(Intruder())),
+    "a description that is a pickle": raw_description(pickle.dumps(Intruder(TRACE))),
     "types that are pickles": pickled_type,
     "labels of −1": changed_table(replaced("TRAJ_GT", lambda n: pa.array(np.full(n, -1, np.int8)))),
     "no labels": changed_table(replaced("TRAJ_GT", lambda n: pa.nulls(n, pa.int8()))),

@@ -24,6 +24,8 @@ import torch
 from transformers import GPT2Config, GPT2Model
 
 from EMG_model import EMGConfig, EMGForSequenceClassification
+from tools.stress.fuzz import damage
+from tools.stress.intruder import Intruder
 from tools.stress.row import Row
 
 PROGRAMME = "hostile_models"
@@ -192,16 +194,6 @@ def interrupt(sandbox: "Sandbox", flags: list) -> None:
 
 
 # ---- pickles and code -----------------------------------------------------------------------------------------
-
-
-class Intruder:
-    """Makes a file where it is unpickled."""
-
-    def __init__(self, path: Path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return open, (self.path, "w")
 
 
 def pickles(trace: Path) -> tuple[bytes, bytes]:
@@ -410,20 +402,24 @@ def mutated_runs(folder: Path, times: int, rng: np.random.Generator) -> Iterator
 
 
 def mutation(name: str, seed: int) -> Change:
-    """A change of one file that is a function of the seed: values swapped for odd ones, keys lost, bits, a cut."""
+    """A change of one file that is a function of the seed: an odd value, a lost key, or damaged bytes."""
 
     def mutated(folder: Path) -> None:
         rng, path = np.random.default_rng(seed), folder / name
         content, kind = path.read_bytes(), rng.integers(5)
         if name.endswith(".json") and kind < 3:
             path.write_text(json.dumps(odd_leaf(json.loads(content), rng)))
-        elif kind == 3:
-            path.write_bytes(content[: rng.integers(len(content))])
         else:
-            path.write_bytes(flipped(content, rng))
+            checked = described_part(content) if name.endswith(".safetensors") else len(content)
+            path.write_bytes(damage(content[:checked], rng)[0] + content[checked:])
 
     mutated.__name__ = f"{name} with seed {seed}"
     return mutated
+
+
+def described_part(content: bytes) -> int:
+    """Bytes of the header of safetensors: what follows has no checksum, and damaged numbers are numbers."""
+    return 8 + int.from_bytes(content[:8], "little")
 
 
 def odd_leaf(content, rng: np.random.Generator):
@@ -436,15 +432,6 @@ def odd_leaf(content, rng: np.random.Generator):
         return {key: value for key, value in content.items() if key != place}
     content[place] = odd_leaf(content[place], rng)
     return content
-
-
-def flipped(content: bytes, rng: np.random.Generator) -> bytes:
-    """Up to ten bits, most of them in the first kilobyte, where sizes and names are."""
-    bytes_ = np.frombuffer(content, np.uint8).copy()
-    for _ in range(rng.integers(1, 11)):
-        last = min(len(bytes_), 1024) if rng.random() < 0.7 else len(bytes_)
-        bytes_[rng.integers(last)] ^= 1 << rng.integers(8)
-    return bytes_.tobytes()
 
 
 # ---- the report -----------------------------------------------------------------------------------------------

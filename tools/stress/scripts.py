@@ -103,7 +103,9 @@ def run_script(script: str, arguments: list[str], folder: Path, log: Path) -> No
     import torch  # both are there already
 
     from EMG_start import start_script
+    from tools.stress.memory import forget_peak, peak_megabytes
 
+    forget_peak()
     os.chdir(folder)
     torch.set_num_threads(1)
     sys.argv = [script, *arguments]
@@ -114,16 +116,8 @@ def run_script(script: str, arguments: list[str], folder: Path, log: Path) -> No
     os.dup2(into, 1)
     os.dup2(into, 2)
     status = module.main()
-    note_memory(log.with_suffix(".memory"))
+    log.with_suffix(".memory").write_text(f"{peak_megabytes()}")
     sys.exit(status)
-
-
-def note_memory(file: Path) -> None:
-    """The most megabytes that this process has held; nothing where the system does not say so."""
-    if sys.platform == "linux":
-        import resource  # not on Windows
-
-        file.write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
 
 
 # ---- what they run on -----------------------------------------------------------------------------------------

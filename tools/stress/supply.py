@@ -18,6 +18,7 @@ from pathlib import Path
 import requests
 
 from EMG_hdf5 import _PlainUnpickler
+from tools.stress.intruder import Intruder
 from tools.stress.row import Row
 
 ROOT = Path(__file__).parents[2]
@@ -156,16 +157,6 @@ def offence(node: ast.AST, full: dict[str, str], name: str) -> str:
         text = ast.unparse(node)  # a tokenizer has no weights
         return "" if "Tokenizer" in text or re.search(r"use_safetensors'?(=|: )True", text) else text[:60]
     return ""
-
-
-class Intruder:
-    """Makes a file where it is unpickled."""
-
-    def __init__(self, path: Path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return open, (self.path, "w")
 
 
 def unpickler(folder: Path) -> Row:

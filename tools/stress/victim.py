@@ -11,7 +11,6 @@ import json
 import os
 import sys
 import time
-from contextlib import suppress
 
 import torch
 
@@ -20,6 +19,7 @@ import Preprocessing
 from EMG_build import build_model, load_model
 from EMG_model import EMGConfig, ModelError
 from tools import export, predict, report, simulate
+from tools.stress.memory import forget_peak, limit_memory, peak_megabytes
 
 STATUSES = {0: "right", 1: "refused"}
 LONGEST_SENTENCE = 2000  # characters, of which a path may be many
@@ -88,31 +88,14 @@ def judged(sentence: str) -> str:
     return "refused" if fits else f"no sentence but {sentence[:200]!r}"
 
 
-def peak_megabytes() -> float:
-    with suppress(ImportError):
-        import resource  # not on Windows
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1000 if sys.platform == "linux" else 1e6)
-    return 0.0
-
-
-def limit_memory(megabytes: int) -> None:
-    """Of what is asked for from now on; Linux alone holds to it."""
-    if sys.platform == "linux":
-        import resource
-
-        with open("/proc/self/statm") as file:
-            now = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (now + megabytes * 10**6, resource.RLIM_INFINITY))
-
-
 def serve(megabytes: int) -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     torch.set_num_threads(1)
-    limit_memory(megabytes)
+    limit_memory(megabytes * 1e6)
     for line in sys.stdin:
         what, *paths = json.loads(line)
         began = time.perf_counter()
+        forget_peak()
         end = ended(what, paths)
         answers.write(json.dumps([end, time.perf_counter() - began, peak_megabytes()]) + "\n")
 
