@@ -1,14 +1,24 @@
-"""A model for the data at hand, and metrics."""
+"""The training loop, the validation loop, the test, metrics, curves and confusion matrix.
+
+What a training needs beside its loop (device, batches, checkpoints, history) is emg_gpt2/training/trainer.py.
+"""
 
 import logging
 import platform
-from datetime import timedelta
+import shutil
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 import transformers
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from rich.progress import Progress
 from sklearn.metrics import (
     accuracy_score,
     confusion_matrix,
@@ -16,176 +26,241 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
     recall_score,
 )
+from torch.nn import functional as F  # noqa: N812
 
-from EMG_build import build_model
-from EMG_DATA_LOADER import (
-    Feed,
-    Split,
-    WindowSet,
-    batches,
-    cut_rows,
-    draw_rows,
-    empty_array,
-    read_emg,
-    reference_groups,
-    rows_to_measure,
+from EMG_DATA_LOADER import EVALUATION_BATCH, Batch, Feed, cut_rows
+from emg_gpt2 import __version__
+from emg_gpt2.base.errors import EMGError
+from emg_gpt2.base.files import remove_folder, replace_folder
+from emg_gpt2.base.interrupts import deferred_signals
+from emg_gpt2.base.log import progress
+from emg_gpt2.model.model import EMGForSequenceClassification
+from emg_gpt2.results.figures import BLUE, FEW_CLASSES, GREY, ORANGE, curves, finish, plt, save
+from emg_gpt2.settings import Settings
+from emg_gpt2.training.device import (
+    has_share,
+    is_main_process,
+    make_accelerator,
+    own_share,
+    wait_for_everyone,
+    with_memory_errors,
 )
-from EMG_model import Below, EMGConfig, EMGForSequenceClassification, Reference, References, measure_reference
-from ENV import EMGError, Settings
+from emg_gpt2.training.finite import NotFiniteError, check_validation
+from emg_gpt2.training.history import best_epoch
+from emg_gpt2.training.new_model import new_model
+from emg_gpt2.training.task import Task, refit_task
+from emg_gpt2.training.tracker import Tracker
+from emg_gpt2.training.trainer import Trainer
+from emg_gpt2.windows.reading import WindowSet
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("emg_gpt2.EMG_utils")
 
-EVALUATION_BATCH = 256  # windows; no gradients are kept, so it may be larger than BATCH_SIZE
-LINEAR_WINDOWS = 50_000  # of the training part fit the linear path, rotations included: bounded for any file
-LINEAR_WEIGHT = 0.3  # chosen on held-out days of the armband (EXPERIMENTS.md)
+TIMED_WINDOWS = 40  # single predictions whose median is the time of one window
 
 
-# ---- model and data -------------------------------------------------------------------------------------------
+# ---- training loop ----------------------------------------------------------------------------------------------
 
 
-def new_model(
-    windows: WindowSet, split: Split, references: References, settings: Settings
-) -> EMGForSequenceClassification:
-    """A model for these windows: their channels, rate, classes, the reference and linear path of the training part.
+@with_memory_errors
+def fit(
+    model: EMGForSequenceClassification,
+    task: Task,
+    settings: Settings,
+    run: Path | None = None,
+    epochs: int = 0,
+    stop_after: int = 0,
+    after_epoch: Callable[[dict], None] | None = None,
+    tracker: Tracker | None = None,
+) -> list[dict]:
+    """Train the model; returns the history, one row per epoch.
 
-    Where a window is no whole number of patches, the tokens leave out its first samples. Raises EMGError where it
-    holds fewer than two, or nothing changes in the training part.
+    epochs: that the schedule is made for (0: NUM_EPOCHS); stop_after: how many of them to train (0: all), fewer where
+    PATIENCE epochs brought no lower loss on the validation part. With a `run` folder, history.csv is replaced after
+    every epoch, and best_model/ and last/ at the end and now and then between two steps; the training goes on from
+    last/ where there is one. `after_epoch` gets every row, and ends the training where it raises; `tracker`
+    logs every row, and learning rate and loss of single steps.
+
+    Raises NotFiniteError where loss, gradient or weights are not finite, when best_model/ and the batch (bad_batch.csv)
+    are written, and KeyboardInterrupt after SIGINT or SIGTERM, when the step is whole and the checkpoint written.
     """
-    config = describe_model(windows, settings)
-    torch.manual_seed(settings.SEED)
-    model = build_model(config, settings.MODEL_NAME, settings.PRETRAINED, settings.BLOCKS)
-    emg = read_emg(windows, draw_rows(split.train, settings.SEED))
-    if not (emg != emg[:, :1]).any():
-        raise EMGError("no channel changes in any window of the training part; look at the file with tools.inspect")
-    model.set_reference(measure_reference(emg))
-    if settings.LINEAR_PATH:
-        fit_linear_path(model, windows, split, references, settings.SEED)
-    if settings.FREEZE:
-        calibrate(model, windows, split, references, settings.SEED)
-    model.train_last(-settings.NUM_LAYERS, settings.FREEZE)
-    return model
+    trainer = Trainer(model, task, settings, epochs or settings.NUM_EPOCHS, run, tracker)
+    last = stop_after or trainer.epochs
+    fresh = not trainer.resume(last)
+    with deferred_signals() as trainer.asked, progress(*LIVE_FIGURES) as bar:
+        try:
+            while not trainer.is_over(last):
+                train_epoch(trainer, bar)
+                row = trainer.end_epoch(validate(trainer))
+                if after_epoch:
+                    after_epoch(row)
+                trainer.pause()
+                fresh = True
+        except NotFiniteError as error:
+            raise NotFiniteError(f"{error}{trainer.keep_best()}") from None
+    trainer.finish(fresh)
+    return trainer.history
 
 
-def describe_model(windows: WindowSet, settings: Settings) -> EMGConfig:
-    """What rebuilds a model for these windows; raises EMGError where a window is too short for them."""
-    described, rate = windows.metadata, windows.metadata["sampling_rate"]
-    window, patch = described["window"], round(settings.PATCH_MS * rate / 1000)
-    if patch < 1 or window // patch < 2:
-        raise EMGError(
-            f"PATCH_MS = {settings.PATCH_MS:g} is {patch} samples, and a window of {window} samples should hold at "
-            f"least two patches; choose {1000 / rate:g} to {500 * window / rate:g} ms"
-        )
-    taps = max(3, round(settings.FILTER_MS * rate / 1000))
-    if "power" in settings.TOKENS and taps > max(3, window):
-        longest = 1000 * window / rate
-        raise EMGError(f"FILTER_MS = {settings.FILTER_MS:g} is longer than a window, {longest:g} ms; lower it")
-    if window % patch:
-        logger.info(f"patches of {patch} samples: the first {window % patch} of {window} samples are in none")
-    return EMGConfig(
-        tokens=settings.TOKENS,
-        patch=patch,
-        window=window,
-        filters=settings.FILTERS,
-        filter_taps=taps,
-        dropout=settings.DROPOUT,
-        linear_path=settings.LINEAR_PATH,
-        ring=settings.RING,
-        rotation=settings.ROTATION,
-        noise=settings.NOISE,
-        sampling_rate=rate,
-        class_codes=windows.classes,
-        class_names=windows.class_names,
-        channels=described["channels"],
-        preprocessing=described["settings"],
-        unit=described["unit"],
-        scale=settings.SCALE,
-        data_note=described["note"],
-    )
+LIVE_FIGURES = ("loss {task.fields[loss]:.3f}", "accuracy {task.fields[accuracy]:.3f}")
 
 
-def session_references(windows: WindowSet, split: Split, settings: Settings) -> References:
-    """Each person's day measured on its own windows, its test part apart; with SCALE = "training" all on that part."""
-    groups = reference_groups(windows, split)
-    if settings.SCALE == "training":
-        groups = np.minimum(groups, 0)  # one group for all
-    rows = rows_to_measure(groups, split)
-    each = [measure_reference(read_emg(windows, draw_rows(one, settings.SEED))) for one in rows]
-    return References(Reference(*map(torch.cat, zip(*each, strict=True))), torch.from_numpy(groups))
+def train_epoch(trainer: Trainer, bar: Progress) -> None:
+    """Forward, loss, backward, clip, step, for every batch of the training part that is left in the epoch."""
+    trainer.module.train()
+    for batch in trainer.batches(bar):
+        logits = trainer.logits(batch)  # (b, K) of this process's share of the batch
+        loss = weighted_loss(logits, batch.own.targets, trainer.class_weight, trainer.targets(batch.rows))
+        loss = loss * has_share(batch.rows)
+        trainer.optimizer.zero_grad()
+        trainer.accelerator.backward(loss * trainer.processes)  # the gradients are averaged over the processes
+        norm = trainer.accelerator.clip_grad_norm_(trainer.module.parameters(), trainer.settings.CLIP)
+        trainer.optimizer.step()
+        trainer.after_step(batch, logits, loss, norm)
 
 
-def fit_linear_path(
-    model: EMGForSequenceClassification, windows: WindowSet, split: Split, references: References, seed: int
-) -> None:
-    """Fit the model's linear path to the training part in closed form: LDA on normalised log covariances.
+def weighted_loss(
+    logits: torch.Tensor, targets: torch.Tensor, class_weight: torch.Tensor, batch_targets: torch.Tensor
+) -> torch.Tensor:
+    """The share of logits (b, K), targets (b,) in the weighted mean cross entropy of a batch with `batch_targets`."""
+    summed = F.cross_entropy(logits, targets, class_weight, reduction="sum")
+    return summed / class_weight[batch_targets].sum()
 
-    Every rotation of the rings that training will meet is learnt. LDA's logits are too sure of the windows they were
-    fitted to, so they are taken times LINEAR_WEIGHT.
+
+def validate(trainer: Trainer) -> dict:
+    """Loss, accuracy and balanced accuracy on the validation part, empty where there is none.
+
+    Raises NotFiniteError.
     """
-    turns = model.augmentation.pairs  # (turns, C(C+1)/2)
-    drawn = draw_rows(split.train, seed, LINEAR_WINDOWS // len(turns))
-    parts = batches(windows, drawn, EVALUATION_BATCH)
-    covariance = torch.cat([model.normalise(emg, references.of(rows))[1] for emg, _, rows in parts])
-    targets = windows.targets[drawn].repeat(len(turns))
-    coefficients, intercepts = linear_discriminant(covariance[:, turns].flatten(0, 1), targets, len(windows.classes))
-    model.linear.weight.data.copy_(LINEAR_WEIGHT * coefficients)
-    model.linear.bias.data.copy_(LINEAR_WEIGHT * intercepts)
+    rows, windows = trainer.task.split.validation, trainer.task.windows
+    if not len(rows):
+        return {}
+    probabilities = predict(trainer.evaluation_logits, trainer.feed, rows)
+    check_validation(probabilities, rows, trainer.where, windows, trainer.run)
+    target, predicted = windows.targets[rows], probabilities.argmax(1)
+    return {
+        "validation_loss": balanced_loss(target, probabilities),
+        "validation_accuracy": accuracy_score(target, predicted),
+        "validation_balanced_accuracy": balanced_accuracy(target, predicted),
+    }
+
+
+def refit(task: Task, settings: Settings, history: list[dict], run: Path, tracker: Tracker | None = None) -> list[dict]:
+    """Train anew on training and validation part together, for as many epochs as the validation part chose.
+
+    history: of the first training. The result takes the place of the run's best_model/; refit/ holds the second
+    history, which is returned, and the state to resume from.
+    """
+    whole, epochs = refit_task(task, settings), best_epoch(history) + 1
+    logger.info(f"training anew on the validation part too: {len(whole.split.train)} windows, {epochs} epochs")
+    if tracker:
+        tracker.begin_part("refit/")
+    try:
+        again = fit(new_model(whole, settings), whole, settings, run / "refit", stop_after=epochs, tracker=tracker)
+    except NotFiniteError as error:
+        raise EMGError(f"training anew: {error}; that of the first training is in {run / 'best_model'}") from None
+    refitted = run / "refit" / "best_model"
+    if is_main_process() and refitted.exists():  # it does not where a finished run is resumed
+        replace_folder(run / "best_model", lambda folder: shutil.copytree(refitted, folder, dirs_exist_ok=True))
+        remove_folder(refitted)
+    wait_for_everyone()
+    return again
+
+
+# ---- test -------------------------------------------------------------------------------------------------------
+
+
+class Evaluation(NamedTuple):
+    """What a test gives: figures for metrics.json, and the (n, K) probabilities of the test windows."""
+
+    metrics: dict
+    probabilities: np.ndarray
+
+
+def evaluate(model: EMGForSequenceClassification, task: Task, settings: Settings) -> Evaluation:
+    """Test the model on the test part, measured against the references of `task`; the same on every process."""
+    accelerator = make_accelerator(settings)
+    model.to(accelerator.device)
+    feed = Feed(task.windows, accelerator.device)
+    logits_of = partial(model_logits, model, task, accelerator)
+    probabilities = predict(logits_of, feed, task.split.test)
+    metrics = compute_metrics(task.windows, task.split.test, probabilities)
+    metrics |= {"seconds_per_window": seconds_per_window(logits_of, feed, task.split.test)}
+    return Evaluation(metrics | facts_of_device(accelerator), probabilities)
+
+
+@torch.no_grad()  # inference mode would lock the buffers that processes share
+def predict(logits_of: Callable[[Batch], torch.Tensor], feed: Feed, rows: np.ndarray) -> np.ndarray:
+    """(n, K) probabilities of the windows `rows`, from the logits of a batch; each on one of the processes."""
+    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    parts, found = cut_rows(rows, EVALUATION_BATCH * processes), []
+    for part, batch in zip(parts, feed(map(own_share, parts)), strict=True):
+        logits = logits_of(batch)
+        counting = logits if has_share(part) else logits[:0]
+        found.append(counting.softmax(1).float().cpu().numpy())
+    found = gather_object(found)  # the parts of the first process, then those of the second
+    return np.concatenate([one for first in range(len(parts)) for one in found[first :: len(parts)]])
+
+
+def model_logits(
+    model: EMGForSequenceClassification, task: Task, accelerator: Accelerator, batch: Batch
+) -> torch.Tensor:
+    """(B, K) of a batch, in evaluation mode and the precision of the accelerator."""
+    model.eval()
+    with accelerator.autocast():
+        return model(batch.emg, task.references.of(batch.rows.cpu()).to(batch.emg.device)).logits
 
 
 @torch.no_grad()
-def calibrate(
-    model: EMGForSequenceClassification, windows: WindowSet, split: Split, references: References, seed: int
-) -> None:
-    """Let the norms of tokenisers that will not train measure the training part: the mean over its batches."""
-    norms = [module for module in model.tokenisers.modules() if isinstance(module, torch.nn.BatchNorm1d)]
-    model.tokenisers.train()
-    for number, batch in enumerate(batches(windows, draw_rows(split.train, seed), EVALUATION_BATCH)):
-        for norm in norms:
-            norm.momentum = 1 / (number + 1)
-        model.tokenise(*model.normalise(batch.emg, references.of(batch.rows)))
-    model.tokenisers.eval()
+def seconds_per_window(logits_of: Callable[[Batch], torch.Tensor], feed: Feed, rows: np.ndarray) -> float:
+    """Median time (s) of a single window, from its samples in memory to its probabilities, in this process."""
+    spent = []
+    for row in cut_rows(rows[:TIMED_WINDOWS], 1):
+        began = time.perf_counter()
+        logits_of(feed.read(row)).softmax(1).cpu()
+        spent.append(time.perf_counter() - began)
+    return float(np.median(spent))
 
 
-def outputs_below(
-    model: EMGForSequenceClassification, feed: Feed, rows: np.ndarray, references: References, settings: Settings
-) -> Below:
-    """(n, P, D) and (n, K) of the windows `rows`; in a mapped file where they take more than MEMORY_GB."""
-    model.to(feed.device).eval()
-    found = None
-    for batch in feed(cut_rows(rows, EVALUATION_BATCH)):
-        below = model.below(batch.emg, references.of(batch.rows))
-        if found is None:
-            shapes = [(len(references.groups), *part.shape[1:]) for part in below]
-            fits = 4 * np.prod(shapes[0]) <= settings.MEMORY_GB * 1e9
-            found = [empty_array(shape, np.dtype(np.float32), settings.DATA_LOCATION.parent, fits) for shape in shapes]
-        for whole, part in zip(found, below, strict=True):
-            whole[batch.rows.cpu()] = part.cpu()
-    return Below(*map(torch.from_numpy, found))
+def facts_of_device(accelerator: Accelerator) -> dict:
+    """Where the figures were made."""
+    precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+    return {
+        "device": str(accelerator.device),
+        "processes": accelerator.num_processes,
+        "precision": precision,
+        "versions": versions(),
+    }
 
 
-def linear_discriminant(
-    covariance: torch.Tensor, targets: np.ndarray, classes: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights (K, F) and biases (K,) of LDA on covariance (n, F), normalised, and targets (n,).
-
-    Classes count the same, and the covariance within them is shrunk (Ledoit and Wolf, J. Multivar. Anal. 2004).
-    """
-    lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=np.full(classes, 1 / classes))
-    lda.fit(covariance.double().numpy(), targets)
-    coefficients, intercepts = torch.from_numpy(lda.coef_), torch.from_numpy(lda.intercept_)
-    if classes == 2:  # scikit-learn gives the difference of the two
-        coefficients = torch.cat([-coefficients, coefficients]) / 2
-        intercepts = torch.cat([-intercepts, intercepts]) / 2
-    return coefficients, intercepts
+def versions() -> dict[str, str]:
+    """Of this project, Python and the libraries that compute."""
+    libraries = {"torch": torch, "transformers": transformers, "numpy": np, "pandas": pd}
+    own = {"emg_gpt2": __version__, "python": platform.python_version()}
+    return own | {name: library.__version__ for name, library in libraries.items()}
 
 
-# ---- metrics --------------------------------------------------------------------------------------------------
+def evaluate_linear_path(model: EMGForSequenceClassification, task: Task) -> dict:
+    """Accuracy and balanced accuracy of the model's linear path alone on the validation part; empty without either."""
+    rows, feed = task.split.validation, Feed(task.windows, model.device)
+    if model.linear is None or not len(rows):
+        return {}
+    references = task.references.to(model.device)
+    logits_of = lambda batch: model.linear_logits(model.normalise(batch.emg, references.of(batch.rows))[1])  # noqa: E731
+    target, predicted = task.windows.targets[rows], predict(logits_of, feed, rows).argmax(1)
+    return {
+        "validation_accuracy": accuracy_score(target, predicted),
+        "validation_balanced_accuracy": balanced_accuracy(target, predicted),
+    }
+
+
+# ---- metrics ----------------------------------------------------------------------------------------------------
 
 
 def compute_metrics(windows: WindowSet, rows: np.ndarray, probabilities: np.ndarray) -> dict:
     """Figures of the windows `rows` from their (n, K) probabilities, overall, per class and per subject.
 
     Accuracy, balanced accuracy (mean recall over the classes present) and macro F1 as scikit-learn defines them;
-    confusion_matrix[i][j] counts windows of class i that were called class j.
+    confusion_matrix[i][j] counts windows of class i that were predicted to be of class j.
     """
     target, predicted = windows.targets[rows], probabilities.argmax(1)
     indices = range(len(windows.classes))
@@ -206,17 +281,6 @@ def compute_metrics(windows: WindowSet, rows: np.ndarray, probabilities: np.ndar
     }
 
 
-def balanced_loss(target: np.ndarray, probabilities: np.ndarray) -> float:
-    """Cross entropy (nat), mean over the classes that are present in `target`, from (n, K) probabilities."""
-    loss = -np.log(probabilities[np.arange(len(target)), target] + 1e-12)
-    return float(np.mean([loss[target == index].mean() for index in np.unique(target)]))
-
-
-def balanced_accuracy(target: np.ndarray, predicted: np.ndarray) -> float:
-    """Mean recall over the classes that are present in `target`."""
-    return float(recall_score(target, predicted, labels=np.unique(target), average="macro", zero_division=0))
-
-
 def summary(target: np.ndarray, predicted: np.ndarray) -> dict:
     """Accuracy, balanced accuracy and macro F1 of (n,) true and predicted classes or labels, and their number."""
     return {
@@ -227,11 +291,74 @@ def summary(target: np.ndarray, predicted: np.ndarray) -> dict:
     }
 
 
-def time_to_go(seconds: float, done: int, left: int) -> str:
-    """`, about 0:02:30 to go`, from the seconds that what is done took; nothing where nothing is."""
-    return f", about {timedelta(seconds=round(seconds / done * left))} to go" if done else ""
+def balanced_accuracy(target: np.ndarray, predicted: np.ndarray) -> float:
+    """Mean recall over the classes that are present in `target`."""
+    return float(recall_score(target, predicted, labels=np.unique(target), average="macro", zero_division=0))
 
 
-def versions() -> dict[str, str]:
-    libraries = {"torch": torch, "transformers": transformers, "numpy": np, "pandas": pd}
-    return {"python": platform.python_version()} | {name: library.__version__ for name, library in libraries.items()}
+def balanced_loss(target: np.ndarray, probabilities: np.ndarray) -> float:
+    """Cross entropy (nat), mean over the classes that are present in `target`, from (n, K) probabilities."""
+    loss = -np.log(probabilities[np.arange(len(target)), target] + 1e-12)
+    return float(np.mean([loss[target == index].mean() for index in np.unique(target)]))
+
+
+# ---- curves and confusion matrix --------------------------------------------------------------------------------
+
+
+def draw_history(history: list[dict], refitted: list[dict], linear: dict, chance: float, note: str, run: Path) -> None:
+    """accuracy.png and loss.png from one row of history per epoch.
+
+    refitted: the history of the second training, empty without one; linear: figures of the linear path alone, empty
+    without one; chance: balanced accuracy of guessing.
+    """
+    epochs, best = [row["epoch"] for row in history], best_epoch(history)
+    again = [row["epoch"] for row in refitted]
+    figure, axes = curves("accuracy")
+    axes.plot(epochs, [row["train_accuracy"] for row in history], "o-", color=GREY, label="training, accuracy")
+    axes.plot(epochs, [row["validation_accuracy"] for row in history], "s--", color=BLUE, label="validation, accuracy")
+    balanced = [row["validation_balanced_accuracy"] for row in history]
+    axes.plot(epochs, balanced, "D-", color=ORANGE, label="validation, balanced accuracy")
+    kept = {"ms": 13, "mfc": "none", "ls": "none", "color": ORANGE, "label": f"chosen: epoch {best + 1}"}
+    axes.plot(epochs[best], balanced[best], "o", **kept)
+    if linear:
+        alone = linear["validation_balanced_accuracy"]
+        axes.axhline(alone, ls="-.", color=BLUE, label=f"linear path alone, validation, balanced ({alone:.3f})")
+    if refitted:
+        axes.plot(
+            again, [row["train_accuracy"] for row in refitted], "x:", color=GREY, label="second training, accuracy"
+        )
+    axes.axhline(chance, ls=":", color=GREY, label=f"chance, balanced ({chance:.3f})")
+    axes.set_ylim(0, 1.03)
+    finish(figure, axes, note, run / "accuracy.png")
+    figure, axes = curves("cross entropy (nat)")
+    axes.plot(epochs, [row["train_loss"] for row in history], "o-", color=GREY, label="training, as optimised")
+    axes.plot(epochs, [row["validation_loss"] for row in history], "s--", color=BLUE, label="validation")
+    if refitted:
+        axes.plot(
+            again, [row["train_loss"] for row in refitted], "x:", color=GREY, label="second training, as optimised"
+        )
+    axes.axvline(epochs[best], ls=":", color=ORANGE, label=f"chosen: epoch {best + 1}")
+    axes.set_ylim(bottom=0)
+    finish(figure, axes, note, run / "loss.png")
+
+
+def draw_confusion_matrix(metrics: dict, title: str, note: str, run: Path) -> None:
+    """confusion_matrix.png: shares of each true gesture's windows, and the counts."""
+    counts = np.array(metrics["confusion_matrix"])
+    names = list(metrics["classes"].values())
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    few = len(names) <= FEW_CLASSES
+    size = max(5.5, (0.75 if few else 0.5) * len(names))
+    figure, axes = plt.subplots(figsize=(size + 1.5, size + 0.8), layout="constrained")
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (i, j), count in np.ndenumerate(counts):
+        text = f"{100 * shares[i, j]:.0f} %\n{count}" if count else "0"
+        colour = "white" if shares[i, j] > 0.5 else "black" if count else "#9a9a9a"
+        axes.text(j, i, text, ha="center", va="center", fontsize=8 if few else 6, color=colour)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("predicted gesture")
+    axes.set_ylabel("true gesture")
+    axes.set_title(title, fontsize=10)
+    figure.colorbar(image, ax=axes, label="share of the true gesture's windows", shrink=0.8)
+    save(figure, note, run / "confusion_matrix.png")

@@ -7,7 +7,7 @@ written, 3 written but some recordings were skipped, 130 interrupted.
 """
 
 if __name__ == "__main__":  # before the imports, which take seconds
-    from EMG_start import start_script
+    from emg_gpt2.base.interrupts import start_script
 
     start_script()
 
@@ -26,12 +26,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from EMG_files import remove_lock
-from EMG_recording import find_recordings
-from EMG_start import interrupts_first
-from EMG_windows import Layout, Part, Result, Workshop, class_names, finished_parts, join, process
-from EMG_workers import open_workers
-from ENV import EMGError, PreprocessingSettings, Settings, from_command_line
+from emg_gpt2.base.errors import EMGError
+from emg_gpt2.base.files import remove_lock
+from emg_gpt2.base.interrupts import working
+from emg_gpt2.raw.putemg import find_recordings
+from emg_gpt2.settings import PreprocessingSettings, Settings, read_settings
+from emg_gpt2.windows.cut import Layout, class_names
+from emg_gpt2.windows.parts import Part, Result, Workshop, finished_parts, join, process
+from emg_gpt2.windows.workers import open_workers
 
 
 def main() -> int:
@@ -39,8 +41,8 @@ def main() -> int:
     sys.stderr.reconfigure(errors="replace")
     try:
         console = Console(highlight=False)
-        with interrupts_first():
-            settings = from_command_line(PreprocessingSettings)
+        with working():
+            settings = read_settings(PreprocessingSettings)
             results = preprocess(find_recordings(settings.RAW), settings, console)
             print_table(results, settings, console)
     except EMGError as error:

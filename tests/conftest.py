@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, Phase, settings
 from rich.console import Console
 from transformers import GPT2Config, GPT2Model
 
-from EMG_recording import find_recordings
-from ENV import PreprocessingSettings, from_command_line
+from emg_gpt2.raw.putemg import find_recordings
+from emg_gpt2.settings import PreprocessingSettings, read_settings
 from Preprocessing import Result, preprocess, print_table
 
 # A test run in the background may have inherited "ignore Ctrl-C", and would hand it on to the scripts it interrupts.
@@ -157,7 +157,7 @@ def write_raw(table: pd.DataFrame, path: Path) -> Path:
 
 def cut(*argv: str | Path) -> tuple[list[Result], str]:
     """Preprocessing.py without its own process: one result per file, and what it said."""
-    settings = from_command_line(PreprocessingSettings, [*map(str, argv)])
+    settings = read_settings(PreprocessingSettings, [*map(str, argv)])
     said = io.StringIO()
     console = Console(file=said, width=10_000, highlight=False)
     results = preprocess(find_recordings(settings.RAW), settings, console)

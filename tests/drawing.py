@@ -13,9 +13,9 @@ from conftest import raw_table, write_raw
 from hypothesis import strategies as st
 from rich.console import Console
 
-from EMG_DATA_LOADER import WindowSet
-from EMG_recording import find_recordings
-from ENV import PreprocessingSettings, Settings
+from emg_gpt2.raw.putemg import find_recordings
+from emg_gpt2.settings import PreprocessingSettings, Settings
+from emg_gpt2.windows.reading import WindowSet
 from Preprocessing import Result, preprocess
 
 TRAJECTORIES = ("repeats_long", "repeats_short", "sequential")

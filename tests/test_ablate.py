@@ -14,14 +14,15 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2Model
 
-from EMG_build import load_model
-from EMG_DATA_LOADER import WindowSet, load_windows, read_emg, split_windows
-from EMG_model import log_covariance
+from EMG_DATA_LOADER import read_emg, split_windows
+from emg_gpt2.commands.ablate import ARMS, AblationSettings, main, plan_all, predict, shuffle_patches
+from emg_gpt2.model.build import load_model
+from emg_gpt2.model.normalise import log_covariance
+from emg_gpt2.settings import Settings
+from emg_gpt2.study.differences import ALWAYS, AT_TEST, IN_ORDER, compare, summarise, verdict
+from emg_gpt2.study.people import METRICS
+from emg_gpt2.windows.reading import WindowSet, load_windows
 from EMG_utils import session_references
-from ENV import Settings
-from tools.ablate import ARMS, AblationSettings, main, plan_all, predict, shuffle_patches
-from tools.differences import ALWAYS, AT_TEST, IN_ORDER, compare, summarise, verdict
-from tools.people import METRICS
 
 TINY = ["--precision", "fp32", "--tokens", "bands", "--num-epochs", "1", "--num-epochs-for-validation", "1"]
 TRAINED = {  # 8 channels × 6 bands, width 32, 1024 positions, two blocks, 8 classes

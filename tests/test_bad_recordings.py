@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from conftest import STEM, cut, raw_table, run, write_raw
 
-from EMG_recording import read_recording
-from ENV import EMGError
+from emg_gpt2.base.errors import EMGError
+from emg_gpt2.raw.putemg import read_recording
 
 OTHER = f"{STEM[:-3]}999"  # a second recording of the same day
 ADVICE = re.compile(r"download|leave|mend|give|lower|only putEMG's own layout")

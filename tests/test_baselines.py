@@ -14,11 +14,13 @@ from rich.console import Console
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
 from sklearn.preprocessing import StandardScaler
 
-import tools.baselines
-from EMG_DATA_LOADER import Split, WindowSet, load_windows, split_windows
-from ENV import EMGError, Settings
-from tools.baselines import CLASSIFIERS, SCALINGS, channel_deviation, evaluate_baselines, scaled_features
-from tools.features import FEATURE_SETS, compute_features
+from EMG_DATA_LOADER import Split, split_windows
+from emg_gpt2.base.errors import EMGError
+from emg_gpt2.commands import baselines
+from emg_gpt2.commands.baselines import CLASSIFIERS, SCALINGS, channel_deviation, evaluate_baselines, scaled_features
+from emg_gpt2.settings import Settings
+from emg_gpt2.study.features import FEATURE_SETS, compute_features
+from emg_gpt2.windows.reading import WindowSet, load_windows
 
 ALL = {(name, kind, scaling) for name in FEATURE_SETS for kind in CLASSIFIERS for scaling in SCALINGS}
 
@@ -136,7 +138,7 @@ def longest(mask: np.ndarray) -> int:
 
 
 def test_named_settings_give_the_same_as_the_run(written, flags, tmp_path):
-    assert tools.baselines.main([*map(str, flags), "--out", str(tmp_path / "b.json")]) == 0
+    assert baselines.main([*map(str, flags), "--out", str(tmp_path / "b.json")]) == 0
     alone = json.loads((tmp_path / "b.json").read_text(encoding="utf-8"))
     assert [p.name for p in tmp_path.iterdir()] == ["b.json"]
     for one, other in zip(alone["baselines"], written["baselines"], strict=True):
@@ -172,7 +174,7 @@ def test_what_the_user_can_put_right_is_said_in_one_sentence(finished, tmp_path,
 
 
 def one_sentence(arguments: list, words: str, capsys) -> None:
-    assert tools.baselines.main([*map(str, arguments)]) == 1
+    assert baselines.main([*map(str, arguments)]) == 1
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("baselines: ")
@@ -257,16 +259,16 @@ def test_qda_is_that_of_reg_param_where_both_work():
 def test_many_windows_are_thinned_for_the_slow_classifiers(monkeypatch):
     """24 of 40: 12 of each gesture; the same seed draws the same ones."""
     said = io.StringIO()
-    monkeypatch.setattr(tools.baselines, "FEW_WINDOWS", 24)
+    monkeypatch.setattr(baselines, "FEW_WINDOWS", 24)
     windows, split = made_windows()
-    drawn = tools.baselines.draw_windows(windows, split.train[::-1], seed=5)
+    drawn = baselines.draw_windows(windows, split.train[::-1], seed=5)
     assert np.bincount(windows.targets[split.train[::-1][drawn]]).tolist() == [12, 12]
-    assert drawn.tolist() == tools.baselines.draw_windows(windows, split.train[::-1], seed=5).tolist()
+    assert drawn.tolist() == baselines.draw_windows(windows, split.train[::-1], seed=5).tolist()
     found = evaluate_baselines(windows, split)
     assert {(one["classifier"] in ("kNN", "SVM"), one["train_windows"]) for one in found} == {(True, 24), (False, 40)}
-    monkeypatch.setattr(tools.baselines, "Console", lambda **_: Console(file=said, width=100))
-    described = tools.baselines.describe(found, windows, split, Settings())
-    tools.baselines.print_table(found, described)
+    monkeypatch.setattr(baselines, "Console", lambda **_: Console(file=said, width=100))
+    described = baselines.describe(found, windows, split, Settings())
+    baselines.print_table(found, described)
     assert "kNN and SVM trained on 24 of the 40 windows" in said.getvalue()
     assert described["slow_train_windows"] == 24
 

@@ -14,14 +14,15 @@ import torch
 from conftest import ROOT, STEM, run
 from huggingface_hub import constants
 
-from EMG_DATA_LOADER import load_windows, read_emg, split_windows
-from EMG_trainer import Trainer
+from benchmarks.__main__ import main
+from benchmarks.cost import exact_windows
+from benchmarks.rivals import find_tokenizer, tokenise
+from benchmarks.speed import probabilities
+from EMG_DATA_LOADER import read_emg, split_windows
+from emg_gpt2.settings import Settings
+from emg_gpt2.training.trainer import Trainer
+from emg_gpt2.windows.reading import load_windows
 from EMG_utils import new_model, session_references
-from ENV import Settings
-from tools.benchmark import main
-from tools.cost import exact_windows
-from tools.rivals import find_tokenizer, tokenise
-from tools.speed import probabilities
 
 
 def test_preprocessing_is_measured_by_stage_and_as_a_whole(tiny_raw, tmp_path):

@@ -10,13 +10,13 @@ import time
 import pytest
 from conftest import ROOT, run
 
-import EMG_start
 import Preprocessing
-from EMG_help import sections_of
+from emg_gpt2.base import interrupts
+from emg_gpt2.base.command_line import Parser, sections_of
+from emg_gpt2.base.errors import EMGError
+from emg_gpt2.commands.evaluate import EvaluationSettings
+from emg_gpt2.settings import PreprocessingSettings, Settings, read_settings
 from EMG_utils import time_to_go
-from ENV import EMGError, PreprocessingSettings, Settings, from_command_line
-from tools.command_line import Parser
-from tools.evaluate import EvaluationSettings
 
 SCRIPTS = [["main.py"], ["Preprocessing.py"], ["-m", "tools.evaluate"], ["-m", "tools.simulate"]]
 SECTIONS = ["data", "preprocessing", "download", "split", "model", "training", "validation loop", "results"]
@@ -27,7 +27,7 @@ on_posix = pytest.mark.skipif(os.name != "posix", reason="pseudo terminals and s
 def help_of(settings_class, monkeypatch, capsys) -> str:
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as stop:
-        from_command_line(settings_class, ["--help"])
+        read_settings(settings_class, ["--help"])
     assert stop.value.code == 0
     return capsys.readouterr().out
 
@@ -99,7 +99,7 @@ def test_a_wrong_command_line_is_one_sentence_of_every_parser(argv, sentence):
     with pytest.raises(EMGError) as of_tools:
         parser.parse_args(argv)
     with pytest.raises(EMGError) as of_settings:
-        from_command_line(Settings, argv)
+        read_settings(Settings, argv)
     assert str(of_tools.value) == str(of_settings.value) == sentence
 
 
@@ -133,7 +133,7 @@ def test_ctrl_c_and_sigterm_during_the_imports_are_one_sentence(script, number, 
 def test_a_signal_after_the_work_comes_too_late_to_be_a_traceback(number):
     """The first one: where the process's own end hangs, a second one ends it."""
     ended = "def main(): pass\n"
-    ended += f"import EMG_start, signal; EMG_start.start_script(); main(); signal.raise_signal(signal.{number})\n"
+    ended += f"import interrupts, signal; interrupts.start_script(); main(); signal.raise_signal(signal.{number})\n"
     done = run("-c", ended + "print('on')")
     assert (done.returncode, done.stdout, done.stderr) == (0, "on\n", "")
     done = run("-c", ended + f"signal.raise_signal(signal.{number}); print('on')")
@@ -154,7 +154,9 @@ def test_ctrl_c_while_the_table_is_printed_is_one_sentence(monkeypatch, capsys, 
 def test_a_script_in_the_background_goes_on_ignoring_ctrl_c(tmp_path):
     """As a shell starts it with &: SIGINT is ignored from the beginning."""
     ignoring = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
-    started = f"{ignoring}; import EMG_start; EMG_start.start_script(); signal.raise_signal(signal.SIGINT); print('on')"
+    started = (
+        f"{ignoring}; import EMG_start; interrupts.start_script(); signal.raise_signal(signal.SIGINT); print('on')"
+    )
     assert run("-c", started).stdout == "on\n"
 
 
@@ -217,9 +219,9 @@ def test_output_is_plain_where_there_is_no_terminal_and_colours_can_be_refused(t
 
 
 def test_an_interrupt_that_a_library_took_for_its_own_error_is_one_all_the_same(monkeypatch):
-    monkeypatch.setattr(EMG_start, "_asked", [])
-    with pytest.raises(ValueError, match="shape"), EMG_start.interrupts_first():
+    monkeypatch.setattr(interrupts, "_asked", [])
+    with pytest.raises(ValueError, match="shape"), interrupts.working():
         raise ValueError("the shape is wrong")
-    monkeypatch.setattr(EMG_start, "_asked", [signal.SIGTERM])
-    with pytest.raises(KeyboardInterrupt), EMG_start.interrupts_first():
+    monkeypatch.setattr(interrupts, "_asked", [signal.SIGTERM])
+    with pytest.raises(KeyboardInterrupt), interrupts.working():
         raise ValueError("the shape is wrong")

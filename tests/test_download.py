@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from conftest import ROOT, STEM, run
 
-from EMG_recording import read_recording
-from tools import download
+from emg_gpt2.commands import download
+from emg_gpt2.raw.putemg import read_recording
 
 LONG = "emg_gestures-03-repeats_long-2018-05-11-11-05-00-695"
 OTHER = "emg_gestures-04-repeats_short-2018-04-19-13-14-36-142"

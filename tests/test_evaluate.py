@@ -18,11 +18,12 @@ import pytest
 from conftest import ROOT, run
 from filelock import FileLock
 
-from EMG_DATA_LOADER import WindowSet, load_windows
-from ENV import EMGError, Settings
-from tools.evaluate import main
-from tools.people import METRICS, compare, interval, over_people, read_fold_figures
-from tools.protocols import folds_of, reported_figures
+from emg_gpt2.base.errors import EMGError
+from emg_gpt2.commands.evaluate import main
+from emg_gpt2.settings import Settings
+from emg_gpt2.study.people import METRICS, compare, interval, over_people, read_fold_figures
+from emg_gpt2.study.protocols import folds_of, reported_figures
+from emg_gpt2.windows.reading import WindowSet, load_windows
 
 LONG, SHORT = "emg_gestures-{}-repeats_long-{}-11-05-00-595", "emg_gestures-{}-repeats_short-{}-11-15-26-340"
 DAYS = ("2018-05-11", "2018-06-14")  # of person 03

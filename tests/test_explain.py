@@ -14,12 +14,13 @@ import torch
 from conftest import run
 from scipy.signal import firwin, freqz
 
-from EMG_DATA_LOADER import load_windows
-from EMG_model import EMGConfig, EMGForSequenceClassification
-from ENV import Settings
-from tools.explain import main
-from tools.forearm import grid_shape, largest_move, read_filters
-from tools.occlusion import choose, parts_of, replace_band, replace_level, replace_moment, resample
+from emg_gpt2.commands.explain import main
+from emg_gpt2.model.config import EMGConfig
+from emg_gpt2.model.model import EMGForSequenceClassification
+from emg_gpt2.settings import Settings
+from emg_gpt2.study.forearm import grid_shape, largest_move, read_filters
+from emg_gpt2.study.occlusion import choose, parts_of, replace_band, replace_level, replace_moment, resample
+from emg_gpt2.windows.reading import load_windows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,11 +15,12 @@ import torch
 from conftest import run
 from test_main import flags, read
 
-from EMG_build import load_model
-from EMG_DATA_LOADER import load_windows, read_emg
-from EMG_model import (
-    EMGConfig,
-    EMGForSequenceClassification,
+from EMG_DATA_LOADER import read_emg
+from emg_gpt2.commands import export
+from emg_gpt2.model.build import load_model
+from emg_gpt2.model.config import EMGConfig
+from emg_gpt2.model.model import EMGForSequenceClassification
+from emg_gpt2.model.normalise import (
     Reference,
     log_covariance,
     matrix_logarithm,
@@ -27,9 +28,9 @@ from EMG_model import (
     shrunk_covariance,
     upper_triangle,
 )
-from ENV import Settings
-from tools import export
-from tools.onnx_model import logarithm_by_products
+from emg_gpt2.settings import Settings
+from emg_gpt2.study.onnx_model import logarithm_by_products
+from emg_gpt2.windows.reading import load_windows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from conftest import SHARED, needs_shared
 
-import tools.features
-from tools.features import compute_features
+from emg_gpt2.study import features
+from emg_gpt2.study.features import compute_features
 
 SIGNAL = [0, 40, 35, -20, -40, -29, 31, 42, 42, 0]  # slopes 40, -5, -55, -20, 11, 60, 11, 0, -42
 BY_HAND = {
@@ -64,7 +64,7 @@ def test_scales_of_rows_and_channels_are_applied(windows):
 def test_chunks_give_what_one_piece_gives(monkeypatch):
     emg, rows = np.random.default_rng(0).normal(0, 30, (7, 20, 3)), np.array([6, 0, 3, 5, 1])
     whole = compute_features(emg, rows)
-    monkeypatch.setattr(tools.features, "CHUNK_SAMPLES", 100)
+    monkeypatch.setattr(features, "CHUNK_SAMPLES", 100)
     pieces = compute_features(emg, rows)
     for name, values in whole.items():
         np.testing.assert_array_equal(pieces[name], values)

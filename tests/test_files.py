@@ -7,8 +7,8 @@ import threading
 import pytest
 from filelock import FileLock, Timeout
 
-import EMG_files
-from EMG_files import (
+from emg_gpt2.base import files
+from emg_gpt2.base.files import (
     new_files,
     recover_folder,
     remove_folder,
@@ -46,9 +46,9 @@ def test_what_a_killed_process_left_is_overwritten(tmp_path):
 
 def test_a_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
     order = []
-    monkeypatch.setattr(EMG_files.os, "fsync", lambda number: order.append("fsync"))
+    monkeypatch.setattr(files.os, "fsync", lambda number: order.append("fsync"))
     really = os.replace
-    monkeypatch.setattr(EMG_files.os, "replace", lambda *paths: (order.append("replace"), really(*paths)))
+    monkeypatch.setattr(files.os, "replace", lambda *paths: (order.append("replace"), really(*paths)))
     replace_file(tmp_path / "a", lambda path: path.write_text("a"))
     replace_folder(tmp_path / "b", lambda folder: (folder / "c").write_text("c"))
     assert order == ["fsync", "replace"] * 2
@@ -78,11 +78,11 @@ def test_a_folder_that_is_being_replaced_is_the_old_or_the_new_one(tmp_path, mon
     """A kill before the first rename, between the two, and after them; then the next start."""
     folder, really, count = tmp_path / "last", os.replace, iter(range(9))
     replace_folder(folder, lambda new: (new / "a").write_text("old"))
-    tidies, idle = EMG_files.recover_folder, iter([False, True])  # before the work; a kill tidies up nothing
-    monkeypatch.setattr(EMG_files, "recover_folder", lambda folder: None if next(idle) else tidies(folder))
-    monkeypatch.setattr(EMG_files.os, "replace", lambda *two: killed() if next(count) == moment else really(*two))
+    tidies, idle = files.recover_folder, iter([False, True])  # before the work; a kill tidies up nothing
+    monkeypatch.setattr(files, "recover_folder", lambda folder: None if next(idle) else tidies(folder))
+    monkeypatch.setattr(files.os, "replace", lambda *two: killed() if next(count) == moment else really(*two))
     if moment == 2:
-        monkeypatch.setattr(EMG_files.shutil, "rmtree", lambda path, **_: killed() if path.exists() else None)
+        monkeypatch.setattr(files.shutil, "rmtree", lambda path, **_: killed() if path.exists() else None)
     try:
         replace_folder(folder, lambda new: (new / "a").write_text("new"))
     except KeyboardInterrupt:
@@ -104,10 +104,10 @@ def test_half_of_a_removed_folder_never_has_its_name(tmp_path, monkeypatch):
     """tools.evaluate and --refit would take it for a model."""
     folder, really = tmp_path / "best_model", shutil.rmtree
     folder.mkdir()
-    monkeypatch.setattr(EMG_files.shutil, "rmtree", lambda path, **_: killed() if path.exists() else None)
+    monkeypatch.setattr(files.shutil, "rmtree", lambda path, **_: killed() if path.exists() else None)
     with pytest.raises(KeyboardInterrupt):
         remove_folder(folder)
-    monkeypatch.setattr(EMG_files.shutil, "rmtree", really)
+    monkeypatch.setattr(files.shutil, "rmtree", really)
     assert not folder.exists()
     recover_folder(folder)
     assert os.listdir(tmp_path) == []

@@ -8,8 +8,10 @@ from conftest import SHARED, needs_shared
 from scipy.optimize import minimize
 from scipy.signal import butter, resample_poly, sosfiltfilt
 
-from EMG_filter import _forward_and_backward, _LineError, _Lines, _search, apply_filter, resample
-from ENV import EMGError
+from emg_gpt2.base.errors import EMGError
+from emg_gpt2.raw.filter import apply_filter, forward_and_backward
+from emg_gpt2.raw.power_line import LineError, Lines, search
+from emg_gpt2.raw.resample import resample
 
 BAND = (20.0, 700.0)
 SPAN = int(10 * 5124.07211903)  # samples that the reference fits at once
@@ -195,7 +197,7 @@ def test_the_error_of_a_line_is_the_mean_square_error(x):
         series.append(np.sum(y * np.exp(-2j * np.pi * nominal * u) * term))
         term = term * (-2j * np.pi * u) / (n + 1)
 
-    error, gradient = _LineError(np.array(series), np.sum(y * y), nominal, middle, _Lines(span, rate))(np.array(x))
+    error, gradient = LineError(np.array(series), np.sum(y * y), nominal, middle, Lines(span, rate))(np.array(x))
 
     a, b, f = x
     s, c = np.sin(2 * np.pi * f * time), np.cos(2 * np.pi * f * time)
@@ -211,7 +213,7 @@ def test_forward_and_backward_is_that_of_scipy(rows):
     sections = butter(5, (20, 700), "bandpass", fs=5124.07, output="sos")
     signal = (np.random.default_rng(0).normal(0, 30, (rows, 2)) + 500).astype(np.float32)  # an offset of 500 counts
     expected = sosfiltfilt(sections, signal.astype(np.float64), axis=0, padlen=33)
-    _forward_and_backward(signal, sections)
+    forward_and_backward(signal, sections)
     np.testing.assert_allclose(signal, expected, atol=1e-3)
 
 
@@ -220,7 +222,7 @@ def test_a_large_offset_does_not_round_the_signal():
     sections = butter(5, (20, 700), "bandpass", fs=5124.07, output="sos")
     signal = np.random.default_rng(0).normal([30_000, -30_000], 10, (100_000, 2)).astype(np.float32)
     expected = sosfiltfilt(sections, signal.astype(np.float64), axis=0, padlen=33)
-    _forward_and_backward(signal, sections)
+    forward_and_backward(signal, sections)
     np.testing.assert_allclose(signal, expected, atol=1e-3)
 
 
@@ -236,13 +238,13 @@ def test_the_search_ends_where_minimize_ends(start):
     time = start + np.arange(span) / rate
     rng = np.random.default_rng(0)
     signals = rng.normal(0, 10, (span, 3)) + 20 * np.sin(2 * np.pi * 49.987 * time + 1)[:, None]
-    lines = _Lines(span, rate)
+    lines = Lines(span, rate)
     fits = lines.fit(signals, start, np.zeros((5, 3, 2)))
     for line, channel in np.ndindex(5, 3):
         y, frequency, u = signals[:, channel], lines.frequencies[line], time - (start + lines.centre)
         powers = [(-2j * np.pi * u) ** n for n in range(11)]
         series = [np.sum(y * np.exp(-2j * np.pi * frequency * u) * p) / math.factorial(n) for n, p in enumerate(powers)]
-        error = _LineError(np.array(series), np.sum(y * y), frequency, start + lines.centre, lines)
+        error = LineError(np.array(series), np.sum(y * y), frequency, start + lines.centre, lines)
         found = minimize(
             error,
             (0, 0, frequency),
@@ -251,14 +253,14 @@ def test_the_search_ends_where_minimize_ends(start):
             bounds=[(None, None), (None, None), (frequency - 0.01, frequency + 0.01)],
             options={"gtol": 1e-6},
         )
-        np.testing.assert_array_equal(_search(error, [0, 0, frequency]), found.x)
+        np.testing.assert_array_equal(search(error, [0, 0, frequency]), found.x)
         np.testing.assert_allclose(fits[line, channel], found.x, atol=1e-3)
 
 
 def test_sinusoids_are_what_their_parameters_say():
     """Against a·sin 2πft + b·cos 2πft itself, at frequencies off the nominal ones by up to 0.01 Hz."""
     rate, start = 5124.0, 100.0
-    lines = _Lines(51_240, rate)
+    lines = Lines(51_240, rate)
     fits = np.zeros((5, 2, 3))
     fits[..., 2] = np.array(lines.frequencies)[:, None] + [[0.01, -0.004]]
     fits[1, 0, :2], fits[4, 1, :2] = (20, -5), (-3, 8)

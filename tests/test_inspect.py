@@ -14,9 +14,11 @@ from conftest import ROOT, STEM, cut, raw_table, run, write_raw
 from matplotlib.colors import to_hex
 from matplotlib.image import AxesImage
 
-from EMG_figures import ORANGE, plt
-from ENV import EMGError, Settings, from_command_line
-from tools import inspect, panels
+from emg_gpt2.base.errors import EMGError
+from emg_gpt2.commands import inspect
+from emg_gpt2.results.figures import ORANGE, plt
+from emg_gpt2.settings import Settings, read_settings
+from emg_gpt2.study import panels
 
 OTHER_DAY = "emg_gestures-03-sequential-2018-06-14-11-10-52-120"
 
@@ -40,7 +42,7 @@ def look(folder, emg: np.ndarray, *flags: str, labels: np.ndarray | None = None,
     """Findings as the terminal prints them, and the figure, of a recording at 1000 Hz whose clock begins at 5 s."""
     labels = rest_then_fist(len(emg)) if labels is None else labels
     path = write_raw(raw_table(emg, labels), folder / f"{STEM}.hdf5")
-    report, figure = inspect.inspect_recording(path, from_command_line(Settings, [*flags]), ring)
+    report, figure = inspect.inspect_recording(path, read_settings(Settings, [*flags]), ring)
     return [str(finding) for finding in report.findings], figure
 
 
@@ -227,7 +229,7 @@ def test_gestures_go_by_number_where_one_has_no_name(tmp_path):
     labels = np.repeat([0, 1, 5], [4000, 3000, 3000])
     names = inspect.label_names(labels, Settings())
     assert names == {0: "gesture 0", 1: "gesture 1", 5: "gesture 5"}
-    renamed = from_command_line(Settings, ["--class-names=0=rest,1=left,5=right"])
+    renamed = read_settings(Settings, ["--class-names=0=rest,1=left,5=right"])
     assert list(inspect.label_names(labels, renamed).values()) == ["rest", "left", "right"]
 
 

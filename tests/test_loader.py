@@ -18,17 +18,17 @@ from EMG_DATA_LOADER import (
     PARTS,
     Feed,
     Split,
-    WindowSet,
     batches,
     class_weights,
     cut_rows,
     draw_rows,
-    load_windows,
     reference_groups,
     rows_to_measure,
     split_windows,
 )
-from ENV import EMGError, Settings
+from emg_gpt2.base.errors import EMGError
+from emg_gpt2.settings import Settings
+from emg_gpt2.windows.reading import WindowSet, load_windows
 
 SPLITS = ["trajectory", "repetition", "session", "subject", "random"]
 

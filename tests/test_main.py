@@ -18,11 +18,13 @@ import torch
 from conftest import ROOT, run
 from safetensors.torch import load_file
 
-from EMG_build import load_model
-from EMG_DATA_LOADER import WindowSet, load_windows, read_emg
-from EMG_model import measure_reference
-from EMG_run import open_run, resumed_settings
-from ENV import EMGError, Settings
+from EMG_DATA_LOADER import read_emg
+from emg_gpt2.base.errors import EMGError
+from emg_gpt2.model.build import load_model
+from emg_gpt2.model.normalise import measure_reference
+from emg_gpt2.results.run import open_run, resumed_settings
+from emg_gpt2.settings import Settings
+from emg_gpt2.windows.reading import WindowSet, load_windows
 
 CODES = [0, 1, 2, 3, 6, 7, 8, 9]
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # so small a model waits for its threads more than it computes

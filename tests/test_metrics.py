@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from EMG_DATA_LOADER import WindowSet
-from EMG_trainer import best_epoch, epochs_since_best
+from emg_gpt2.training.trainer import best_epoch, epochs_since_best
+from emg_gpt2.windows.reading import WindowSet
 from EMG_utils import balanced_loss, compute_metrics
 
 CODES = [0, 1, 6]

@@ -12,22 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, GPT2Model
 
-from EMG_build import build_model, load_model
-from EMG_model import (
-    POWER_FLOOR,
-    SPREAD_FLOOR,
-    TOKENISERS,
-    Augmentation,
-    Dropout,
-    EMGConfig,
-    EMGForSequenceClassification,
-    ModelError,
-    Reference,
-    log_covariance,
-    measure_reference,
-    turn_rings,
-)
-from tools.stress.intruder import Intruder
+from emg_gpt2.base.errors import EMGError
+from emg_gpt2.model.augment import Augmentation, turn_rings
+from emg_gpt2.model.build import build_model, load_model
+from emg_gpt2.model.config import EMGConfig
+from emg_gpt2.model.layers import Dropout
+from emg_gpt2.model.model import EMGForSequenceClassification
+from emg_gpt2.model.normalise import POWER_FLOOR, SPREAD_FLOOR, Reference, log_covariance, measure_reference
+from emg_gpt2.model.tokens import TOKENISERS
+from stress.intruder import Intruder
 
 CHANNELS, WINDOW, PATCH, RATE = ["a", "b", "c"], 250, 25, 1000.0
 MATRICES = {f"{layer}.{kind}" for layer in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj") for kind in
@@ -314,7 +307,7 @@ def test_noise_has_the_standard_deviation_that_was_set():
 
 
 def test_rings_that_do_not_fit_are_refused():
-    with pytest.raises(ModelError, match="ROTATION = 1 turns rings of RING = 8 electrodes, not 3; set RING"):
+    with pytest.raises(EMGError, match="ROTATION = 1 turns rings of RING = 8 electrodes, not 3; set RING"):
         model(rotation=1)
 
 
@@ -496,12 +489,12 @@ def unknown_tokens(folder):
 def test_a_folder_that_does_not_fit_is_refused(tmp_path, damage):
     model().save_pretrained(tmp_path)
     damage(tmp_path)
-    with pytest.raises(ModelError, match=str(tmp_path)):
+    with pytest.raises(EMGError, match=str(tmp_path)):
         load_model(tmp_path)
 
 
 def test_a_language_model_is_no_gesture_model(tiny_gpt2):
-    with pytest.raises(ModelError, match=str(tiny_gpt2)):
+    with pytest.raises(EMGError, match=str(tiny_gpt2)):
         load_model(tiny_gpt2)
 
 
@@ -522,7 +515,7 @@ def test_a_pickle_is_never_executed(tmp_path, tiny_gpt2, how):
     if how == "auto":
         assert build_model(config(), str(folder), "auto", 2).config.weights == "random"
     else:
-        with pytest.raises(ModelError):
+        with pytest.raises(EMGError):
             load_model(folder) if how == "load_model" else build_model(config(), str(folder), how, 2)
     assert not trace.exists()
 
@@ -583,7 +576,7 @@ def test_without_weights_auto_says_in_one_line_that_they_are_random(shape_only, 
 
 
 def test_without_weights_require_stops(shape_only):
-    with pytest.raises(ModelError, match=f"{shape_only}: no weights"):
+    with pytest.raises(EMGError, match=f"{shape_only}: no weights"):
         build_model(config(), str(shape_only), "require", 2)
 
 
@@ -598,7 +591,7 @@ def test_damaged_weights_are_never_replaced_by_random_ones(tiny_gpt2, tmp_path, 
         save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     else:
         damage(tmp_path)
-    with pytest.raises(ModelError, match=str(tmp_path)):
+    with pytest.raises(EMGError, match=str(tmp_path)):
         build_model(config(), str(tmp_path), pretrained, 2)
 
 
@@ -606,19 +599,19 @@ def test_damaged_weights_are_never_replaced_by_random_ones(tiny_gpt2, tmp_path, 
 def test_a_folder_of_another_architecture_is_refused(tmp_path, pretrained):
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     BertModel(BertConfig(vocab_size=11, **shape)).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=str(tmp_path)):
+    with pytest.raises(EMGError, match=str(tmp_path)):
         build_model(config(), str(tmp_path), pretrained, 2)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(ModelError, match=f"MODEL_NAME = {tmp_path}"):
+    with pytest.raises(EMGError, match=f"MODEL_NAME = {tmp_path}"):
         build_model(config(), str(tmp_path), "auto", 2)
 
 
 def test_more_patches_than_positions_are_refused(tiny_gpt2, tmp_path):
     shape = json.loads((tiny_gpt2 / "config.json").read_text()) | {"n_positions": 9}
     (tmp_path / "config.json").write_text(json.dumps(shape))
-    with pytest.raises(ModelError, match=r"11 tokens .* 9; raise PATCH_MS"):
+    with pytest.raises(EMGError, match=r"11 tokens .* 9; raise PATCH_MS"):
         build_model(config(), str(tmp_path), "never", 2)
 
 

@@ -15,11 +15,13 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from sklearn.preprocessing import StandardScaler
 
-from EMG_build import load_model
-from EMG_DATA_LOADER import WindowSet
-from EMG_model import EMGConfig, EMGForSequenceClassification, measure_reference
-from ENV import EMGError
-from tools.personalise import adapt, best_factor, check_apart, main, order_of_repetitions
+from emg_gpt2.base.errors import EMGError
+from emg_gpt2.commands.personalise import adapt, best_factor, check_apart, main, order_of_repetitions
+from emg_gpt2.model.build import load_model
+from emg_gpt2.model.config import EMGConfig
+from emg_gpt2.model.model import EMGForSequenceClassification
+from emg_gpt2.model.normalise import measure_reference
+from emg_gpt2.windows.reading import WindowSet
 
 DAY = "2018-06-14"  # the second of person 03
 TURNED = [5, 2, 7, 0, 3, 6, 1, 4]  # the electrodes of the day, as the model's first day had them

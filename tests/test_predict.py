@@ -11,13 +11,14 @@ import pytest
 import torch
 from conftest import STEM, cut, raw_table, write_raw
 
-from EMG_build import load_model
-from EMG_DATA_LOADER import load_windows, read_emg
-from EMG_decisions import REJECTED, Classifier, FixedReference, RunningReference, Smoother, mixed
-from EMG_model import Reference, measure_reference
-from ENV import Settings
-from tools.judge import figures_of, pooled, truth_of
-from tools.predict import main
+from EMG_DATA_LOADER import read_emg
+from emg_gpt2.commands.predict import main
+from emg_gpt2.live.decisions import REJECTED, Classifier, FixedReference, RunningReference, Smoother, mixed
+from emg_gpt2.live.judging import figures_of, pooled, truth_of
+from emg_gpt2.model.build import load_model
+from emg_gpt2.model.normalise import Reference, measure_reference
+from emg_gpt2.settings import Settings
+from emg_gpt2.windows.reading import load_windows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

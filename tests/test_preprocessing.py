@@ -17,10 +17,10 @@ import pytest
 from conftest import ROOT, STEM, cut, raw_table, run, write_raw
 
 import Preprocessing
-from EMG_filter import apply_filter
-from EMG_recording import read_recording
-from EMG_windows import checksum, code
-from ENV import EMGError
+from emg_gpt2.base.errors import EMGError
+from emg_gpt2.raw.filter import apply_filter
+from emg_gpt2.raw.putemg import read_recording
+from emg_gpt2.windows.parts import checksum, code
 
 OTHER = f"{STEM[:-3]}999"  # a later recording of the same day: sorts behind STEM
 AS_IS = ["--filter", "none"]

@@ -44,20 +44,22 @@ from EMG_DATA_LOADER import (
     PARTS,
     VALIDATION_LEVELS,
     Split,
-    WindowSet,
     class_weights,
     count_folds,
-    load_windows,
-    open_windows,
     split_windows,
 )
-from EMG_decisions import REJECTED, Classifier, FixedReference, RunningReference, Smoother
-from EMG_filter import CausalFilter, Resampler, resample
-from EMG_model import EMGConfig, EMGForSequenceClassification, measure_reference
-from ENV import EMGError, Settings
-from tools.judge import truth_of
-from tools.personalise import cut_repetitions, windows_of_session
-from tools.protocols import PROTOCOLS, folds_of
+from emg_gpt2.base.errors import EMGError
+from emg_gpt2.commands.personalise import cut_repetitions, windows_of_session
+from emg_gpt2.live.decisions import REJECTED, Classifier, FixedReference, RunningReference, Smoother
+from emg_gpt2.live.judging import truth_of
+from emg_gpt2.model.config import EMGConfig
+from emg_gpt2.model.model import EMGForSequenceClassification
+from emg_gpt2.model.normalise import measure_reference
+from emg_gpt2.raw.filter import CausalFilter
+from emg_gpt2.raw.resample import Resampler, resample
+from emg_gpt2.settings import Settings
+from emg_gpt2.study.protocols import PROTOCOLS, folds_of
+from emg_gpt2.windows.reading import WindowSet, load_windows, open_windows
 
 T = TypeVar("T")
 EXAMPLES = settings().max_examples  # of the profile

@@ -6,10 +6,11 @@ import torch
 from conftest import run
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from EMG_DATA_LOADER import WindowSet, load_windows, read_emg, split_windows
-from EMG_model import measure_reference
+from EMG_DATA_LOADER import read_emg, split_windows
+from emg_gpt2.model.normalise import measure_reference
+from emg_gpt2.settings import Settings
+from emg_gpt2.windows.reading import WindowSet, load_windows
 from EMG_utils import LINEAR_WEIGHT, new_model, session_references
-from ENV import Settings
 
 
 @pytest.fixture(scope="module")

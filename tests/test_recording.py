@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import SHARED, STEM, cut, needs_shared, raw_table, run, write_raw
 
-import EMG_recording
-from EMG_recording import find_recordings, read_recording
-from ENV import EMGError
+from emg_gpt2.base.errors import EMGError
+from emg_gpt2.raw import recording
+from emg_gpt2.raw.putemg import find_recordings, read_recording
 
 GENERATOR = SHARED / "putemg" / "make_raw_putemg.py"
 
@@ -255,9 +255,9 @@ def test_more_rows_than_the_file_can_hold_are_refused_at_once(hand_made, tmp_pat
 def test_a_recording_that_the_memory_could_not_hold_is_refused(suffix, hand_made, tmp_path, monkeypatch):
     """2000 rows of two channels take 2000 · (2 · 4 + 3 · 8) bytes."""
     path = write_raw(hand_made, tmp_path / f"{STEM}{suffix}")
-    monkeypatch.setattr(EMG_recording, "MOST_BYTES", 64_000)
+    monkeypatch.setattr(recording, "MOST_BYTES", 64_000)
     assert len(read_recording(path).time) == 2000
-    monkeypatch.setattr(EMG_recording, "MOST_BYTES", 63_999)
+    monkeypatch.setattr(recording, "MOST_BYTES", 63_999)
     with pytest.raises(EMGError, match=r"a recording of 2000 rows or more would take .* cut it into shorter ones"):
         read_recording(path)
 

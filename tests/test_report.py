@@ -17,9 +17,9 @@ from axe_playwright_python.sync_playwright import Axe
 from conftest import run
 from playwright.sync_api import Browser, Error, Page, sync_playwright
 
-import tools.report
-from EMG_DATA_LOADER import load_windows, open_windows
-from EMG_report import (
+from emg_gpt2.base.errors import EMGError
+from emg_gpt2.commands import report
+from emg_gpt2.results.report import (
     FinishedRun,
     calibration,
     changed_settings,
@@ -29,7 +29,8 @@ from EMG_report import (
     svg_path,
     write_report,
 )
-from ENV import EMGError, Settings, from_command_line
+from emg_gpt2.settings import Settings, read_settings
+from emg_gpt2.windows.reading import load_windows, open_windows
 
 HOSTILE = "<script>window.hacked = 1</script>"
 BOLD = "<b>a & b</b>"  # short enough to stand at an axis as a whole
@@ -125,7 +126,7 @@ def page(browser, finished) -> Page:
 @pytest.fixture(scope="module")
 def comparison(finished, second, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("pages") / "comparison.html"
-    assert tools.report.main([str(finished), str(second), "--out", str(out)]) == 0
+    assert report.main([str(finished), str(second), "--out", str(out)]) == 0
     return out
 
 
@@ -284,7 +285,7 @@ def test_a_comparison_marks_the_better_run(browser, comparison, metrics):
 
 def test_tools_report_writes_the_page_that_main_wrote(finished, tmp_path, capsys):
     out = tmp_path / "again.html"
-    assert tools.report.main([str(finished), "--out", str(out)]) == 0
+    assert report.main([str(finished), "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}\n"
     assert out.read_bytes() == (finished / "report.html").read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["again.html"]
@@ -331,7 +332,7 @@ def test_an_old_run_gives_a_report(finished, metrics, tmp_path):
     for name in ("env.json", "split.csv", "history.csv", "predictions.parquet"):
         assert f"{name} is not in the folder" in text, name
     assert f"{metrics['balanced_accuracy']:.3f}" in text
-    assert tools.report.main([str(old), str(finished), "--out", str(tmp_path / "both.html")]) == 0
+    assert report.main([str(old), str(finished), "--out", str(tmp_path / "both.html")]) == 0
     assert "must not be compared" in (tmp_path / "both.html").read_text(encoding="utf-8")
 
 
@@ -351,7 +352,7 @@ def test_a_leaky_split_is_announced(finished, tmp_path):
 def test_runs_that_must_not_be_compared_are_told_apart(finished, tmp_path, new, said):
     other = changed(finished, tmp_path / "other", balanced_accuracy=1.0, **new)
     out = tmp_path / "both.html"
-    assert tools.report.main([str(finished), str(other), "--out", str(out)]) == 0
+    assert report.main([str(finished), str(other), "--out", str(out)]) == 0
     text = out.read_text(encoding="utf-8")
     assert "must not be compared" in text
     assert said in text
@@ -363,7 +364,7 @@ def test_other_test_windows_are_another_split(finished, tmp_path):
     other = changed(finished, tmp_path / "other")
     predictions = pd.read_parquet(other / "predictions.parquet")
     predictions.iloc[1:].to_parquet(other / "predictions.parquet")
-    assert tools.report.why_not_comparable({"a": read_run(finished), "b": read_run(other)}) == [
+    assert report.why_not_comparable({"a": read_run(finished), "b": read_run(other)}) == [
         "The split differs: the runs were not tested on the same windows"
     ]
 
@@ -443,7 +444,7 @@ def test_settings_and_command_are_those_of_the_run(finished, hostile_file, tiny_
     }
     start, script, *flags = shlex.split(command(run))
     assert (start, script) == ("python", "main.py")
-    again = from_command_line(Settings, flags).model_dump(mode="json")
+    again = read_settings(Settings, flags).model_dump(mode="json")
     assert again | {"RUN_DIR": None} == run.settings | {"RUN_DIR": None}
 
 
@@ -474,7 +475,7 @@ def test_a_folder_that_is_no_finished_run_is_one_sentence(finished, tmp_path, ca
         lacking: "macro_f1 is missing; run main.py anew",
     }
     for folder, said in cases.items():
-        assert tools.report.main([str(folder)]) == 1
+        assert report.main([str(folder)]) == 1
         out, error = capsys.readouterr()
         assert out == ""
         assert error.startswith("report: ")
@@ -485,7 +486,7 @@ def test_a_folder_that_is_no_finished_run_is_one_sentence(finished, tmp_path, ca
 
 def test_a_place_that_cannot_be_written_is_one_sentence(finished, tmp_path, capsys):
     (tmp_path / "file").touch()
-    assert tools.report.main([str(finished), "--out", str(tmp_path / "file" / "report.html")]) == 1
+    assert report.main([str(finished), "--out", str(tmp_path / "file" / "report.html")]) == 1
     assert re.fullmatch(r"report: .*file.*; name another --out\n", capsys.readouterr().err)
-    assert tools.report.main([str(finished), str(finished)]) == 1
+    assert report.main([str(finished), str(finished)]) == 1
     assert "named twice" in capsys.readouterr().err

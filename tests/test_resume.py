@@ -18,9 +18,10 @@ import pytest
 from conftest import ROOT, STEM, cut, run
 from filelock import FileLock
 
-import EMG_windows
-from EMG_windows import Workshop
-from ENV import EMGError, PreprocessingSettings, from_command_line
+from emg_gpt2.base.errors import EMGError
+from emg_gpt2.settings import PreprocessingSettings, read_settings
+from emg_gpt2.windows import parts
+from emg_gpt2.windows.parts import Workshop
 
 
 def start(raw: Path, output: Path, *flags: str) -> subprocess.Popen:
@@ -35,14 +36,14 @@ def kill(process: subprocess.Popen) -> None:
     process.communicate(timeout=60)
 
 
-def parts(output: Path) -> list[Path]:
+def parts_of(output: Path) -> list[Path]:
     """Finished recordings of an unfinished run."""
     return sorted(output.parent.glob(f".{output.name}.parts/*.hdf5.*.parquet"))
 
 
 def wait_for_parts(output: Path, number: int) -> None:
     patience = time.monotonic() + 60
-    while len(parts(output)) < number:
+    while len(parts_of(output)) < number:
         assert time.monotonic() < patience
         time.sleep(0.01)
 
@@ -50,13 +51,13 @@ def wait_for_parts(output: Path, number: int) -> None:
 @pytest.fixture
 def read(monkeypatch) -> list[str]:
     """Names of the recordings that were really read and filtered, in this process."""
-    names, really = [], EMG_windows.read_recording
+    names, really = [], parts.read_recording
 
     def noted(path):
         names.append(path.stem)
         return really(path)
 
-    monkeypatch.setattr(EMG_windows, "read_recording", noted)
+    monkeypatch.setattr(parts, "read_recording", noted)
     return names
 
 
@@ -218,8 +219,8 @@ def test_parts_of_other_settings_are_other_files(tiny_raw, tmp_path):
     """So a late worker can write nothing but what its part should hold anyway."""
     made = []
     for flags in ([], ["--filter", "none"], ["--window-ms", "200"], []):
-        settings = from_command_line(PreprocessingSettings, [str(tiny_raw), *flags])
-        made.append(EMG_windows.process(tiny_raw / f"{STEM}.hdf5", None, None, Workshop(tmp_path, settings)))
+        settings = read_settings(PreprocessingSettings, [str(tiny_raw), *flags])
+        made.append(parts.process(tiny_raw / f"{STEM}.hdf5", None, None, Workshop(tmp_path, settings)))
     assert [result.reused for result in made] == [False, False, False, True]
     assert len({result.part.file for result in made}) == 3
     assert made[3].part.file == made[0].part.file
@@ -230,7 +231,7 @@ def test_a_second_run_reads_only_what_is_missing(four, read, tmp_path):
     process = start(four, output)
     wait_for_parts(output, 2)
     kill(process)
-    finished = len(parts(output))
+    finished = len(parts_of(output))
     cut(four, "--data-location", output)
     assert len(read) == 4 - finished
     assert pd.read_parquet(output, columns=["recording"])["recording"].nunique() == 4
@@ -293,7 +294,7 @@ def test_a_damaged_part_is_made_anew(damage, four, read, tmp_path):
     process = start(four, output)
     wait_for_parts(output, 2)
     kill(process)
-    finished = parts(output)
+    finished = parts_of(output)
     content = bytearray(finished[0].read_bytes())
     content[len(content) // 3] ^= 0x10  # inside the samples
     damaged = {"flipped": content, "truncated": content[: len(content) // 2], "empty": b""}
@@ -334,7 +335,7 @@ def test_another_version_of_the_code_is_noticed(four, read, tmp_path, monkeypatc
     output = tmp_path / "windows.parquet"
     cut(four, "--data-location", output)
     read.clear()
-    monkeypatch.setattr(EMG_windows, "code", lambda: "another version")
+    monkeypatch.setattr(parts, "code", lambda: "another version")
     cut(four, "--data-location", output)
     assert len(read) == 4
     assert json.loads(pq.read_schema(output).metadata[b"emg"])["code"] == "another version"
@@ -344,7 +345,7 @@ def test_a_full_memory_is_one_sentence(four, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr(EMG_windows, "apply_filter", fail)
+    monkeypatch.setattr(parts, "apply_filter", fail)
     with pytest.raises(EMGError, match=r"^the memory is full; lower WORKERS .* goes on from here$"):
         cut(four, "--data-location", tmp_path / "windows.parquet")
     assert not list(tmp_path.glob(".*")), "nothing was finished, and nothing stays behind"
@@ -352,7 +353,7 @@ def test_a_full_memory_is_one_sentence(four, tmp_path, monkeypatch):
 
 def test_a_recording_that_changes_while_it_is_read_is_refused(four, tmp_path, monkeypatch):
     """It grows after its checksum was taken."""
-    victim, really = sorted(four.iterdir())[1], EMG_windows.read_recording
+    victim, really = sorted(four.iterdir())[1], parts.read_recording
 
     def read_slowly(path):
         if path == victim:
@@ -360,7 +361,7 @@ def test_a_recording_that_changes_while_it_is_read_is_refused(four, tmp_path, mo
                 file.write(b"more")
         return really(path)
 
-    monkeypatch.setattr(EMG_windows, "read_recording", read_slowly)
+    monkeypatch.setattr(parts, "read_recording", read_slowly)
     results, _ = cut(four, "--data-location", tmp_path / "windows.parquet")
     assert results[1].problem == f"{victim}: the file changed while it was read; " + (
         "run the same command again when it is complete"
@@ -402,4 +403,4 @@ def test_ctrl_c_with_workers_is_one_sentence(raw_folder, tmp_path):
     said, complained = process.communicate(timeout=60)
     assert (process.returncode, said) == (130, "")
     assert complained == "Preprocessing.py: interrupted; run the same command again to go on from here\n"
-    assert parts(output)
+    assert parts_of(output)

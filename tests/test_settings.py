@@ -3,7 +3,8 @@
 import pytest
 from conftest import run
 
-from ENV import EMGError, PreprocessingSettings, Settings, flag, from_command_line
+from emg_gpt2.base.errors import EMGError
+from emg_gpt2.settings import PreprocessingSettings, Settings, flag, read_settings
 
 MODULES = [
     "ENV",
@@ -154,21 +155,21 @@ def test_every_setting_is_a_flag_and_a_variable(name, monkeypatch):
     switches = {"true": flag(name), "false": flag(name).replace("--", "--no-", 1)}
     flags = [switches.get(written, f"{flag(name)}={written}")]
     assert getattr(Settings(), name) != read, "the test needs a value that is not the default"
-    assert str(getattr(from_command_line(Settings, flags), name)) == str(read)
+    assert str(getattr(read_settings(Settings, flags), name)) == str(read)
     monkeypatch.setenv(f"EMG_{name}", written)
-    assert str(getattr(from_command_line(Settings, []), name)) == str(read)
+    assert str(getattr(read_settings(Settings, []), name)) == str(read)
 
 
 def test_a_flag_beats_a_variable_and_a_variable_the_default(monkeypatch):
-    assert from_command_line(Settings, []).NUM_EPOCHS == Settings().NUM_EPOCHS
+    assert read_settings(Settings, []).NUM_EPOCHS == Settings().NUM_EPOCHS
     monkeypatch.setenv("EMG_NUM_EPOCHS", "51")
-    assert from_command_line(Settings, []).NUM_EPOCHS == 51
-    assert from_command_line(Settings, ["--num-epochs", "3"]).NUM_EPOCHS == 3
+    assert read_settings(Settings, []).NUM_EPOCHS == 51
+    assert read_settings(Settings, ["--num-epochs", "3"]).NUM_EPOCHS == 3
 
 
 def test_a_list_of_negative_numbers_needs_no_trick():
     """Like the default, 0,−1,−9, but written the way every other list is written."""
-    given = from_command_line(Settings, ["--sweep-num-layers", "-1,-3"])
+    given = read_settings(Settings, ["--sweep-num-layers", "-1,-3"])
     assert given.SWEEP_NUM_LAYERS == [-1, -3]
 
 
@@ -176,7 +177,7 @@ def test_a_list_of_negative_numbers_needs_no_trick():
 def test_a_wrong_value_is_named_with_its_legal_range(flags):
     named, legal = WRONG[flags]
     with pytest.raises(EMGError) as error:
-        from_command_line(Settings, flags.split())
+        read_settings(Settings, flags.split())
     message = str(error.value)
     assert message.startswith(named)
     assert legal in message
@@ -186,12 +187,12 @@ def test_a_wrong_value_is_named_with_its_legal_range(flags):
 def test_a_wrong_variable_is_named_with_its_value(monkeypatch):
     monkeypatch.setenv("EMG_DROPOUT", "1")
     with pytest.raises(EMGError, match=r"^DROPOUT = 1: .*EMG_DROPOUT.*0 ≤ x < 1"):
-        from_command_line(Settings, [])
+        read_settings(Settings, [])
 
 
 def test_all_wrong_values_are_named_at_once():
     with pytest.raises(EMGError) as error:
-        from_command_line(Settings, ["--num-epochs", "0", "--lr", "5"])
+        read_settings(Settings, ["--num-epochs", "0", "--lr", "5"])
     assert "NUM_EPOCHS = 0" in str(error.value)
     assert "LR = 5" in str(error.value)
 
@@ -199,7 +200,7 @@ def test_all_wrong_values_are_named_at_once():
 @pytest.mark.parametrize("argument", ["--num-epochs", "--sweep=maybe"])
 def test_a_flag_used_the_wrong_way_is_named(argument):
     with pytest.raises(EMGError, match=argument.partition("=")[0]):
-        from_command_line(Settings, [argument])
+        read_settings(Settings, [argument])
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -227,7 +228,7 @@ def test_preprocessing_refuses_a_wrong_value():
 
 def test_preprocessing_asks_for_a_recording():
     with pytest.raises(EMGError, match="name at least one file or folder"):
-        from_command_line(PreprocessingSettings, [])
+        read_settings(PreprocessingSettings, [])
 
 
 def test_importing_prints_nothing_and_reads_no_command_line():

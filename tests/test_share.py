@@ -14,11 +14,14 @@ from huggingface_hub import ModelCard
 from local_hub import TOKEN, LocalHub, local_hub
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from EMG_build import load_model
-from EMG_card import MAYBE_PUTEMG, PUTEMG, SIMULATED, UNKNOWN, data_licence, facts_of_run, model_card
-from EMG_DATA_LOADER import load_windows, read_emg, split_windows
-from EMG_model import EMGConfig, EMGForSequenceClassification, measure_reference
-from ENV import Settings
+from EMG_DATA_LOADER import read_emg, split_windows
+from emg_gpt2.model.build import load_model
+from emg_gpt2.model.card import MAYBE_PUTEMG, PUTEMG, SIMULATED, UNKNOWN, data_licence, facts_of_run, model_card
+from emg_gpt2.model.config import EMGConfig
+from emg_gpt2.model.model import EMGForSequenceClassification
+from emg_gpt2.model.normalise import measure_reference
+from emg_gpt2.settings import Settings
+from emg_gpt2.windows.reading import load_windows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -187,7 +190,8 @@ def test_auto_classes_know_the_model(trained):
 SHARE = """
 import sys, torch
 from EMG_build import load_model
-from EMG_model import EMGForSequenceClassification, ModelError
+from emg_gpt2.model.model import EMGForSequenceClassification
+from emg_gpt2.base.errors import EMGError
 from transformers import AutoModelForSequenceClassification
 
 model = EMGForSequenceClassification.from_pretrained(sys.argv[1]).eval()
@@ -201,7 +205,7 @@ EMGForSequenceClassification(model.config).push_to_hub("somebody/new")
 for name in ("somebody/pickled", "somebody/nothing"):
     try:
         load_model(name)
-    except ModelError as error:
+    except EMGError as error:
         print(error)
 """
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from conftest import STEM, run
 
-from tools import simulate
+from emg_gpt2.commands import simulate
 
 SMALL = ["--subjects", "3", "--sessions", "1", "--trajectories", "sequential", "--repetitions", "1"]
 SMALL += ["--channels", "2", "--sampling-rate", "500"]

@@ -17,11 +17,11 @@ import pandas as pd
 import pytest
 from conftest import ROOT, STEM, raw_table, write_raw
 
-from EMG_build import load_model
-from EMG_recording import read_recording
-from tools import predict
-from tools.sources import Packet, Trouble, open_source
-from tools.stream import Decider, Joiner, Reader, Troubles, main, parse
+from emg_gpt2.commands import predict
+from emg_gpt2.commands.stream import Decider, Joiner, Reader, Troubles, main, parse
+from emg_gpt2.live.sources import Packet, Trouble, open_source
+from emg_gpt2.model.build import load_model
+from emg_gpt2.raw.putemg import read_recording
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

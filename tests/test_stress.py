@@ -5,8 +5,8 @@ import json
 import pytest
 from conftest import run
 
-from tools.stress import __main__ as stress
-from tools.stress.row import Row
+from stress import __main__ as stress
+from stress.row import Row
 
 
 def rows(nightly, folder, seed, say):

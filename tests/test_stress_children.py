@@ -2,8 +2,8 @@
 
 import os
 
-from tools.stress import children
-from tools.stress.children import Job, try_all
+from stress import children
+from stress.children import Job, try_all
 
 
 def crash(how: str) -> str:

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from tools.stress import faults
-from tools.stress.faults import Undisturbed, Work, in_own_mounts, kills, rows, undisturbed
-from tools.stress.snapshot import difference, flaw, snapshot
+from stress import faults
+from stress.faults import Undisturbed, Work, in_own_mounts, kills, rows, undisturbed
+from stress.snapshot import difference, flaw, snapshot
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it forks and kills processes")
 

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import run
 
-import EMG_recording
-from tools.stress import fuzz, hostile
+from emg_gpt2.raw import putemg
+from stress import fuzz, hostile
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +118,8 @@ def reader(tmp_path, monkeypatch):
 
     def replace(script: str) -> None:
         (tmp_path / "reader.py").write_text(script)
-        monkeypatch.setattr(EMG_recording.EMG_hdf5, "__file__", str(tmp_path / "reader.py"))
-        monkeypatch.setattr(EMG_recording, "_processes", EMG_recording.threading.local())
+        monkeypatch.setattr(putemg.EMG_hdf5, "__file__", str(tmp_path / "reader.py"))
+        monkeypatch.setattr(putemg, "_processes", putemg.threading.local())
 
     return replace
 
@@ -130,21 +130,21 @@ HALF_A_LINE, ENDLESS = "input(); print('{', end='')", "while True: pass"
 
 @pytest.mark.parametrize("script", [CLOSED, ABORTED, HALF_A_LINE, ENDLESS])
 def test_a_crash_of_the_library_is_one_bad_file(script, reader, whole, monkeypatch):
-    monkeypatch.setattr(EMG_recording, "LEAST_PATIENCE", 1)
+    monkeypatch.setattr(putemg, "LEAST_PATIENCE", 1)
     path = whole / f"{fuzz.STEM}.hdf5"
     with monkeypatch.context():
         reader(script)
-        with pytest.raises(EMG_recording.EMGError, match=r"damaged \(HDF5's library crashed on it, or found no end\)"):
-            EMG_recording.read_recording(path)
+        with pytest.raises(putemg.EMGError, match=r"damaged \(HDF5's library crashed on it, or found no end\)"):
+            putemg.read_recording(path)
 
 
 def test_one_process_reads_good_and_bad_files(whole, tmp_path):
     bad = shutil.copy(whole / f"{fuzz.STEM}.hdf5", tmp_path)
     Path(bad).write_bytes(Path(bad).read_bytes()[:1000])
-    EMG_recording.read_recording(whole / f"{fuzz.STEM}.hdf5")
-    process = EMG_recording._processes.mine
-    with pytest.raises(EMG_recording.EMGError, match="truncated"):
-        EMG_recording.read_recording(Path(bad))
-    EMG_recording.read_recording(whole / f"{fuzz.STEM}.hdf5")
-    assert EMG_recording._processes.mine is process
+    putemg.read_recording(whole / f"{fuzz.STEM}.hdf5")
+    process = putemg._processes.mine
+    with pytest.raises(putemg.EMGError, match="truncated"):
+        putemg.read_recording(Path(bad))
+    putemg.read_recording(whole / f"{fuzz.STEM}.hdf5")
+    assert putemg._processes.mine is process
     assert process.poll() is None

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from tools.stress import limits
-from tools.stress.limits import own_folders, rows, together
+from stress import limits
+from stress.limits import own_folders, rows, together
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it forks processes")
 

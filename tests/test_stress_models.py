@@ -12,23 +12,25 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 import main
-from EMG_build import build_model, load_model
-from EMG_model import EMGConfig, EMGForSequenceClassification, ModelError
-from tools.stress import hostile_models
-from tools.stress.row import Row
+from emg_gpt2.base.errors import EMGError
+from emg_gpt2.model.build import build_model, load_model
+from emg_gpt2.model.config import EMGConfig
+from emg_gpt2.model.model import EMGForSequenceClassification
+from stress import hostile_models
+from stress.row import Row
 
 CARELESS = """
 import sys, torch
 from pathlib import Path
 import EMG_build
-from EMG_model import ModelError
+from emg_gpt2.base.errors import EMGError
 from tools.stress import victim
 
 def load(folder):
     for path in Path(folder).glob("*.bin"):
         torch.load(path, weights_only=False)
     (Path(folder).parents[1] / "stray").write_text("")
-    raise ModelError("\\x1b[2Jno model")
+    raise EMGError("\\x1b[2Jno model")
 
 def build(folder):
     return {"{}"}["config"]
@@ -120,7 +122,7 @@ def spoilt(made: Path, to: Path, **changes) -> Path:
     ],
 )
 def test_a_claim_is_refused_by_its_name(made, tmp_path, changes, reason):
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(EMGError) as caught:
         load_model(spoilt(made, tmp_path / "model", **changes))
     assert reason in str(caught.value)
     assert str(caught.value).isprintable()
@@ -213,5 +215,5 @@ def test_weights_that_are_no_numbers_are_refused(made, tmp_path):
     weights = load_file(folder / "model.safetensors")
     weights["head.weight"][0, 0] = float("nan")
     save_file(weights, folder / "model.safetensors")
-    with pytest.raises(ModelError, match="some of its weights are no numbers"):
+    with pytest.raises(EMGError, match="some of its weights are no numbers"):
         load_model(folder)

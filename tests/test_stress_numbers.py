@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from EMG_trainer import Trainer
-from tools.stress.__main__ import main
-from tools.stress.numbers import FAMILIES, row_of, rows, spoil_training, write_backbone, write_recordings
-from tools.stress.trial import Case
+from emg_gpt2.training.trainer import Trainer
+from stress.__main__ import main
+from stress.numbers import FAMILIES, row_of, rows, spoil_training, write_backbone, write_recordings
+from stress.trial import Case
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from conftest import ROOT
 
-from tools.stress import properties
+from stress import properties
 
 ONE = "tests/test_properties.py::test_every_eligible_window_is_there_once_with_its_own_samples"
 

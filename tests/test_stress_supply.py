@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from tools import download
-from tools.stress import supply
+from emg_gpt2.commands import download
+from stress import supply
 
 GOOD = {"records.txt", "Data-HDF5/MD5SUMS", f"Data-HDF5/{supply.STEM}.hdf5"}
 

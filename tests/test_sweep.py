@@ -21,13 +21,15 @@ from rich.console import Console
 from safetensors.torch import load_file
 from test_main import ONE_THREAD, SMALL, flags, history, read, start
 
-import EMG_sweep
-from EMG_build import load_model
-from EMG_DATA_LOADER import load_windows, split_windows
-from EMG_run import write_split
-from EMG_sweep import SharedStudy, identity, sweep, written
+from EMG_DATA_LOADER import split_windows
+from emg_gpt2.base.errors import EMGError
+from emg_gpt2.model.build import load_model
+from emg_gpt2.results.run import write_split
+from emg_gpt2.settings import Settings
+from emg_gpt2.training import sweep as sweeping
+from emg_gpt2.training.sweep import SharedStudy, identity, sweep, written
+from emg_gpt2.windows.reading import load_windows
 from EMG_utils import session_references
-from ENV import EMGError, Settings
 
 GRID = [(0, 3e-4), (0, 3e-3), (-1, 3e-4), (-1, 3e-3)]
 
@@ -180,7 +182,7 @@ def test_the_wide_search_starts_from_the_settings_and_trains_with_the_best(tiny_
     done = run("main.py", *tiny_flags, *flags(**wide), **ONE_THREAD)
     assert done.returncode == 0, done.stderr
     assert "optuna" not in done.stderr
-    trials, names = trials_of(folder), list(EMG_sweep.WIDE)
+    trials, names = trials_of(folder), list(sweeping.WIDE)
     assert trials["trial"].tolist() == [1, 2, 3, 4]
     assert trials[names].nunique().max() == 4
     given = Settings(LR=3e-3, TOKENS="covariance,bands")
@@ -194,7 +196,7 @@ def test_the_wide_search_starts_from_the_settings_and_trains_with_the_best(tiny_
 
 
 def test_the_table_of_the_wide_search_holds_legal_values():
-    for name, distribution in EMG_sweep.WIDE.items():
+    for name, distribution in sweeping.WIDE.items():
         categorical = isinstance(distribution, CategoricalDistribution)
         for value in distribution.choices if categorical else (distribution.low, distribution.high):
             assert written(Settings(**{name: value}), name) == value
@@ -235,9 +237,9 @@ def open_study(small, folder: Path, **other) -> SharedStudy:
 def test_a_trial_below_the_median_of_five_is_stopped(small, folder, before, ends):
     """Five trials that stand at 1 (the highest there is) or at 0 after each epoch, then one that is trained."""
     study = open_study(small, folder)
-    point = {name: written(small[2], name) for name in EMG_sweep.WIDE}
+    point = {name: written(small[2], name) for name in sweeping.WIDE}
     values = {"value": before / 2, "intermediate_values": {1: before, 2: before}}
-    made = create_trial(params=point, distributions=EMG_sweep.WIDE, user_attrs={"weights": "random"}, **values)
+    made = create_trial(params=point, distributions=sweeping.WIDE, user_attrs={"weights": "random"}, **values)
     study.study.add_trials([made] * 5)
     sweep_here(small, folder)
     trials = trials_of(folder)
@@ -259,7 +261,7 @@ def test_the_grid_is_tried_to_the_end(small, folder):
 
 def test_a_trial_that_fails_is_named_and_the_sweep_goes_on(small, folder, monkeypatch, caplog):
     """The settings themselves fail: 200 of 250 samples leave no room for two patches."""
-    monkeypatch.setattr(EMG_sweep, "WIDE", {"PATCH_MS": CategoricalDistribution([200.0, 25.0, 50.0])})
+    monkeypatch.setattr(sweeping, "WIDE", {"PATCH_MS": CategoricalDistribution([200.0, 25.0, 50.0])})
     best = sweep_here(small, folder, PATCH_MS=200.0, SWEEP_TRIALS=4, NUM_EPOCHS_FOR_VALIDATION=1)
     trials = trials_of(folder)
     failed = trials[trials["state"] == "failed"]
@@ -272,7 +274,7 @@ def test_a_trial_that_fails_is_named_and_the_sweep_goes_on(small, folder, monkey
 
 
 def test_if_all_trials_fail_there_is_one_sentence(small, folder, monkeypatch):
-    monkeypatch.setattr(EMG_sweep, "WIDE", {"PATCH_MS": FloatDistribution(150.0, 250.0)})
+    monkeypatch.setattr(sweeping, "WIDE", {"PATCH_MS": FloatDistribution(150.0, 250.0)})
     with pytest.raises(EMGError, match=r"^all 3 trials of the sweep failed, the last because PATCH_MS = ") as error:
         sweep_here(small, folder, SWEEP_TRIALS=3)
     assert "\n" not in str(error.value)
@@ -308,19 +310,19 @@ def test_four_processes_of_which_one_dies_try_every_point_once(small, folder, sp
         process.join(60)
     assert [process.exitcode for process in processes] == [-signal.SIGKILL, 0, 0, 0]
     trials = open_study(small, folder, **other).study.trials
-    states, points = [EMG_sweep.state(trial) for trial in trials], {str(trial.params) for trial in trials}
+    states, points = [sweeping.state(trial) for trial in trials], {str(trial.params) for trial in trials}
     assert (states.count("complete"), states.count("interrupted"), len(trials), len(points)) == (24, 1, 25, 24)
 
 
 def test_a_trial_that_others_took_for_dead_ends_the_sweep_in_one_sentence(small, folder, monkeypatch):
     """As in a folder whose locks stay on one machine: while a trial begins here, it is ended elsewhere."""
-    build, elsewhere = EMG_sweep.new_model, open_study(small, folder).study
+    build, elsewhere = sweeping.new_model, open_study(small, folder).study
 
     def build_late(*given):
         elsewhere.tell(0, state=optuna.trial.TrialState.FAIL)
         return build(*given)
 
-    monkeypatch.setattr(EMG_sweep, "new_model", build_late)
+    monkeypatch.setattr(sweeping, "new_model", build_late)
     with pytest.raises(EMGError, match=r"sweep.journal: another process took this one for dead, .* shares locks$"):
         sweep_here(small, folder)
 

@@ -21,8 +21,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_main import flags, history, one_sentence, read
 from wandb.proto.wandb_internal_pb2 import Record
 
-from EMG_tracker import tracking
-from ENV import EMGError, Settings
+from emg_gpt2.base.errors import EMGError
+from emg_gpt2.settings import Settings
+from emg_gpt2.training.tracker import tracking
 
 TRACKERS = ["tensorboard", "wandb", "mlflow"]
 VARIABLES = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}

@@ -28,12 +28,14 @@ from safetensors.torch import load_file
 from test_main import flags, history, one_sentence, read, start
 from torch._dynamo.utils import counters
 
-from EMG_build import load_model
-from EMG_DATA_LOADER import Feed, Split, cut_rows, load_windows, split_windows
-from EMG_model import log_covariance
-from EMG_trainer import CHECKPOINT_SHARE, GUESSED_RATE, NotFiniteError, Trainer, refit
+from EMG_DATA_LOADER import Feed, Split, cut_rows, split_windows
+from emg_gpt2.base.errors import EMGError
+from emg_gpt2.model.build import load_model
+from emg_gpt2.model.normalise import log_covariance
+from emg_gpt2.settings import Settings
+from emg_gpt2.training.trainer import CHECKPOINT_SHARE, GUESSED_RATE, NotFiniteError, Trainer, refit
+from emg_gpt2.windows.reading import load_windows
 from EMG_utils import new_model, session_references
-from ENV import EMGError, Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,0 +1,71 @@
+"""`python -m emg_gpt2 COMMAND`, once installed `emg-gpt2 COMMAND`: each module of emg_gpt2/commands is a command.
+
+The first line of its docstring says what it does, and its constant GROUP under which title --help lists it.
+"""
+
+if __name__ == "__main__":  # before the imports
+    from emg_gpt2.base.interrupts import start_script
+
+    start_script()
+
+import ast
+import importlib
+import sys
+from pathlib import Path
+
+from emg_gpt2 import __version__
+from emg_gpt2.base.command_line import closest, program
+from emg_gpt2.base.errors import EMGError, exit_status
+from emg_gpt2.base.interrupts import start_script
+
+COMMANDS = Path(__file__).parent / "commands"
+GROUPS = ("data", "study", "use", "share")  # in this order
+
+
+def main() -> int:
+    """Run the command that the command line names; returns its exit status."""
+    start_script()
+    name, *argv = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(overview())
+        return 0
+    if name == "--version":
+        print(f"emg-gpt2 {__version__}")
+        return 0
+    if status := exit_status("emg-gpt2", lambda: _require(name)):
+        return status
+    return importlib.import_module(f"emg_gpt2.commands.{name}").main(argv)
+
+
+def overview() -> str:
+    """What --help prints: every command in its group, with what it does."""
+    lines = [f"usage: {program('COMMAND')} [options]      (COMMAND --help lists its options)"]
+    found = {name: _describe(name) for name in commands()}
+    for group in GROUPS:
+        inside = [f"  {name:<12} {about}" for name, (own, about) in found.items() if own == group]
+        lines += ["", f"{group}:", *inside]
+    return "\n".join(lines)
+
+
+def commands() -> list[str]:
+    """Names of all commands."""
+    return sorted(path.stem for path in COMMANDS.glob("[a-z]*.py"))
+
+
+def _require(name: str) -> None:
+    if name not in commands():
+        raise EMGError(f"there is no command {name}{closest(name, commands())}; --help lists them")
+
+
+def _describe(name: str) -> tuple[str, str]:
+    """The group of a command and the first line of its docstring, read without importing it."""
+    tree = ast.parse((COMMANDS / f"{name}.py").read_text(encoding="utf-8"))
+    about = ast.get_docstring(tree).partition("\n")[0].rstrip(".")
+    group = next(
+        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets) == "GROUP"
+    )
+    return ast.literal_eval(group), about
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What everything stands on: errors, command lines, log, interrupts, files, text."""

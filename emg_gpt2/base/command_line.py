@@ -1,0 +1,145 @@
+"""Command lines: flags of a command, flags of the settings, and one sentence for what is wrong with them."""
+
+import argparse
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from emg_gpt2.base.errors import EMGError
+
+WORDS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}  # stand for a value, by its type
+NO_BREAK = "\xa0"  # keeps `x ≥ 0` on one line
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises EMGError for a wrong command line, with the nearest flag where one is unknown."""
+
+    def __init__(self, **options):
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str):
+        raise EMGError(_explain(message, list(self._option_string_actions)))
+
+
+def between(kind: type, low: float, high: float) -> Callable[[str], float]:
+    """Return an argparse type: a number of `kind` from `low` to `high`."""
+
+    def number(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not a number from {low} to {high}")
+        return value
+
+    return number
+
+
+def _explain(message: str, known: list[str]) -> str:
+    message = message.replace("the following arguments are required:", "nothing was given for")
+    unknown = message.partition("unrecognized arguments: ")[2]
+    if unknown:
+        what = (
+            f"there is no such flag{closest(unknown.split()[0], known)}" if unknown[0] == "-" else "not expected here"
+        )
+        message = f"{unknown}: {what}"
+    return f"{message}; --help lists the flags"
+
+
+def closest(word: str, known: list[str]) -> str:
+    """Return `; did you mean …?` where one of the `known` words is like `word`, else nothing."""
+    matches = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {matches[0]}?" if matches else ""
+
+
+# ---- flags of a settings class ----------------------------------------------------------------------------------
+
+
+class SettingsParser(Parser):
+    """One flag per field of a pydantic model, in groups; what is parsed are texts, for the model to judge.
+
+    groups: field → title of its group; a field without one stands among the command's own options. A required field
+    is a positional argument.
+    """
+
+    def __init__(self, model: type[BaseModel], groups: dict[str, str], command: str, epilog: str):
+        needed = "".join(f" {name} [{name} ...]" for name, field in model.model_fields.items() if field.is_required())
+        about = inspect.cleandoc(model.__doc__)
+        super().__init__(prog=command, usage=f"{command} [options]{needed}", description=about, epilog=epilog)
+        self.titled = {title: self.add_argument_group(title) for title in dict.fromkeys(groups.values())}
+        for name, field in model.model_fields.items():
+            self._add_field(name, field, self.titled.get(groups.get(name), self))
+
+    def _add_field(self, name: str, field: FieldInfo, group) -> None:
+        options = {"help": _help_of(field), "default": argparse.SUPPRESS}
+        if field.is_required():
+            group.add_argument(name, nargs="+", **options)
+        elif field.annotation is bool:
+            group.add_argument(flag(name), action=argparse.BooleanOptionalAction, dest=name, **options)
+        else:
+            group.add_argument(flag(name), metavar=_placeholder(field.annotation), dest=name, **options)
+
+    def parse(self, argv: list[str]) -> dict[str, Any]:
+        """Return the fields that the command line names, as texts, booleans and lists of texts."""
+        return vars(self.parse_args(_join_negative_values(argv)))
+
+    def format_help(self) -> str:
+        return super().format_help().replace(NO_BREAK, " ")
+
+
+def program(command: str = "") -> str:
+    """How a user calls what runs: python main.py, python -m emg_gpt2 COMMAND, or emg-gpt2 COMMAND."""
+    script = Path(sys.argv[0])
+    if not command:
+        return f"python {script.name}"
+    return f"emg-gpt2 {command}" if script.stem == "emg-gpt2" else f"python -m emg_gpt2 {command}"
+
+
+def flag(name: str) -> str:
+    """NUM_EPOCHS → --num-epochs"""
+    return "--" + name.lower().replace("_", "-")
+
+
+def _join_negative_values(argv: list[str]) -> list[str]:
+    """--flag -1,-3 → --flag=-1,-3: argparse would take the value for a flag."""
+    joined = []
+    for argument in argv:
+        if joined and re.match(r"-\d", argument) and re.fullmatch(r"--[a-z-]+", joined[-1]):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _placeholder(kind: Any) -> str:
+    """What stands for a value in --help: float → X, list[int] → N,…, Path | None → PATH; a choice lists its values."""
+    parts = get_args(kind)
+    if get_origin(kind) is Literal:
+        return f"{{{','.join(parts)}}}"
+    words = [_placeholder(part) for part in parts if part is not type(None)]
+    if get_origin(kind) is list:
+        return f"{words[0]},…"
+    return {dict: "{0}={1},…", tuple: "{0},{1}"}.get(get_origin(kind), "{0}").format(*words or [WORDS.get(kind)])
+
+
+def _help_of(field: FieldInfo) -> str:
+    """The field's description, and its default as it would be written."""
+    default = "" if field.is_required() else as_written(field.default)
+    text = field.description + (f" (default:{NO_BREAK}{default})" if default else "")
+    return re.sub(r" ([<≤≥×…]) ", rf"{NO_BREAK}\1{NO_BREAK}", text).replace("%", "%%")
+
+
+def as_written(value: Any) -> str:
+    """A value as a command line has it; nothing for None and for what is empty."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ",".join(f"{label}={name}" for label, name in value.items())
+    if isinstance(value, list | tuple):
+        return ",".join(map(as_written, value))
+    return f"{value:g}" if isinstance(value, float) else str("" if value is None else value)

@@ -1,0 +1,63 @@
+"""The log of a command, its progress bar, and the time that is left."""
+
+import logging
+from datetime import timedelta
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+PACKAGE = "emg_gpt2"  # the name above all loggers of the project
+
+
+_console: Console | None = None  # of the log, for the progress bars
+
+
+def start_log(console: Console, file: Path | None = None) -> None:
+    """Send the project's messages, and the warnings of libraries, to `console`, and to `file` with the time.
+
+    Progress bars go to the same console.
+    """
+    global _console
+    _console = console
+    handlers = [_ConsoleHandler(console)]
+    if file:
+        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+        handlers[1].setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=handlers, force=True)
+    logging.raiseExceptions = False  # a full disk is said once, by the command, not for each line of the log
+    logging.getLogger(PACKAGE).setLevel(logging.INFO)
+
+
+def close_log() -> None:
+    """Close log files: Windows deletes no folder with an open file."""
+    for handler in logging.getLogger().handlers:
+        handler.close()
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints above a progress bar, where there is one."""
+
+    def __init__(self, console: Console):
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.console.print(self.format(record), soft_wrap=True, markup=False)
+
+
+def progress(*fields: str) -> Progress:
+    """A progress bar: description, what is done, `fields`, the time left; only where the log goes to a terminal.
+
+    `fields` are columns of text in rich's notation, such as `loss {task.fields[loss]:.3f}`.
+    """
+    texts = [TextColumn(field) for field in fields]
+    description = TextColumn("{task.description}", markup=False)
+    columns = [description, BarColumn(), MofNCompleteColumn(), *texts, TimeRemainingColumn()]
+    shown = _console is not None and _console.is_terminal
+    return Progress(*columns, console=_console, transient=True, disable=not shown)
+
+
+def time_to_go(seconds: float, done: int, left: int) -> str:
+    """Return `, about 0:02:30 to go` from the seconds that what is done took; nothing where nothing is done."""
+    return f", about {timedelta(seconds=round(seconds / done * left))} to go" if done else ""

@@ -1,0 +1,1 @@
+"""A model in use: sources of signal, decisions, judging, timelines."""

@@ -1,0 +1,1 @@
+"""The model: configuration, normalisation, tokenisers, backbone, saving and loading."""

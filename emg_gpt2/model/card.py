@@ -1,0 +1,331 @@
+"""The model card: README.md beside a saved model, as the Hugging Face hub reads it.
+
+YAML for the hub, then what a user has to know: use, data and its licence, protocol, figures, limits.
+"""
+
+import re
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, StrictUndefined
+
+from EMG_DATA_LOADER import Split
+from emg_gpt2.base.command_line import as_written, flag
+from emg_gpt2.model.config import EMGConfig
+from emg_gpt2.settings import Settings
+from emg_gpt2.windows.reading import WindowSet
+
+METRICS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"}
+METRIC_TYPES = {"accuracy": "accuracy", "balanced_accuracy": "balanced_accuracy", "macro_f1": "f1"}  # the hub's names
+PUTEMG_RECORDING = r"emg_gestures-\d\d-\w+-\d{4}(-\d\d){5}-\d{3}"
+
+
+class DataLicence(NamedTuple):
+    """Of the data that a model learnt from: the hub's key, a short name, and what follows, in a sentence or two."""
+
+    key: str
+    name: str
+    words: str
+
+
+SIMULATED = DataLicence(
+    "mit",
+    "simulated",
+    "The data are **simulated**: no person was recorded, and the figures say nothing about real people. They and this "
+    "model are under this project's MIT License.",
+)
+PUTEMG = DataLicence(
+    "cc-by-nc-4.0",
+    "putEMG",
+    "putEMG is licensed **CC BY-NC 4.0**: name its authors (below), and make **no commercial use** of it, nor of this "
+    "model, which was learnt from it.",
+)
+UNKNOWN = DataLicence(
+    "other",
+    "unknown",
+    "**The licence of the data is not known** to the program that wrote this card. Find out before you share the model "
+    "or use it for anything but a look: it was learnt from these data, and their terms may bind it.",
+)
+MAYBE_PUTEMG = UNKNOWN._replace(
+    words=f"{UNKNOWN.words} The recordings are named as putEMG's are; if they are putEMG, CC BY-NC 4.0 holds: name its "
+    "authors (below), no commercial use."
+)
+STRICTEST_FIRST = (PUTEMG, MAYBE_PUTEMG, UNKNOWN, SIMULATED)
+
+
+def data_licence(notes: Iterable[str], recordings: Iterable[str]) -> DataLicence:
+    """The strictest of what the notes on the data's origin (DATA_NOTE) and the names of the recordings say."""
+    unknown = MAYBE_PUTEMG if all(re.fullmatch(PUTEMG_RECORDING, name) for name in recordings) else UNKNOWN
+    found = {_licence_of(note.lower(), unknown) for note in notes}
+    return min(found, key=STRICTEST_FIRST.index)
+
+
+def _licence_of(note: str, unknown: DataLicence) -> DataLicence:
+    if "simulated" in note:
+        return SIMULATED
+    return PUTEMG if "putemg" in note else unknown
+
+
+class Facts(NamedTuple):
+    """What a card says that the model itself does not know.
+
+    figures: as EMG_utils.compute_metrics has them, and `versions`; parts: of the data, name → `count_part`; protocol:
+    sentences; notes: on the origin of the data; warnings: what must be read before the figures; base: the backbone's
+    name on the hub, where its weights came from there; session: subject and session that the model's reference is of.
+    """
+
+    figures: dict
+    parts: dict[str, dict]
+    protocol: list[str]
+    notes: list[str]
+    licence: DataLicence
+    warnings: list[str]
+    base: str | None = None
+    session: tuple[str, str] | None = None
+
+
+def facts_of_run(windows: WindowSet, split: Split, metrics: dict, settings: Settings) -> Facts:
+    """What main.py knows when the test is done; `metrics` is the content of metrics.json."""
+    note = windows.metadata["note"]
+    parts = {"training": split.train, "validation": split.validation, "test": split.test}
+    licence = data_licence([note], windows.table["recording"].unique())
+    leak = ["The split is **leaky**: neighbours of the test windows were trained on, and the figures are far too good."]
+    hub_name = metrics["weights"] == "pretrained" and not Path(settings.MODEL_NAME).is_dir()
+    return Facts(
+        figures=metrics,
+        parts={name: count_part(windows, rows) for name, rows in parts.items()},
+        protocol=_protocol(metrics),
+        notes=[note],
+        licence=licence,
+        warnings=leak if split.name == "random" else [],
+        base=settings.MODEL_NAME if hub_name else None,
+    )
+
+
+def _protocol(metrics: dict) -> list[str]:
+    again = "Then the model was trained anew on training and validation part together, for as many epochs."
+    return [
+        f"Split: {metrics['split_description']}.",
+        f"The validation part chose epoch {metrics['best_epoch']} of {metrics['epochs']} by its loss.",
+        *([again] if metrics["refit"] else ["The validation part was not trained on."]),
+        "The test part was read once, after the last choice.",
+    ]
+
+
+def count_part(windows: WindowSet, rows: np.ndarray) -> dict[str, int]:
+    """How much a part of the data holds."""
+    table = windows.table.iloc[rows]
+    days = len(table[["subject", "session"]].drop_duplicates())
+    counts = {"people": table["subject"].nunique(), "days": days, "recordings": table["recording"].nunique()}
+    return counts | {"windows": len(rows)}
+
+
+def model_card(config: EMGConfig, facts: Facts) -> ModelCard:
+    """The card of a model; `EMG_run.save_card` puts it beside the model."""
+    pages = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined)
+    pages.filters |= {"figure": "{:.3f}".format, "literal": repr}
+    content = pages.from_string(TEMPLATE).render(
+        card_data=card_data(config, facts).to_yaml(),
+        config=config,
+        facts=facts,
+        warnings=[*facts.warnings, *([SIMULATED.words] if facts.licence is SIMULATED else [])],
+        metrics=METRICS,
+        versions=", ".join(f"{name} {version}" for name, version in facts.figures["versions"].items()),
+        chance=1 / len(config.class_names),
+        rate=f"{config.sampling_rate:.4g}",
+        milliseconds=f"{1000 * config.window / config.sampling_rate:.4g}",
+        made_with=preprocessing_flags(config),
+        notes=" ".join(filter(None, dict.fromkeys(facts.notes))) or "No note on their origin was given (`DATA_NOTE`).",
+    )
+    return ModelCard(content)
+
+
+def preprocessing_flags(config: EMGConfig) -> str:
+    """What Preprocessing.py has to be told, so that windows are like those of the training."""
+    names = dict(zip(config.class_codes, config.class_names, strict=True))
+    usual = names.items() <= Settings.model_fields["CLASS_NAMES"].default.items()
+    named = {} if usual else {"CLASS_NAMES": [f"{code}={name}" for code, name in names.items()]}
+    given = {name: as_written(value) for name, value in (config.preprocessing | named).items()}
+    return " ".join(f"{flag(name)} {shlex.quote(text)}" for name, text in given.items() if text)
+
+
+def card_data(config: EMGConfig, facts: Facts) -> ModelCardData:
+    """The YAML at the top."""
+    licence, dataset = facts.licence, facts.licence.name
+    results = [
+        EvalResult(
+            task_type="other",
+            task_name="gesture classification",
+            dataset_type=dataset,
+            dataset_name=facts.notes[-1] or dataset,
+            metric_type=METRIC_TYPES[name],
+            metric_name=words,
+            metric_value=round(facts.figures[name], 4),
+        )
+        for name, words in METRICS.items()
+    ]
+    unknown = {"license_name": "unknown"} if licence.key == "other" else {}
+    kinds = ["emg", "semg", "surface-emg", "gesture-recognition", "time-series", config.model_type]
+    return ModelCardData(
+        license=licence.key,
+        **unknown,
+        library_name="transformers",
+        pipeline_tag="other",
+        tags=[*kinds, *([dataset] if dataset != "unknown" else [])],
+        metrics=list(METRIC_TYPES.values()),
+        base_model=facts.base,
+        model_name="EMG-GPT2",
+        eval_results=results,
+    )
+
+
+TEMPLATE = """---
+{{ card_data }}
+---
+
+# EMG-GPT2: hand gestures from surface EMG
+
+{% for warning in warnings %}
+> {{ warning }}
+
+{% endfor %}
+It tells {{ config.class_names | length }} gestures apart ({{ config.class_names | join(", ") }}), in windows of
+{{ milliseconds }} ms from {{ config.channels | length }} surface electrodes ({{ rate }} Hz).
+A GPT-2 backbone of {{ config.backbone.n_layer }} blocks, width {{ config.backbone.n_embd }}, reads the window as tokens
+({{ config.tokens | join(", ") }}){% if config.linear_path %} beside a linear path on log covariances{% endif %}.
+
+{% if config.weights == "pretrained" %}
+**Pretrained weights:** the backbone started from the language model's weights
+({{ facts.base or "a GPT-2" }}; OpenAI's GPT-2 is under the MIT License).
+{% else %}
+**Random weights:** the backbone started from random weights, not from GPT-2's language model.
+{% endif %}
+
+## Use
+
+The class is part of the EMG-GPT2 project: run this in a copy of it, with its requirements installed. No code is loaded
+from the hub. Only safetensors are read.
+
+```python
+import torch
+from EMG_DATA_LOADER import load_windows, read_emg
+{% if facts.session %}
+from EMG_model import EMGForSequenceClassification
+{% else %}
+from EMG_model import EMGForSequenceClassification, measure_reference
+{% endif %}
+from ENV import Settings
+
+model = EMGForSequenceClassification.from_pretrained("best_model").eval()  # this folder, or its name on the hub
+windows = load_windows(Settings(DATA_LOCATION="windows.parquet"))  # of Preprocessing.py, see below
+{% if facts.session %}
+subject, session = {{ facts.session | literal }}
+{% else %}
+subject, session = windows.table[["subject", "session"]].iloc[0]  # one person and day
+{% endif %}
+day = (windows.table["subject"] == subject) & (windows.table["session"] == session)
+emg = read_emg(windows, day.to_numpy().nonzero()[0])  # (B, T, C), {{ config.unit }}
+with torch.inference_mode():
+{% if facts.session %}
+    logits = model(emg=emg).logits  # (B, K); the model has the reference of its session
+{% else %}
+    logits = model(emg=emg, reference=measure_reference(emg)).logits  # (B, K)
+{% endif %}
+print([model.config.class_names[index] for index in logits.argmax(1)[:5]])
+```
+
+{% if facts.session %}
+The model's own reference is that of subject {{ facts.session[0] }}, session {{ facts.session[1] }}: it predicts for
+that person and day alone.
+{% else %}
+`measure_reference` takes the scale and the log covariances of a person's day from its own windows, without labels; it
+needs signal with all gestures in it, in shares like those of training. Without `reference` the windows are measured
+against the training part, which costs accuracy.
+{% endif %}
+
+After `import EMG_model`, `AutoModelForSequenceClassification.from_pretrained` works too.
+
+The windows must be made as those of the training were:
+
+```sh
+python Preprocessing.py RECORDINGS --data-location windows.parquet {{ made_with }}
+```
+
+## Data
+
+{{ notes }}
+{% if facts.licence.name != "simulated" %}
+
+{{ facts.licence.words }}
+{% endif %}
+
+| part | people | days | recordings | windows |
+|---|---|---|---|---|
+{% for name, part in facts.parts.items() %}
+| {{ name }} | {{ part.people }} | {{ part.days }} | {{ part.recordings }} | {{ part.windows }} |
+{% endfor %}
+
+Windows of {{ config.window }} samples ({{ config.unit }}) of {{ config.channels | length }} channels,
+{{ config.channels[0] }} to {{ config.channels[-1] }}, at {{ rate }} Hz.
+
+## Protocol
+
+{% for sentence in facts.protocol %}
+* {{ sentence }}
+{% endfor %}
+
+## Figures
+
+Test part, {{ facts.figures.windows }} windows.
+
+{% for name, words in metrics.items() %}
+* {{ words }}: **{{ facts.figures[name] | figure }}**
+{% endfor %}
+* chance, balanced: {{ chance | figure }}
+
+| gesture | precision | recall | F1 | windows |
+|---|---|---|---|---|
+{% for name, one in facts.figures.per_class.items() %}
+| {{ name }} | {{ one.precision | figure }} | {{ one.recall | figure }} | {{ one.f1 | figure }} | {{ one.support }} |
+{% endfor %}
+
+| person | balanced accuracy | accuracy | windows |
+|---|---|---|---|
+{% for name, one in facts.figures.per_subject.items() %}
+| {{ name }} | {{ one.balanced_accuracy | figure }} | {{ one.accuracy | figure }} | {{ one.windows }} |
+{% endfor %}
+
+Never compare figures of different protocols, nor accuracy where most windows are one class with balanced accuracy.
+
+## Limits
+
+* People it was tested on: {{ facts.parts.test.people }}. What it does for others is not known; one person to learn from
+  does not carry far to another.
+* A window is judged against the reference of its person and day; a poor reference (few windows, one gesture) makes poor
+  predictions. The figures above are of test windows that were measured
+  {{ "against the session's calibration part" if facts.session else "on their whole test part, not as they come" }}.
+* Electrodes must lie where they lay in training, in the same order; a shift around the arm costs accuracy
+{% if config.rotation %}
+  (turns of up to ± {{ config.rotation }} electrodes were trained for).
+{% else %}
+  (it was trained for none).
+{% endif %}
+* Gestures that it does not know are taken for one that it knows. The confidence is not calibrated.
+* It is **not a medical device**, and not tested for control of a prosthesis or a machine.
+
+## Versions
+
+{{ versions }}.
+
+## Licence and citation
+
+The code is under the MIT License. {{ facts.licence.words }}
+
+Cite EMG-GPT2 (CITATION.cff of the project){% if facts.licence.key != "mit" %} and the data{% endif %}. The data set of
+this file layout is putEMG: Kaczmarek, Mańkowski and Tomczyński, *putEMG – A Surface Electromyography Hand Gesture
+Recognition Dataset*, Sensors 2019, 19(16), 3548.
+"""

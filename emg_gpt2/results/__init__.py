@@ -1,0 +1,1 @@
+"""A run folder, its figures and its report."""

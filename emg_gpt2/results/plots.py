@@ -1,0 +1,156 @@
+"""The plots of a report, to zoom into and to hover over (plotly)."""
+
+from collections.abc import Sequence
+from html import escape
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from emg_gpt2.results.figures import BLUE, GREY, ORANGE
+
+INK, LINES = "#1a1a1a", "#d9d9d9"
+COLOURS, DASHES = (BLUE, ORANGE, GREY), ("solid", "dash", "dot", "dashdot")
+BLUES = [[0, "#ffffff"], [1, BLUE]]
+CELL, LARGEST_NAME = 38, 16  # pixels of a class in the matrix; letters of a name at an axis
+DARK = 82  # % from where white letters stand out of BLUES more than black ones
+AXES = {"validation_loss": "cross entropy (nat)", "validation_balanced_accuracy": "balanced accuracy"}
+
+
+def loss_curves(history: pd.DataFrame, best: int | None) -> go.Figure:
+    """Loss over the epochs of history.csv; `best` is the epoch that was chosen, from 1."""
+    figure = _plot("epoch", "cross entropy (nat)", _epochs(len(history)))
+    _curve(figure, history, "train_loss", "training, as optimised", GREY, "solid", "circle")
+    _curve(figure, history, "validation_loss", "validation", BLUE, "dash", "square")
+    _mark_epoch(figure, best)
+    return figure.update_yaxes(rangemode="tozero")
+
+
+def accuracy_curves(history: pd.DataFrame, best: int | None, chance: float) -> go.Figure:
+    """Accuracies over the epochs of history.csv, with chance (that of balanced accuracy) as a line."""
+    figure = _plot("epoch", "accuracy", _epochs(len(history)))
+    _curve(figure, history, "train_accuracy", "training", GREY, "solid", "circle")
+    _curve(figure, history, "validation_accuracy", "validation", BLUE, "dash", "square")
+    _curve(figure, history, "validation_balanced_accuracy", "validation, balanced", ORANGE, "solid", "diamond")
+    _mark_epoch(figure, best)
+    line = {"color": INK, "width": 1, "dash": "dot"}
+    figure.add_hline(chance, line=line, name=f"chance {chance:.3f}", showlegend=True)
+    return figure.update_yaxes(range=[0, 1.03]).update_layout(height=370)
+
+
+def overlaid_curves(histories: dict[str, pd.DataFrame], column: str) -> go.Figure:
+    """One column of history.csv over the epochs of several runs, by their names."""
+    figure = _plot("epoch", AXES[column], _epochs(max(map(len, histories.values()), default=1)))
+    for number, (name, history) in enumerate(histories.items()):
+        dash = DASHES[number // len(COLOURS) % len(DASHES)]
+        _curve(figure, history, column, escape(name), COLOURS[number % len(COLOURS)], dash, "circle")
+    return figure.update_layout(showlegend=True)
+
+
+def confusion_matrix(counts: Sequence[Sequence[int]], names: list[str]) -> go.Figure:
+    """counts[i][j] windows of class i were called class j: cells show the share of class i, in %."""
+    shares = [[100 * count / max(sum(row), 1) for count in row] for row in counts]
+    about = [
+        [[escape(true), escape(called), count] for called, count in zip(names, row, strict=True)]
+        for true, row in zip(names, counts, strict=True)
+    ]
+    hover = "%{customdata[0]}, called %{customdata[1]}:<br>%{customdata[2]} windows, %{z:.1f} %<extra></extra>"
+    looks = {"colorscale": BLUES, "zmin": 0, "zmax": 100, "xgap": 1, "ygap": 1, "showscale": False}
+    figure = _plot("called", "true gesture", {})
+    figure.add_trace(go.Heatmap(z=shares, customdata=about, hovertemplate=hover, **looks))
+    figure.add_trace(_cell_texts(shares))
+    ticks = {"tickvals": list(range(len(names))), "ticktext": [escape(_shortened(name)) for name in names]}
+    figure.update_xaxes(ticks, showgrid=False, tickangle=-45)
+    figure.update_yaxes(ticks, showgrid=False, autorange="reversed")
+    return figure.update_layout(height=CELL * len(names) + 150)
+
+
+def _cell_texts(shares: list[list[float]]) -> go.Scatter:
+    """What each cell says, dark on light and light on dark."""
+    cells = [(x, y, share) for y, row in enumerate(shares) for x, share in enumerate(row) if share]
+    x, y, shown = zip(*cells, strict=True) if cells else ((), (), ())
+    texts = [f"{share:.0f}" if share >= 1 else "&lt;1" for share in shown]
+    font = {"size": 11, "color": ["white" if share > DARK else "black" for share in shown]}
+    return go.Scatter(x=x, y=y, text=texts, mode="text", textfont=font, hoverinfo="skip", showlegend=False)
+
+
+def reliability(bins: pd.DataFrame) -> go.Figure:
+    """Accuracy and mean confidence of the bins that EMG_report.calibration found, over the windows of each."""
+    figure = make_subplots(2, 1, shared_xaxes=True, row_heights=[0.7, 0.3], vertical_spacing=0.06)
+    _dress(figure, "", "", {})
+    x, width = (bins["low"] + bins["high"]) / 2, bins["high"] - bins["low"]
+    about = [f"confidence {low:.2f} to {high:.2f}" for low, high in zip(bins["low"], bins["high"], strict=True)]
+    common = {"x": x.tolist(), "customdata": about}
+    bars = common | {"width": (0.92 * width).tolist()}
+    hover = "%{customdata}:<br>%{y:.3f}"
+    accuracy = {"name": "accuracy", "marker_color": BLUE, "hovertemplate": hover}
+    figure.add_trace(go.Bar(bars, y=bins["accuracy"].tolist(), **accuracy), 1, 1)
+    confidence = {
+        "name": "mean confidence",
+        "mode": "markers",
+        "marker": {"color": ORANGE, "symbol": "diamond", "size": 9},
+    }
+    figure.add_trace(go.Scatter(common, y=bins["confidence"].tolist(), hovertemplate=hover, **confidence), 1, 1)
+    windows = {"marker_color": GREY, "hovertemplate": "%{customdata}:<br>%{y} windows<extra></extra>"}
+    windows |= {"text": bins["windows"].tolist(), "textposition": "outside", "textfont": {"size": 10}}
+    figure.add_trace(go.Bar(bars, y=bins["windows"].tolist(), cliponaxis=False, showlegend=False, **windows), 2, 1)
+    figure.update_xaxes(range=[0, 1]).update_xaxes(title_text="confidence", row=2)
+    figure.update_yaxes(title_text="accuracy", range=[0, 1.03], row=1)
+    figure.update_yaxes(title_text="windows", range=[0, 1.3 * float(bins["windows"].max())], row=2)
+    return figure.update_layout(height=400)
+
+
+def _plot(x: str, y: str, x_axis: dict) -> go.Figure:
+    return _dress(go.Figure(), x, y, x_axis)
+
+
+def _dress(figure: go.Figure, x: str, y: str, x_axis: dict) -> go.Figure:
+    """The looks that all plots have in common."""
+    axis = {
+        "gridcolor": LINES,
+        "linecolor": GREY,
+        "zeroline": False,
+        "automargin": True,
+        "ticks": "outside",
+        "tickcolor": GREY,
+    }
+    figure.update_layout(
+        template="none",
+        height=330,
+        margin={"l": 50, "r": 12, "t": 30, "b": 44},
+        paper_bgcolor="white",
+        font={"family": "system-ui, sans-serif", "size": 12, "color": INK},
+        hoverlabel={"font": {"size": 13}},
+        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
+        bargap=0,
+    )
+    return figure.update_xaxes(axis, title_text=x, title_standoff=10, **x_axis).update_yaxes(
+        axis, title_text=y, title_standoff=10
+    )
+
+
+def _epochs(count: int) -> dict:
+    """An axis with at most ten whole numbers."""
+    return {"range": [0.5, count + 0.5], "dtick": -(-count // 10), "tick0": 1}
+
+
+def _curve(
+    figure: go.Figure, history: pd.DataFrame, column: str, name: str, colour: str, dash: str, symbol: str
+) -> None:
+    """Nothing where an older run has no such column."""
+    if column in history:
+        looks = {"line": {"color": colour, "dash": dash}, "marker": {"symbol": symbol, "size": 7}}
+        values = {"x": history["epoch"].tolist(), "y": history[column].tolist()}
+        hover = "epoch %{x}: %{y:.3f}"
+        figure.add_trace(go.Scatter(values, mode="lines+markers", name=name, hovertemplate=hover, **looks))
+
+
+def _mark_epoch(figure: go.Figure, epoch: int | None) -> None:
+    """Nothing where an older run does not say which epoch was chosen."""
+    if epoch is not None:
+        line = {"color": ORANGE, "width": 2, "dash": "dot"}
+        figure.add_vline(epoch, line=line, name=f"chosen: epoch {epoch}", showlegend=True)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= LARGEST_NAME else name[: LARGEST_NAME - 1] + "…"

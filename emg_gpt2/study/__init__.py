@@ -1,0 +1,1 @@
+"""Comparisons and explanations: baselines, protocols, ablation, occlusion."""

@@ -1,0 +1,384 @@
+"""From the runs of an ablation to one table, one picture and a sentence that says no more than the numbers do.
+
+Arms are compared in pairs: the same person, the same seed, the same share of the training part.
+"""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.lines import Line2D
+from rich.console import Console
+from scipy.stats import t
+
+from emg_gpt2.base.files import new_files, write_json
+from emg_gpt2.results.figures import GREY, plt
+from emg_gpt2.study.people import (
+    FEWEST_PEOPLE,
+    METRICS,
+    counted,
+    interval,
+    new_table,
+    over_people,
+    read_json,
+    without_nan,
+)
+
+SHUFFLED_TEST = "shuffled_at_test.json"  # in a run's folder: its figures on shuffled test windows
+IN_ORDER, AT_TEST, ALWAYS = "in order", "shuffled at test", "shuffled in training and test"
+SHUFFLED = (AT_TEST, ALWAYS)
+CONTROL = "no-backbone"  # takes a mean over tokens: it loses by cut patches, but hardly by their order
+FEWEST_SEEDS = 3  # of fewer, nothing is said on chance
+TWINS = {"pretrained-frozen": "random-frozen", "pretrained-trained": "random-trained"}
+SIMPLER = ("small", "one-block", "no-backbone", "linear")  # what a language model has to beat
+METRIC = "balanced_accuracy"
+LEAST_SPAN = 0.04  # of the picture's axes, in balanced accuracy
+LOOKS = {  # Okabe and Ito's colours, apart for colour-blind eyes, and a marker each
+    "pretrained-frozen": ("#56b4e9", "P"),
+    "pretrained-trained": ("#0072b2", "X"),
+    "random-frozen": ("#e69f00", "o"),
+    "random-trained": ("#d55e00", "s"),
+    "small": ("#009e73", "^"),
+    "one-block": ("#cc79a7", "v"),
+    "no-backbone": ("#000000", "D"),
+    "linear": (GREY, "*"),
+}
+
+
+# ---- figures --------------------------------------------------------------------------------------------------
+
+
+def read_figures(runs: list) -> pd.DataFrame:
+    """One row per run, order of patches and person, from the runs' metrics.json and SHUFFLED_TEST."""
+    rows = []
+    for run in runs:
+        metrics, tried = read_json(run.folder / "metrics.json"), run.folder / SHUFFLED_TEST
+        about = {"arm": run.arm.name, "share": run.share, "seed": run.seed}
+        about |= {"lr": run.settings.LR if run.arm.is_trained else None}
+        about |= {name: metrics[name] for name in ("weights", "parameters", "trainable_parameters", "epochs")}
+        orders = {ALWAYS if run.shuffled else IN_ORDER: metrics}
+        orders |= {AT_TEST: read_json(tried)} if tried.exists() else {}
+        for order, found in orders.items():
+            people = found["per_subject"].items()
+            rows += [about | {"order": order, "subject": subject} | figures for subject, figures in people]
+    return pd.DataFrame(rows)
+
+
+def pick(figures: pd.DataFrame, arm: str, share: float, order: str = IN_ORDER) -> pd.DataFrame:
+    """The figures of one arm, share and order, indexed by subject and seed."""
+    chosen = (figures["arm"] == arm) & (figures["share"] == share) & (figures["order"] == order)
+    return figures[chosen].set_index(["subject", "seed"])[["windows", *METRICS]].sort_index()
+
+
+def compare(figures: pd.DataFrame, share: float) -> list[dict]:
+    """Every paired difference that the sentence may draw on, with its verdict.
+
+    Of an arm from another: its lead. Of an arm from itself: what it gains where patches are shuffled. Of a shuffled
+    arm from another: how much more it gains than that one.
+    """
+    present = list(dict.fromkeys(figures["arm"]))
+    backbones = [arm for arm in present if arm not in SIMPLER]
+    kept = {arm: pick(figures, arm, share) for arm in present}
+    pairs = [*TWINS.items(), *itertools.product(backbones, SIMPLER), ("no-backbone", "linear")]
+    found = [(one, IN_ORDER, other, kept[one] - kept[other]) for one, other in pairs if {one, other} <= kept.keys()]
+    gains = {order: {arm: pick(figures, arm, share, order) - kept[arm] for arm in present} for order in SHUFFLED}
+    found += [(arm, order, arm, gain) for order, each in gains.items() for arm, gain in each.items()]
+    if CONTROL in present:
+        found += [(arm, ALWAYS, CONTROL, gains[ALWAYS][arm] - gains[ALWAYS][CONTROL]) for arm in backbones]
+    named = [({"of": one, "order": order, "from": other}, pairs.dropna()) for one, order, other, pairs in found]
+    return [names | over_pairs(difference) for names, difference in named if len(difference)]
+
+
+def over_pairs(difference: pd.DataFrame) -> dict:
+    """Mean over people, its deviation over seeds, the interval over people and the verdict, in balanced accuracy."""
+    values = difference[METRIC]
+    sizes = {"people": values.index.unique("subject").size, "seeds": values.index.unique("seed").size}
+    return over_people(difference)[METRIC] | sizes | {"verdict": verdict(values)}
+
+
+def verdict(differences: pd.Series) -> str:
+    """`ahead`, `behind` or `open`, from one difference per subject and seed.
+
+    The 95 % bootstrap interval over people has to leave out zero, and the mean of every seed has to agree. With fewer
+    than three people it is Student's interval over the seeds' means, which speaks for these people alone. With fewer
+    than three seeds everything stays open: one training is chance.
+    """
+    seeds = differences.unstack("seed").dropna().mean()
+    if len(seeds) < FEWEST_SEEDS:
+        return "open"
+    margin = t.ppf(0.975, len(seeds) - 1) * seeds.sem()
+    people = interval(differences.groupby("subject").mean().to_numpy())
+    low, high = people or (seeds.mean() - margin, seeds.mean() + margin)
+    if low > 0 and seeds.min() > 0:
+        return "ahead"
+    return "behind" if high < 0 and seeds.max() < 0 else "open"
+
+
+def summarise(figures: pd.DataFrame, arms: tuple, described: dict) -> tuple[dict, pd.DataFrame]:
+    """What ablation.json holds, and the rows of ablation.csv: one per run, and per order of the patches at its test."""
+    share = described["shares"][-1]
+    found = described | {
+        "people": sorted(figures["subject"].unique()),
+        "weights": sorted(figures["weights"].unique()),
+        "arms": [describe_arm(arm, figures, described) for arm in arms],
+        "differences": compare(figures, share),
+    }
+    keys = [name for name in figures if name not in {"subject", "windows", *METRICS}]
+    table = figures.groupby(keys, sort=False, dropna=False)[list(METRICS)].mean().reset_index()
+    said = statements(found)
+    return found | {"statements": said, "sentence": " ".join(said)}, table
+
+
+def describe_arm(arm, figures: pd.DataFrame, described: dict) -> dict:
+    """Its figures per share and order, or why there are none."""
+    rows, about = figures[figures["arm"] == arm.name], {"name": arm.name, "title": arm.title}
+    if rows.empty:
+        reasons = [why for name, why in described["failed"].items() if arm.name in name]
+        return about | {"why_not": described["missing"].get(arm.name) or f"failed: {reasons[0]}"}
+    results = [
+        {"share": share, "order": order} | over_people(pick(figures, arm.name, share, order))[METRIC]
+        for (share, order), _ in rows.groupby(["share", "order"])
+    ]
+    seeds = pick(figures, arm.name, described["shares"][-1])[METRIC].groupby("seed").mean()
+    first, rate = rows.iloc[0], described["rates"][arm.name]
+    tried = described["rates_tried"]
+    return about | {
+        "weights": first["weights"],
+        "parameters": int(first["parameters"]),
+        "trainable_parameters": int(first["trainable_parameters"]),
+        "lr": rate,
+        "lr_at_the_edge": len(tried) > 1 and rate in (tried[0], tried[-1]),
+        "results": results,
+        "per_seed": {str(seed): value for seed, value in seeds.items()},
+    }
+
+
+# ---- the sentence ---------------------------------------------------------------------------------------------
+
+VERBS = {"ahead": "ahead of", "behind": "behind", "open": "not to be told from"}
+
+
+def statements(found: dict) -> list[str]:
+    """What the paired differences support on weights, architecture and time order, and for whom: the sentence."""
+    if len(found["seeds"]) < FEWEST_SEEDS:
+        nothing = "With fewer than three seeds no difference can be told from chance: nothing is said."
+        return [nothing, *on_missing_weights(found)]
+    return [f"{for_whom(found)} {on_weights(found)}", *on_random_backbones(found), *on_order(found)]
+
+
+def for_whom(found: dict) -> str:
+    """People and seeds, and what stands in the brackets after a difference."""
+    people, seeds = len(found["people"]), counted(len(found["seeds"]), "seed")
+    shown = "balanced accuracy, in pairs, every comparison by itself"
+    if people >= FEWEST_PEOPLE:
+        return f"Over {people} people and {seeds} ({shown}; 95 % intervals over people):"
+    these = "one person" if people == 1 else f"these {people} people"
+    return f"For {these} and {seeds} ({shown}; ± over seeds), and for nobody else:"
+
+
+def on_missing_weights(found: dict) -> list[str]:
+    why_not = {arm["name"]: in_short(arm) for arm in found["arms"] if "why_not" in arm}
+    if not why_not.keys() >= TWINS.keys():
+        return []
+    failed = "gave no result" if "failed" in why_not.values() else "were not available here"
+    return [f"Pretrained weights {failed}: these numbers say nothing on them."]
+
+
+def on_weights(found: dict) -> str:
+    """Helps: ahead of the same shape from random weights and of every simpler arm; does not: behind one of them."""
+    missing = on_missing_weights(found)
+    if missing:
+        return missing[0]
+    rows = {arm: rivals for arm in TWINS if (rivals := rivals_of(arm, found))}
+    verdicts = [{row["verdict"] for row in rivals} for rivals in rows.values()]
+    needed = set(SIMPLER) - found["missing"].keys()
+    whole = all({TWINS[arm], *needed} <= {row["from"] for row in rivals} for arm, rivals in rows.items())
+    answer = "Whether the language model helps cannot be told"
+    if any(one == {"ahead"} for one in verdicts) and whole:
+        answer = "The language model helps"
+    elif all("behind" in one for one in verdicts):
+        answer = "The language model does not help"
+    return f"{answer}: {'; '.join(clause(arm, rivals, found) for arm, rivals in rows.items())}."
+
+
+def rivals_of(arm: str, found: dict) -> list[dict]:
+    return [row for row in found["differences"] if row["of"] == arm != row["from"] and row["order"] == IN_ORDER]
+
+
+def on_random_backbones(found: dict) -> list[str]:
+    """The blocks as such: what they do from random weights beside simpler arms, and those beside the linear path."""
+    names = ("random-frozen", "random-trained", "no-backbone")
+    return [f"{clause(arm, rows, found).capitalize()}." for arm in names if (rows := rivals_of(arm, found))]
+
+
+def clause(arm: str, rows: list[dict], found: dict) -> str:
+    """`random, fully trained is ahead of no backbone (+0.012 ± 0.004) and behind one block (−0.010 ± 0.002)`"""
+    titles = {one["name"]: one["title"] for one in found["arms"]}
+    groups = {}
+    for row in rows:
+        groups.setdefault(row["verdict"], []).append(f"{titles[row['from']]} ({amount(row)})")
+    parts = [f"{verb} {join(groups[key])}" for key, verb in VERBS.items() if key in groups]
+    return f"{titles[arm]} is {', '.join(parts)}"
+
+
+def on_order(found: dict) -> list[str]:
+    """Order carries information where an arm loses by shuffled patches, and more than one that has no use for it."""
+    rows = {(row["of"], row["from"]): row for row in found["differences"] if row["order"] == ALWAYS}
+    titles = {arm["name"]: arm["title"] for arm in found["arms"]}
+    arms = [arm for arm, other in rows if other == CONTROL != arm]
+    if not arms:
+        return []
+    used = [arm for arm in arms if {rows[arm, arm]["verdict"], rows[arm, CONTROL]["verdict"]} == {"behind"}]
+    unused = [arm for arm in arms if arm not in used]
+    told = {"the order of the patches is used by": used, "no use of their order can be told for": unused}
+    clauses = [
+        f"{words} {join([f'{titles[arm]} ({amount(rows[arm, arm])})' for arm in group])}"
+        for words, group in told.items()
+        if group
+    ]
+    control = f"{titles[CONTROL]} changes by {amount(rows[CONTROL, CONTROL])}, from the cuts alone"
+    return [f"With shuffled patches in training and test, {'; '.join([*clauses, control])}."]
+
+
+def amount(row: dict) -> str:
+    """`+0.012 ± 0.004`: the deviation over seeds; or `+0.012, 0.004 to 0.020`: the interval over people."""
+    mean = signed(row["mean"])
+    if row["low"] is not None:
+        return f"{mean}, {signed(row['low'])} to {signed(row['high'])}"
+    return mean if np.isnan(row["std_over_seeds"]) else f"{mean} ± {row['std_over_seeds']:.3f}"
+
+
+def signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def join(words: list[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+# ---- what is shown --------------------------------------------------------------------------------------------
+
+
+def write_results(found: dict, table: pd.DataFrame, out: Path) -> None:
+    """ablation.json, ablation.csv and ablation.png, each one whole."""
+    with new_files(out) as new:
+        write_json(new / "ablation.json", without_nan(found))
+        table.to_csv(new / "ablation.csv", index=False)
+        draw(found, new / "ablation.png")
+
+
+def origin(found: dict) -> str:
+    """Backbone, weights, budget, split and data."""
+    weights = " and ".join(one for one in found["weights"] if one != "none")
+    leaky = " (LEAKY split: random windows)" * (found["split"] == "random")
+    return (
+        f"{found['model']}, {counted(found['blocks'], 'block')}, {weights} weights, at most "
+        f"{counted(found['epochs'], 'epoch')}; chance {found['chance']:.3f}. {found['split_description']}{leaky}. "
+        f"Data: {Path(found['data']).name}. {found['data_note']}".strip()
+    )
+
+
+def print_results(found: dict, console: Console) -> None:
+    console.print("\nDoes the language model help?", style="bold")
+    console.print(origin(found), markup=False)
+    people, seeds = counted(len(found["people"]), "person"), counted(len(found["seeds"]), "seed")
+    title = f"Balanced accuracy on the test part, mean over {people} ± deviation over {seeds},\n"
+    title += "by share of the training windows; then what shuffled patches change"
+    shares = [f"{share:.0%}" for share in found["shares"]]
+    table = new_table(title, "arm", "trained\nat rate", *shares, "shuffled\nat test", "shuffled\nalways")
+    table.columns[0].min_width = 18
+    for arm in found["arms"]:
+        table.add_row(*cells(arm, found))
+    console.print(table)
+    edge = [arm["title"] for arm in found["arms"] if arm.get("lr_at_the_edge")]
+    if edge:
+        console.print(f"* the lowest or highest rate tried ({'; '.join(edge)}): try a wider range", markup=False)
+    console.print("", *found["statements"], sep="\n", markup=False)
+    if found["failed"]:
+        lines = (f"  {name}: {why}" for name, why in found["failed"].items())
+        console.print("\nFAILED, and missing above:", *lines, sep="\n", markup=False)
+
+
+def cells(arm: dict, found: dict) -> list[str]:
+    """One row of the table."""
+    if "why_not" in arm:
+        return [f"{arm['title']}\n({in_short(arm)})"]
+    results = {one["share"]: one for one in arm["results"] if one["order"] == IN_ORDER}
+    gains = {row["order"]: row for row in found["differences"] if row["of"] == row["from"] == arm["name"]}
+    rate = f"\n{arm['lr']:g}{'*' * arm['lr_at_the_edge']}" if arm["lr"] else ""
+    return [
+        *(arm["title"], f"{arm['trainable_parameters']:,}{rate}"),
+        *(f"{one['mean']:.3f}{plus_minus(one)}" if one else "–" for one in map(results.get, found["shares"])),
+        *(f"{signed(gains[order]['mean'])}{plus_minus(gains[order])}" for order in SHUFFLED if order in gains),
+    ]
+
+
+def plus_minus(one: dict) -> str:
+    return "" if np.isnan(one["std_over_seeds"]) else f"\n± {one['std_over_seeds']:.3f}"
+
+
+def in_short(arm: dict) -> str:
+    """`weights not available here`, without what main.py says on it"""
+    return arm["why_not"].partition(" (")[0].partition(":")[0]
+
+
+def draw(found: dict, path: Path) -> None:
+    """The arms with the largest share, every seed; and their learning curves, in the same colours and markers."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), layout="constrained", width_ratios=(3, 2))
+    draw_arms(left, found)
+    draw_curves(right, found)
+    people, seeds = counted(len(found["people"]), "person"), counted(len(found["seeds"]), "seed")
+    left.set_title(f"Does the language model help? Mean over {people}, {seeds}", fontsize=10)
+    left.set_xlabel(f"balanced accuracy, {found['shares'][-1]:.0%} of the training windows")
+    right.set(xlabel="share of the training windows", ylabel="balanced accuracy")
+    right.set_title("Colours and markers as on the left", fontsize=10)
+    left.set_xlim(widen(left.get_xlim()))
+    right.set_ylim(widen(right.get_ylim()))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.legend(handles=key(), loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+    figure.supxlabel(origin(found), fontsize=7, color=GREY, wrap=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def draw_arms(axes, found: dict) -> None:
+    """One row per arm; where there are no figures, why not."""
+    for y, arm in enumerate(found["arms"]):
+        if "why_not" in arm:
+            place = {"xy": (0.02, y), "xycoords": ("axes fraction", "data"), "va": "center"}
+            axes.annotate(in_short(arm), **place, fontsize=8, color=GREY)
+            continue
+        color, marker = LOOKS[arm["name"]]
+        means = {one["order"]: one["mean"] for one in arm["results"] if one["share"] == found["shares"][-1]}
+        axes.plot(list(arm["per_seed"].values()), [y + 0.28] * len(arm["per_seed"]), "o", ms=4, mfc="none", color=color)
+        axes.plot(means.get(IN_ORDER, np.nan), y, marker, ms=9, color=color)
+        axes.plot(means.get(ALWAYS, np.nan), y - 0.28, "|", ms=9, mew=2, color=color)
+    axes.set_yticks(range(len(found["arms"])), [arm["title"] for arm in found["arms"]])
+    axes.set_ylim(len(found["arms"]) - 0.4, -0.6)
+
+
+def key() -> list[Line2D]:
+    looks = {"mean": "D", "each seed": "o", "mean, patches shuffled in training and test": "|"}
+    filled = {"each seed": {"mfc": "none", "ms": 4}}
+    return [
+        Line2D([], [], ls="", marker=m, color=GREY, label=name, **filled.get(name, {})) for name, m in looks.items()
+    ]
+
+
+def draw_curves(axes, found: dict) -> None:
+    for arm in found["arms"]:
+        points = [(one["share"], one["mean"]) for one in arm.get("results", []) if one["order"] == IN_ORDER]
+        if points:
+            color, marker = LOOKS[arm["name"]]
+            axes.plot(*zip(*points, strict=True), f"{marker}-", color=color, ms=6, lw=1.2)
+    axes.set_xscale("log")
+    axes.set_xticks(found["shares"], [f"{share:.0%}" for share in found["shares"]])
+    axes.minorticks_off()
+
+
+def widen(limits: tuple[float, float]) -> tuple[float, float]:
+    """At least LEAST_SPAN apart, so that differences of no account look it."""
+    missing = max(0.0, LEAST_SPAN - (limits[1] - limits[0]))
+    return limits[0] - missing / 2, limits[1] + missing / 2

@@ -1,0 +1,1 @@
+"""Training: the task, a new model, the trainer's state, checkpoints, search, trackers."""

@@ -1,0 +1,156 @@
+"""A run's checkpoint: best_model/, and last/ with history.json, epoch.json and, until the end, state.safetensors.
+
+Processes that train together have the same weights and moments, chance has no state, and the schedule follows from the
+number of steps. The files may come from a stranger: no pickle is read, only numbers, and they must fit the training.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from emg_gpt2.base.errors import EMGError
+from emg_gpt2.base.files import replace_folder
+from emg_gpt2.base.text import in_short
+from emg_gpt2.model.files import disk_errors, save_weights
+from emg_gpt2.model.model import EMGForSequenceClassification
+from emg_gpt2.training.device import is_main_process
+from emg_gpt2.training.history import EpochSums, HistoryRow, ValidatedRow
+
+STATE = "state.safetensors"  # weights and the optimiser's moments
+HISTORY, SUMS = "history.json", "epoch.json"
+CHECKPOINT_SHARE = 0.03  # of the time goes into checkpoints, at the most, but for the short one at the end
+GUESSED_RATE = 5e8  # bytes of a checkpoint per second, until one was written
+
+
+class Checkpoints:
+    """Writes the checkpoints of one training, often enough to lose little, and as seldom as CHECKPOINT_SHARE asks.
+
+    seconds, count: the time they took so far, and how many there were.
+    """
+
+    def __init__(self, run: Path | None, model: EMGForSequenceClassification, optimizer: torch.optim.Optimizer):
+        self.run, self.model, self.optimizer = run, model, optimizer
+        self.best, self.seconds, self.count, self.began = None, 0.0, 0, time.perf_counter()
+
+    def keep_best(self) -> None:
+        """The weights as they are now are the best so far; `write_best` writes them."""
+        self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+
+    def due(self) -> bool:
+        """Whether another checkpoint, as slow as those so far, keeps their share of the time."""
+        one = self.seconds / self.count if self.count else self._bytes() / GUESSED_RATE
+        return self.seconds + one <= CHECKPOINT_SHARE * (time.perf_counter() - self.began)
+
+    def _bytes(self) -> int:
+        """Weights, and two moments of those that are trained."""
+        return sum(4 * p.numel() * (3 if p.requires_grad else 1) for p in self.model.parameters())
+
+    def write(self, history: list[dict], sums: EpochSums, ended: bool) -> None:
+        """best_model/ where there is a better one, then last/; each is whole or absent.
+
+        A training that has `ended` needs no weights and moments: its best model and history are enough.
+        """
+        began = time.perf_counter()
+        self.write_best()
+        if is_main_process():
+            replace_folder(self.run / "last", lambda folder: self._write_last(folder, history, sums, ended))
+        self.seconds += time.perf_counter() - began
+        self.count += 1
+
+    def write_best(self) -> None:
+        if self.best is not None and is_main_process():
+            best = {"state_dict": self.best}
+            replace_folder(self.run / "best_model", lambda folder: save_weights(self.model, folder, **best))
+        self.best = None
+
+    def _write_last(self, folder: Path, history: list[dict], sums: EpochSums, ended: bool) -> None:
+        if not ended:
+            save_state(self.model, self.optimizer, folder)
+        (folder / HISTORY).write_text(json.dumps(history))
+        (folder / SUMS).write_text(json.dumps(asdict(sums)))
+
+
+# ---- reading ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def readable(last: Path) -> Iterator[Path]:
+    """Turn what a damaged checkpoint raises into one EMGError."""
+    try:
+        yield last
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise EMGError(f"{last}: the state cannot be read ({in_short(error)}); start a new run") from None
+
+
+def has_progress(last: Path) -> bool:
+    """Whether there is a checkpoint."""
+    return (last / HISTORY).is_file()
+
+
+def has_state(last: Path) -> bool:
+    """Whether the training had not ended when the checkpoint was written."""
+    return (last / STATE).is_file()
+
+
+def read_progress(last: Path, epochs: int, steps: int, validated: bool) -> tuple[list[dict], EpochSums]:
+    """History and sums of the epoch; raises OSError, or ValueError where they are not those of such a training.
+
+    epochs: the most that the training has; steps: of an epoch; validated: whether there is a validation part.
+    """
+    content = (last / HISTORY).read_bytes()
+    rows = TypeAdapter(list[ValidatedRow if validated else HistoryRow]).validate_json(content)
+    sums = TypeAdapter(EpochSums).validate_json((last / SUMS).read_bytes())
+    numbers = [row.epoch for row in rows]
+    if numbers != list(range(1, len(numbers) + 1)) or len(numbers) > epochs:
+        raise ValueError(f"the {len(numbers)} epochs of {HISTORY} do not count from 1 to {epochs} at most")
+    if sums.step > steps:
+        raise ValueError(f"{SUMS} has step {sums.step} of {steps}")
+    return json.loads(content), sums
+
+
+def save_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Raises OSError."""
+    moments = optimizer.state_dict()["state"]
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"optimizer.{n}.{name}": tensor for n, kept in moments.items() for name, tensor in kept.items()}
+    with disk_errors(folder):
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / STATE)
+
+
+def load_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Raises OSError or SafetensorError, and ValueError or RuntimeError where the state is of another model."""
+    if not has_state(folder):
+        raise ValueError(f"there is no {STATE}")
+    state = load_file(folder / STATE)
+    model.load_state_dict(_with_prefix("model.", state))
+    moments = _by_parameter(_with_prefix("optimizer.", state), optimizer)
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _by_parameter(
+    moments: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer
+) -> dict[int, dict[str, torch.Tensor]]:
+    """The moments of every parameter that has any, by its number; raises ValueError where they do not fit it."""
+    found = {}
+    for number, parameter in enumerate(one for group in optimizer.param_groups for one in group["params"]):
+        shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+        kept = {name: moments.pop(f"{number}.{name}") for name in shapes if f"{number}.{name}" in moments}
+        if kept and {name: tensor.shape for name, tensor in kept.items()} != shapes:
+            raise ValueError(f"the optimiser's state of parameter {number} does not fit it")
+        found |= {number: kept} if kept else {}
+    if moments:
+        raise ValueError(f"the optimiser has no {min(moments)}")
+    return found
+
+
+def _with_prefix(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with the prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,59 @@
+"""What is to be learnt: windows, their split, and what each window is measured against."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from EMG_DATA_LOADER import Split, draw_rows, read_emg, reference_groups, rows_to_measure, split_windows
+from emg_gpt2.model.normalise import Reference, References, measure_reference
+from emg_gpt2.settings import Settings
+from emg_gpt2.windows.reading import WindowSet, load_windows
+
+
+@dataclass(frozen=True)
+class Task:
+    """All windows of a file, the three parts, and the reference of every window."""
+
+    windows: WindowSet
+    split: Split
+    references: References
+
+    @property
+    def classes(self) -> int:
+        """K, how many gestures there are."""
+        return len(self.windows.classes)
+
+
+def load_task(settings: Settings) -> Task:
+    """Read the windows of DATA_LOCATION and split them as the settings say. Raises EMGError."""
+    windows = load_windows(settings)
+    return make_task(windows, split_windows(windows, settings), settings)
+
+
+def make_task(windows: WindowSet, split: Split, settings: Settings) -> Task:
+    """Measure the references of a split."""
+    return Task(windows, split, session_references(windows, split, settings))
+
+
+def refit_task(task: Task, settings: Settings) -> Task:
+    """The task of the second training: the validation part belongs to the training part."""
+    return make_task(task.windows, task.split.with_validation(), settings)
+
+
+def fitted_task(task: Task, settings: Settings) -> Task:
+    """The task that a finished model was fitted to: with REFIT, that of the second training.
+
+    Its test part is measured against the references of the part that the model was fitted to.
+    """
+    return refit_task(task, settings) if settings.REFIT else task
+
+
+def session_references(windows: WindowSet, split: Split, settings: Settings) -> References:
+    """Each person's day measured on its own windows, its test part apart; with SCALE = "training" all on that part."""
+    groups = reference_groups(windows, split)
+    if settings.SCALE == "training":
+        groups = np.minimum(groups, 0)  # one group for all
+    rows = rows_to_measure(groups, split)
+    each = [measure_reference(read_emg(windows, draw_rows(one, settings.SEED))) for one in rows]
+    return References(Reference(*map(torch.cat, zip(*each, strict=True))), torch.from_numpy(groups))

@@ -1,0 +1,326 @@
+"""The state of a training: model, optimiser, schedule, batches, history, and what is checked and kept in between.
+
+The loop itself is `fit` in EMG_utils.py. Random numbers are a function of seed, epoch and step, so a run that was
+resumed equals one that was left alone. Several processes (torchrun, accelerate launch) take equal shares of every batch
+and give what one process gives within rounding; only dropout is drawn by each for itself.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.progress import Progress
+from transformers import get_cosine_schedule_with_warmup
+
+from EMG_DATA_LOADER import Batch, Feed, class_weights, cut_rows
+from emg_gpt2.base.files import replace_file
+from emg_gpt2.model.augment import Augmentation, Draws
+from emg_gpt2.model.model import EMGForSequenceClassification
+from emg_gpt2.settings import Settings
+from emg_gpt2.training.adapt import AugmentedModel, UpperModel, frozen_blocks, run_lower_once
+from emg_gpt2.training.checkpoint import (
+    Checkpoints,
+    has_progress,
+    has_state,
+    load_state,
+    read_progress,
+    readable,
+)
+from emg_gpt2.training.device import (
+    has_share,
+    is_main_process,
+    make_accelerator,
+    on_any_process,
+    own_share,
+    sum_over_processes,
+)
+from emg_gpt2.training.finite import Step, check_steps, check_weights
+from emg_gpt2.training.history import EpochSums, best_epoch, epoch_line, epochs_since_best
+from emg_gpt2.training.task import Task
+from emg_gpt2.training.tracker import Tracker
+
+logger = logging.getLogger(__name__)
+
+STEPS_PER_LOOK = 10  # on a GPU: looking at the loss waits for it
+
+
+class TrainingBatch(NamedTuple):
+    """rows: of the whole batch; own: this process's share of it; draws: the augmentation of that share."""
+
+    rows: np.ndarray
+    own: Batch
+    draws: Draws
+
+
+class Trainer:
+    """Everything that one training needs beside its loop."""
+
+    def __init__(
+        self,
+        model: EMGForSequenceClassification,
+        task: Task,
+        settings: Settings,
+        epochs: int,
+        run: Path | None = None,
+        tracker: Tracker | None = None,
+    ):
+        self.model, self.task, self.settings, self.epochs = model, task, settings, epochs
+        self.run, self.tracker = run, tracker
+        self.accelerator = make_accelerator(settings)
+        self.device, self.processes = self.accelerator.device, self.accelerator.num_processes
+        if self.device.type == "cpu":
+            model.set_attn_implementation("eager")  # for so few tokens it is faster than the fused one, there
+        if settings.COMPILE:
+            model.backbone.compile()
+        self.augmentation = Augmentation(model.config)
+        self.samples, self.references = Feed(task.windows, self.device), task.references.to(self.device)
+        self.steps = -(-len(task.split.train) // settings.BATCH_SIZE)  # per epoch
+        self._prepare(settings)
+        self.class_weight = self._class_weight()  # (K,)
+        self.history, self.sums, self.unchecked = [], EpochSums(), []
+        self.checkpoints = Checkpoints(run, model, self.optimizer)
+        self.asked = []  # signals that should end the training after a whole step
+        self.spent, self.trained, self.began = {"steps": 0.0, "data": 0.0}, 0, time.perf_counter()
+
+    def _prepare(self, settings: Settings) -> None:
+        """The trained module, its feed, optimiser and schedule."""
+        optimizer = torch.optim.AdamW(
+            decay_groups(self.model, settings.WEIGHT_DECAY),
+            lr=settings.LR,
+            betas=(0.9, 0.95),
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        total = self.steps * self.epochs
+        self.schedule = get_cosine_schedule_with_warmup(optimizer, round(settings.WARMUP * total), total)
+        self.feed, self.linear_logits = self.samples, None
+        module = AugmentedModel(self.model, self.augmentation)
+        if settings.FREEZE:
+            self.feed, self.linear_logits = self._feed_of_lower()
+            module = UpperModel(self.model, frozen_blocks(self.model, -settings.NUM_LAYERS))
+        # The schedule is not prepared: it would step once per process.
+        self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
+
+    def _feed_of_lower(self) -> tuple[Feed, torch.Tensor]:
+        """A feed of the windows as they reach the first trained block, and the linear path's logits (n, K)."""
+        on_device = replace(self.task, references=self.references)
+        lower = run_lower_once(self.model, self.samples, on_device, self.settings, self.accelerator)
+        windows = self.task.windows
+        stored = replace(windows, emg=lower.hidden.numpy(), metadata=windows.metadata | {"scale": 1})
+        return Feed(stored, self.device), lower.linear_logits.to(self.device)
+
+    def _class_weight(self) -> torch.Tensor:
+        if self.settings.BALANCE != "weights":
+            return torch.ones(self.task.classes, device=self.device)
+        weight = class_weights(self.task.windows.targets[self.task.split.train], self.task.classes)
+        return torch.from_numpy(weight).float().to(self.device)
+
+    # ---- an epoch
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch that is under way, from 1."""
+        return len(self.history) + 1
+
+    @property
+    def where(self) -> str:
+        return f"epoch {self.epoch}, step {self.sums.step}"
+
+    def batches(self, bar: Progress) -> Iterator[TrainingBatch]:
+        """The rest of the epoch's batches; the windows are shuffled anew in every epoch."""
+        rng = np.random.default_rng([self.settings.SEED, len(self.history)])
+        order = rng.permutation(self.task.split.train)
+        parts = cut_rows(order, self.settings.BATCH_SIZE)[self.sums.step :]
+        shown = {"total": self.steps, "completed": self.sums.step, "loss": 0.0, "accuracy": 0.0}
+        self.bar, self.shown = bar, bar.add_task(f"epoch {self.epoch}/{self.epochs}", **shown)
+        for rows, own in zip(parts, self._timed(self.feed(map(own_share, parts))), strict=True):
+            began, before = time.perf_counter(), self.checkpoints.seconds
+            yield TrainingBatch(rows, own, self._draw(rows))
+            seconds = time.perf_counter() - began - (self.checkpoints.seconds - before)
+            self.trained += len(rows)
+            self.spent["steps"] += seconds
+            self.sums.seconds += seconds
+        bar.remove_task(self.shown)
+        self.ended = time.perf_counter()
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            waited = time.perf_counter() - began
+            self.spent["data"] += waited
+            self.spent["steps"] += waited
+            self.sums.seconds += waited
+            if batch is None:
+                return
+            yield batch
+
+    def _draw(self, rows: np.ndarray) -> Draws:
+        """Seed the step, and draw the augmentation of this process's share of the batch."""
+        step = [self.settings.SEED, len(self.history), self.sums.step]
+        dropout, augmentation = (int(word >> 1) for word in np.random.SeedSequence(step).generate_state(2, np.uint64))
+        torch.manual_seed(dropout + self.accelerator.process_index)
+        mine = torch.from_numpy(own_share(np.arange(len(rows))))
+        return self.augmentation.draw(len(rows), augmentation).of(mine).to(self.device)
+
+    def logits(self, batch: TrainingBatch) -> torch.Tensor:
+        """(b, K) of this process's share, from the module that trains."""
+        with self.accelerator.autocast():
+            if self.linear_logits is not None:
+                return self.module(batch.own.emg, self.linear_logits[batch.own.rows])
+            return self.module(batch.own.emg, self.references.of(batch.own.rows), batch.draws)
+
+    def evaluation_logits(self, batch: Batch) -> torch.Tensor:
+        """(B, K) of a batch of `feed`, without dropout and augmentation."""
+        self.module.eval()
+        with self.accelerator.autocast():
+            if self.linear_logits is not None:
+                return self.module(batch.emg, self.linear_logits[batch.rows])
+            return self.model(batch.emg, self.references.of(batch.rows)).logits
+
+    def targets(self, rows: np.ndarray) -> torch.Tensor:
+        """(B,) class indices of the windows `rows`, on the device."""
+        return torch.from_numpy(self.task.windows.targets[rows]).to(self.device)
+
+    def after_step(self, batch: TrainingBatch, logits: torch.Tensor, loss: torch.Tensor, norm: torch.Tensor) -> None:
+        """Add the step to the sums of the epoch; check it, show it, and stop or write a checkpoint if that is due.
+
+        loss: this process's share of the batch's mean; norm: of the gradient.
+        """
+        counts = has_share(batch.rows)
+        right = (logits.argmax(1) == batch.own.targets).sum() * counts
+        lr = self.schedule.get_last_lr()[0]
+        self.sums.add(lr, loss.detach() * len(batch.rows), right)
+        self.unchecked.append(
+            Step(self.sums.step, own_share(batch.rows), logits.detach(), batch.own.targets, loss.detach(), norm)
+        )
+        self.schedule.step()
+        last, every = self.sums.step == self.steps, 1 if self.device.type == "cpu" else STEPS_PER_LOOK
+        if last or self.sums.step % every == 0:
+            self._look(lr, float(loss.detach()) * self.processes)
+            self.pause()
+
+    def _look(self, lr: float, loss: float) -> None:
+        """Check the steps since the last look; show and log the running figures, as this process sees them."""
+        steps, self.unchecked = self.unchecked, []
+        check_steps(steps, self.epoch, self.task.windows, self.run)
+        seen = min(self.sums.step * self.settings.BATCH_SIZE, len(self.task.split.train))
+        running = [self.processes * float(value) / seen for value in (self.sums.loss_sum, self.sums.right)]
+        self.bar.update(self.shown, completed=self.sums.step, loss=running[0], accuracy=running[1])
+        if self.tracker and self.sums.step % STEPS_PER_LOOK == 0 and self.sums.step < self.steps:
+            done = len(self.history) * self.steps + self.sums.step
+            self.tracker.log({"step/lr": lr, "step/loss": loss}, done, spare=True)
+
+    def end_epoch(self, validated: dict) -> dict:
+        """Add the row of history, and keep the weights where they are the best so far; returns the row."""
+        check_weights(self.model, self.where)
+        seen = len(self.task.split.train)
+        loss, right = sum_over_processes(float(self.sums.loss_sum), float(self.sums.right))
+        row = {"epoch": self.epoch, "lr": self.sums.lr_sum / self.steps}
+        row |= {"train_loss": loss / seen, "train_accuracy": right / seen, **validated}
+        seconds = self.sums.seconds + time.perf_counter() - self.ended
+        row |= {"seconds": seconds, "weights": self.model.config.weights}
+        self.history.append(row)
+        self.sums = EpochSums()
+        logger.info(epoch_line(row, self.epochs))
+        if self.tracker:
+            self.tracker.log({f"epoch/{name}": value for name, value in row.items()}, len(self.history) * self.steps)
+        if self.run and epochs_since_best(self.history) == 0:
+            self.checkpoints.keep_best()
+        if self.run and is_main_process():
+            table = pd.DataFrame(self.history)
+            replace_file(self.run / "history.csv", lambda path: table.to_csv(path, index=False))
+        return row
+
+    # ---- between two steps
+
+    def is_over(self, epochs: int) -> bool:
+        """Whether `epochs` are done, or PATIENCE epochs brought no lower loss."""
+        if len(self.history) >= epochs:
+            return True
+        patience = self.settings.PATIENCE
+        if epochs_since_best(self.history) < patience:
+            return False
+        logger.info(f"no better epoch in {patience}: stopping early")
+        return True
+
+    def pause(self) -> None:
+        """Write a checkpoint if one is due, and raise KeyboardInterrupt if a signal asked for an end."""
+        due = self.run is not None and is_main_process() and self.checkpoints.due()
+        stop, due = on_any_process(bool(self.asked)), on_any_process(due)
+        if self.run and (stop or due):
+            check_weights(self.model, self.where)
+            self._write_checkpoint()
+        if stop:
+            raise KeyboardInterrupt
+
+    def finish(self, fresh: bool) -> None:
+        """The last checkpoint, which needs no weights and moments; `fresh`: something was trained."""
+        if self.run and (fresh or has_state(self.run / "last")):  # killed with all epochs done
+            self._write_checkpoint(ended=True)
+            self._log_speed()
+        if self.tracker:
+            self.tracker.end_part(len(self.history) * self.steps)
+
+    def _write_checkpoint(self, ended: bool = False) -> None:
+        loss_sum, right = sum_over_processes(float(self.sums.loss_sum), float(self.sums.right))
+        self.checkpoints.write(self.history, replace(self.sums, loss_sum=loss_sum, right=right), ended)
+        self.accelerator.wait_for_everyone()
+
+    def resume(self, epochs: int) -> bool:
+        """Go on from the run's checkpoint, if it has one; returns whether it has. Raises EMGError."""
+        if not (self.run and has_progress(self.run / "last")):
+            return False
+        with readable(self.run / "last") as last:
+            validated = bool(len(self.task.split.validation))
+            self.history, self.sums = read_progress(last, self.epochs, self.steps, validated)
+            ended = len(self.history) >= epochs or epochs_since_best(self.history) >= self.settings.PATIENCE
+            if not ended or has_state(last):
+                load_state(self.model, self.optimizer, last)
+                self._set_schedule(len(self.history) * self.steps + self.sums.step)
+        if not is_main_process():
+            self.sums.loss_sum = self.sums.right = 0.0  # the main process has the sums of all
+        logger.info(f"going on after epoch {len(self.history)}, step {self.sums.step} of {last}")
+        return True
+
+    def _set_schedule(self, steps: int) -> None:
+        """The learning rates after so many steps."""
+        factors = zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
+        rates = [base * factor(steps) for base, factor in factors]
+        self.schedule.load_state_dict(self.schedule.state_dict() | {"last_epoch": steps, "_last_lr": rates})
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    def keep_best(self) -> str:
+        """Write the best model so far; returns where it is, as the end of a sentence."""
+        if not self.run:
+            return ""
+        if not self.history:
+            return "; no epoch was finished, so there is no model yet"
+        self.checkpoints.write_best()
+        return f"; the best model so far, of epoch {best_epoch(self.history) + 1}, is in {self.run / 'best_model'}"
+
+    def _log_speed(self) -> None:
+        """Of this process's time, what did not go into steps; the checkpoint at the end included."""
+        if not self.trained:
+            return
+        whole, written = time.perf_counter() - self.began, self.checkpoints
+        logger.info(
+            f"{self.trained / self.spent['steps']:.0f} windows/s; {self.spent['data'] / whole:.1%} of the time went "
+            f"into waiting for data, {written.seconds / whole:.1%} into {written.count} checkpoints"
+        )
+
+
+def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
+    """Trained parameters: matrices with decay; norms, biases, positions and filters without."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decays = {name for name, p in trained if p.ndim == 2 and not name.endswith(("wpe.weight", "filters"))}
+    return [
+        {"params": [p for name, p in trained if name in decays], "weight_decay": weight_decay},
+        {"params": [p for name, p in trained if name not in decays], "weight_decay": 0.0},
+    ]

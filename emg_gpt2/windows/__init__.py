@@ -1,0 +1,1 @@
+"""Windows of recordings: the parquet file, how it is made and read."""
