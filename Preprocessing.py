@@ -8,8 +8,10 @@ written, 3 written but some recordings were skipped, 130 interrupted.
 
 if __name__ == "__main__":  # before the imports, which take seconds
     from emg_gpt2.base.interrupts import start_script
+    from emg_gpt2.settings import PreprocessingSettings, check_command_line
 
     start_script()
+    check_command_line("Preprocessing.py", PreprocessingSettings)
 
 import os
 import sys
@@ -23,12 +25,11 @@ from filelock import FileLock, Timeout
 from joblib import delayed
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from emg_gpt2.base.errors import EMGError
+from emg_gpt2.base.errors import EMGError, exit_status
 from emg_gpt2.base.files import remove_lock
-from emg_gpt2.base.interrupts import working
+from emg_gpt2.base.log import progress, start_log
 from emg_gpt2.raw.putemg import find_recordings
 from emg_gpt2.settings import PreprocessingSettings, Settings, read_settings
 from emg_gpt2.windows.cut import Layout, class_names
@@ -37,20 +38,16 @@ from emg_gpt2.windows.workers import open_workers
 
 
 def main() -> int:
-    sys.stdout.reconfigure(errors="replace")  # a Windows code page lacks − and ≤
-    sys.stderr.reconfigure(errors="replace")
-    try:
-        console = Console(highlight=False)
-        with working():
-            settings = read_settings(PreprocessingSettings)
-            results = preprocess(find_recordings(settings.RAW), settings, console)
-            print_table(results, settings, console)
-    except EMGError as error:
-        print(f"Preprocessing.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Preprocessing.py: interrupted; run the same command again to go on from here", file=sys.stderr)
-        return 130
+    return exit_status("Preprocessing.py", start, again="run the same command again to go on from here")
+
+
+def start() -> int:
+    """Preprocess the recordings that the command line names, and print the table; returns the exit status."""
+    console = Console(highlight=False)
+    start_log(console)
+    settings = read_settings(PreprocessingSettings)
+    results = preprocess(find_recordings(settings.RAW), settings, console)
+    print_table(results, settings, console)
     return 3 if any(result.problem for result in results) else 0
 
 
@@ -63,7 +60,7 @@ def preprocess(paths: list[Path], settings: Settings, console: Console) -> list[
     output = Path(os.path.realpath(settings.DATA_LOCATION))
     if any(path.resolve() == output for path in paths):
         raise EMGError(f"{settings.DATA_LOCATION}: the output would replace a recording; set another DATA_LOCATION")
-    with _explained(settings), _workshop(output, settings) as workshop, _progress(len(paths), console) as count:
+    with _explained(settings), _workshop(output, settings) as workshop, _counter(len(paths)) as count:
         results, layout = _make_parts(paths, finished_parts(output, settings), workshop, count)
         results = _without_twins(paths, results)
         parts = [result.part for result in results if result.part]
@@ -155,10 +152,9 @@ def _remove(files: Iterable[Path]) -> None:
 
 
 @contextmanager
-def _progress(total: int, console: Console) -> Iterator[Callable[[Result], Result]]:
-    """Counts each result that goes through it, on a terminal."""
-    columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+def _counter(total: int) -> Iterator[Callable[[Result], Result]]:
+    """Counts each result that goes through it, in a progress bar."""
+    with progress() as bar:
         task = bar.add_task("recordings", total=total)
 
         def count(result: Result) -> Result:

@@ -65,7 +65,7 @@ def simulate(folder: Path, console: Console) -> Path:
     """A recording of putEMG's full size: 24 channels, 341 s."""
     console.print("simulating a full-size recording")
     what = ["--subjects", "03", "--sessions", "1", "--trajectories", "repeats_long"]
-    command = [sys.executable, "-m", "tools.simulate", folder / "raw", *what]
+    command = [sys.executable, "-m", "emg_gpt2", "simulate", folder / "raw", *what]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return next((folder / "raw").iterdir())
 

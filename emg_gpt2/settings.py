@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from emg_gpt2.base.command_line import SettingsParser, closest, flag, program
 from emg_gpt2.base.constants import read_constants
 from emg_gpt2.base.errors import EMGError, exit_status
+from emg_gpt2.base.interrupts import importing
 
 ABOUT = """Every setting in these groups is also a constant of ENV.py and an environment variable: --num-epochs,
 NUM_EPOCHS, EMG_NUM_EPOCHS. A flag goes before the variable, and that before ENV.py."""
@@ -343,7 +344,9 @@ def read_settings(model: type[AnySettings] = Settings, argv: list[str] | None = 
 
 def check_command_line(script: str, model: type[Settings] = Settings) -> None:
     """Answer --help and end a wrong command line with a sentence, before the imports, which take seconds."""
-    if status := exit_status(script, lambda: read_settings(model) and None):
+    with importing():  # so that a signal afterwards still finds nothing begun
+        status = exit_status(script, lambda: read_settings(model) and None)
+    if status:
         sys.exit(status)
 
 

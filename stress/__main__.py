@@ -87,7 +87,7 @@ def stress(args: argparse.Namespace, console: Console) -> int:
 
 def rows_of(name: str) -> Callable[[bool, Path, int, Say], Iterator[Row]]:
     """The function `rows` of a programme: (nightly, a folder of its own, seed, say) → one row after the other."""
-    return importlib.import_module(f"tools.stress.{name}").rows
+    return importlib.import_module(f"stress.{name}").rows
 
 
 def say_with(console: Console, name: str) -> Say:

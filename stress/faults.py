@@ -1,7 +1,7 @@
 """What happens to the pipeline when it is killed, when its disk is full, and when its files change under its hands.
 
 Kills come at random moments of the work itself: the scripts start as forks of a process that has their imports behind
-it (tools.stress.scripts). A chain of starts, each killed, goes on until one comes to its end; then all that is on disk
+it (stress.scripts). A chain of starts, each killed, goes on until one comes to its end; then all that is on disk
 must be what an undisturbed run leaves, and nothing else. After a SIGKILL before its first checkpoint a run cannot be
 resumed, so its folder is removed, as a user would.
 """

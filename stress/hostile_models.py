@@ -46,7 +46,7 @@ ODD = (  # values that no key expects
     *([], {}, [[]], [0] * 5000, {"a": {}}, "x" * 50_000, "\x1b[2J", "<script>planted()</script>", "\u202ex", ["a", 1]),
 )
 
-VICTIM = [sys.executable, "-m", "tools.stress.victim"]
+VICTIM = [sys.executable, "-m", "stress.victim"]
 
 Change = Callable[[Path], None]
 Say = Callable[[str], None]

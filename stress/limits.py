@@ -1,6 +1,6 @@
 """What holds however many runs begin at once and however much data there is: own folders, whole results, memory.
 
-The scripts start as in tools.stress.scripts.
+The scripts start as in stress.scripts.
 """
 
 import random

@@ -79,7 +79,7 @@ def server() -> multiprocessing.context.BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         raise EMGError("this system cannot fork a process; try it on Linux or macOS")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tools.stress.imported"])
+    context.set_forkserver_preload(["stress.imported"])
     return context
 
 

@@ -189,7 +189,17 @@ def downloads(folder: Path, nightly: bool) -> Row:
 def download(folder: Path, answers: dict[str, Answer], status: int) -> str:
     place = folder / "inside" / "raw"
     with serving(answers) as address:
-        command = [sys.executable, "-m", "tools.download", str(place), "--retries", "0", "--download-url", address]
+        command = [
+            sys.executable,
+            "-m",
+            "emg_gpt2",
+            "download",
+            str(place),
+            "--retries",
+            "0",
+            "--download-url",
+            address,
+        ]
         own = {name: value for name, value in os.environ.items() if not name.startswith("EMG_")}
         open_way = own | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
         done = subprocess.run(command, cwd=ROOT, env=open_way, capture_output=True, text=True, timeout=300)

@@ -1,6 +1,6 @@
 """A process that does what it is asked to hostile files, in bounded memory, and says how each ended.
 
-    python -m tools.stress.victim MEGABYTES
+    python -m stress.victim MEGABYTES
 
 Reads a line [what, path, more paths …] at a time and answers with a line [end, seconds, megabytes], where `end` is
 "refused", "right", or a sentence.

@@ -52,7 +52,7 @@ def raw_folder(tmp_path_factory) -> Path:
     """Two people, two days, three trajectories: 8 channels at 1 kHz, one repetition per block, HDF5."""
     folder = tmp_path_factory.mktemp("raw")
     small = ["--repetitions", "2", "--channels", "8", "--sampling-rate", "1000"]
-    done = run("-m", "tools.simulate", folder, "--subjects", "03", "04", "--sessions", "2", *small)
+    done = run("-m", "emg_gpt2", "simulate", folder, "--subjects", "03", "04", "--sessions", "2", *small)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -171,6 +171,6 @@ def tiny_raw(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     small = ["--subjects", "3", "--sessions", "1", "--trajectories", "sequential", "--repetitions", "1"]
     small += ["--channels", "3", "--sampling-rate", "500", "--format", "both"]
-    done = run("-m", "tools.simulate", folder, *small)
+    done = run("-m", "emg_gpt2", "simulate", folder, *small)
     assert done.returncode == 0, done.stderr
     return folder

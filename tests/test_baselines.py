@@ -48,7 +48,7 @@ def finished(flags, tmp_path_factory):
 @pytest.fixture(scope="module")
 def added(finished) -> tuple:
     """The run's folder with baselines, and what the tool said."""
-    return finished, run("-m", "tools.baselines", "--add-to", finished)
+    return finished, run("-m", "emg_gpt2", "baselines", "--add-to", finished)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from EMG_utils import new_model, session_references
 
 
 def test_preprocessing_is_measured_by_stage_and_as_a_whole(tiny_raw, tmp_path):
-    done = run("-m", "tools.benchmark", "preprocess", tiny_raw / f"{STEM}.hdf5", "--runs", "1")
+    done = run("-m", "benchmarks", "preprocess", tiny_raw / f"{STEM}.hdf5", "--runs", "1")
     assert done.returncode == 0, done.stderr
     one, eight, *_ = json.loads(done.stdout)["preprocess"]
     assert (one["recordings"], eight["recordings"]) == (1, 8)
@@ -46,7 +46,7 @@ def test_preprocessing_is_measured_by_stage_and_as_a_whole(tiny_raw, tmp_path):
 
 def test_storage_is_measured_in_size_speed_and_error(tiny_raw, windows_file):
     """Rounding to steps of s leaves an error of s/√12 RMS; float16 keeps 11 bits, so less than 2⁻¹¹ of the value."""
-    done = run("-m", "tools.benchmark", "storage", tiny_raw / f"{STEM}.hdf5", "--runs", "1")
+    done = run("-m", "benchmarks", "storage", tiny_raw / f"{STEM}.hdf5", "--runs", "1")
     assert done.returncode == 0, done.stderr
     rows = {(r["values"], r["encoding"], r["codec"]): r for r in json.loads(done.stdout)["storage"]}
     errors = {values: row["error_rms_counts"] for (values, _, _), row in rows.items()}
@@ -113,7 +113,7 @@ def trained(small_file) -> dict:
     """What `train` measured, with raw patches as tokens, and the seconds that the command took."""
     began = time.perf_counter()
     small = ["--batch-sizes", "16", "--batch-size", "16", "--steps", "4", "--rounds", "2", "--tokens", "raw"]
-    done = run("-m", "tools.benchmark", "train", "--data-location", small_file, "--model-name", COMPACT, *small)
+    done = run("-m", "benchmarks", "train", "--data-location", small_file, "--model-name", COMPACT, *small)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)["train"] | {"said": done.stderr, "wall_s": time.perf_counter() - began}
 
@@ -195,7 +195,7 @@ def test_flops_are_those_counted_by_hand(trained):
 
 def test_prediction_is_measured_by_batch_size(small_file, tiny_gpt2):
     small = ["--batch-sizes", "8", "--predictions", "100", "--blocks-to-try", "2", "--precision", "fp32"]
-    done = run("-m", "tools.benchmark", "predict", "--data-location", small_file, "--model-name", tiny_gpt2, *small)
+    done = run("-m", "benchmarks", "predict", "--data-location", small_file, "--model-name", tiny_gpt2, *small)
     assert done.returncode == 0, done.stderr
     measured = json.loads(done.stdout)
     assert measured["threads"] == 1
@@ -247,7 +247,7 @@ def test_data_that_are_not_there_are_one_sentence(tmp_path, capsys):
 
 
 def test_an_interrupted_measurement_ends_at_once(small_file, tiny_gpt2):
-    command = [sys.executable, "-m", "tools.benchmark", "predict", "--predictions", "10000000", "--precision", "fp32"]
+    command = [sys.executable, "-m", "benchmarks", "predict", "--predictions", "10000000", "--precision", "fp32"]
     command += ["--data-location", small_file, "--model-name", tiny_gpt2]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **streams)

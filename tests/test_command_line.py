@@ -18,7 +18,7 @@ from emg_gpt2.commands.evaluate import EvaluationSettings
 from emg_gpt2.settings import PreprocessingSettings, Settings, read_settings
 from EMG_utils import time_to_go
 
-SCRIPTS = [["main.py"], ["Preprocessing.py"], ["-m", "tools.evaluate"], ["-m", "tools.simulate"]]
+SCRIPTS = [["main.py"], ["Preprocessing.py"], ["-m", "emg_gpt2", "evaluate"], ["-m", "emg_gpt2", "simulate"]]
 SECTIONS = ["data", "preprocessing", "download", "split", "model", "training", "validation loop", "results"]
 ESCAPES = re.compile(r"[\x1b\r]")
 on_posix = pytest.mark.skipif(os.name != "posix", reason="pseudo terminals and signals as POSIX has them")
@@ -177,7 +177,7 @@ def test_a_tool_whose_reader_goes_away_leaves_no_traceback(tmp_path):
     read, write = os.pipe()
     os.close(read)
     small = ["--repetitions", "1", "--channels", "2", "--sampling-rate", "500", "--trajectories", "sequential"]
-    command = [sys.executable, "-m", "tools.simulate", tmp_path, *small]
+    command = [sys.executable, "-m", "emg_gpt2", "simulate", tmp_path, *small]
     done = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120)
     os.close(write)
     assert (done.returncode, done.stderr) == (1, "")

@@ -140,7 +140,9 @@ def sums(server: Server, folder: str = "Data-HDF5") -> None:
 
 
 def fetch(server: Server, folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess:
-    return run("-m", "tools.download", folder, "--download-url", server.folder_url, *options, **LOCAL, **environment)
+    return run(
+        "-m", "emg_gpt2", "download", folder, "--download-url", server.folder_url, *options, **LOCAL, **environment
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -155,7 +157,7 @@ def test_both_styles_fetch_the_recordings_of_the_people_asked_for(server, tmp_pa
     sums(server)
     url = {"query": server.query_url, "folder": server.folder_url}[style]
     folder = tmp_path / "new" / "[b]raw"  # square brackets mean something to rich
-    done = run("-m", "tools.download", "--ids", "03", "--format", "hdf5", folder, EMG_DOWNLOAD_URL=url, **LOCAL)
+    done = run("-m", "emg_gpt2", "download", "--ids", "03", "--format", "hdf5", folder, EMG_DOWNLOAD_URL=url, **LOCAL)
     assert done.returncode == 0, done.stderr
     files = {f"{stem}.hdf5": server.files[f"Data-HDF5/{stem}.hdf5"] for stem in [LONG, STEM]}
     assert contents(folder) == files
@@ -279,7 +281,7 @@ def test_a_list_that_breaks_off_is_asked_for_again(server, tmp_path):
     ],
 )
 def test_bad_arguments_and_addresses_are_one_sentence(tmp_path, options, sentence):
-    done = run("-m", "tools.download", tmp_path / "raw", "--retries", "0", *options, **LOCAL)
+    done = run("-m", "emg_gpt2", "download", tmp_path / "raw", "--retries", "0", *options, **LOCAL)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("download: ")
     assert sentence in done.stderr
@@ -288,10 +290,10 @@ def test_bad_arguments_and_addresses_are_one_sentence(tmp_path, options, sentenc
 
 
 def test_a_wrong_setting_and_a_missing_folder_are_one_sentence(tmp_path):
-    done = run("-m", "tools.download", tmp_path, EMG_DOWNLOAD_ADDRESS="http://127.0.0.1:9/")
+    done = run("-m", "emg_gpt2", "download", tmp_path, EMG_DOWNLOAD_ADDRESS="http://127.0.0.1:9/")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "did you mean EMG_DOWNLOAD_URL?" in done.stderr
-    done = run("-m", "tools.download")
+    done = run("-m", "emg_gpt2", "download")
     assert (done.returncode, done.stderr) == (
         1,
         "download: the following arguments are required: DIR; --help lists the flags\n",
@@ -450,7 +452,7 @@ def test_a_kill_in_the_middle_leaves_a_part_that_is_completed(server, file, tmp_
     server.faults[file] = [stuck(21 * 8192)]
     sums(server)
     part = tmp_path / f"{STEM}.hdf5.part"
-    command = [sys.executable, "-m", "tools.download", str(tmp_path), "--download-url", server.folder_url]
+    command = [sys.executable, "-m", "emg_gpt2", "download", str(tmp_path), "--download-url", server.folder_url]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env=os.environ | LOCAL) as process:
         wait_for(lambda: part.exists() and part.stat().st_size >= 10 * 16_384)
         process.kill()
@@ -466,7 +468,7 @@ def test_a_kill_in_the_middle_leaves_a_part_that_is_completed(server, file, tmp_
 def test_ctrl_c_says_what_is_kept(server, file, tmp_path):
     server.files[file] = MAGIC + bytes(400_000)
     server.faults[file] = [stuck(100_000)]
-    command = [sys.executable, "-m", "tools.download", str(tmp_path), "--download-url", server.folder_url]
+    command = [sys.executable, "-m", "emg_gpt2", "download", str(tmp_path), "--download-url", server.folder_url]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=ROOT, env=os.environ | LOCAL, **pipes) as process:
         wait_for(lambda: any(path.stat().st_size == 6 * 16_384 for path in tmp_path.iterdir()))
@@ -614,7 +616,7 @@ def test_a_terminal_shows_the_transfer(server, file, tmp_path):
     server.files[file] = MAGIC + bytes(400_000)
     server.faults[file] = [slow]
     ours, theirs = pytest.importorskip("pty").openpty()
-    command = [sys.executable, "-m", "tools.download", str(tmp_path), "--download-url", server.folder_url]
+    command = [sys.executable, "-m", "emg_gpt2", "download", str(tmp_path), "--download-url", server.folder_url]
     environment = os.environ | LOCAL | {"TERM": "xterm", "COLUMNS": "120"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=theirs, stdin=theirs) as process:
         os.close(theirs)

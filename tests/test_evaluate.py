@@ -67,7 +67,7 @@ def read(folder: Path) -> dict:
 def evaluated(small_file, tiny_gpt2, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     """Both trajectory folds with two seeds, two epochs each."""
     out = tmp_path_factory.mktemp("evaluated")
-    done = run("-m", "tools.evaluate", *flags(small_file, tiny_gpt2, out, "--seeds", "0,1", epochs=2))
+    done = run("-m", "emg_gpt2", "evaluate", *flags(small_file, tiny_gpt2, out, "--seeds", "0,1", epochs=2))
     assert done.returncode == 0, done.stderr
     return out, done
 
@@ -132,7 +132,7 @@ def test_results_are_printed_and_written(evaluated):
 
 def stop(arguments: list[str], path: Path, number: int) -> tuple[int, str]:
     """Send tools.evaluate the signal `number` as soon as `path` is there; returns its status and stderr."""
-    command = [sys.executable, "-m", "tools.evaluate", *arguments]
+    command = [sys.executable, "-m", "emg_gpt2", "evaluate", *arguments]
     variables = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, cwd=ROOT, env=variables, **streams)
@@ -157,7 +157,7 @@ def test_the_same_command_goes_on_and_leaves_what_is_finished(evaluated, small_f
     assert status == -signal.SIGKILL
     second = snapshot(runs / "fold0-seed1")
 
-    done = run("-m", "tools.evaluate", *arguments)
+    done = run("-m", "emg_gpt2", "evaluate", *arguments)
     assert done.returncode == 0, done.stderr
     assert (snapshot(runs / "fold0-seed0"), snapshot(runs / "fold0-seed1")) == (first, second)
     for name in ("fold0-seed1", "fold1-seed0"):

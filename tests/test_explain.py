@@ -95,7 +95,7 @@ def planted_run(planted_file, tiny_gpt2, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def explained(planted_run) -> tuple:
-    done = run("-m", "tools.explain", planted_run, "--part", "test")
+    done = run("-m", "emg_gpt2", "explain", planted_run, "--part", "test")
     assert done.returncode == 0, done.stderr
     return json.loads((planted_run / "explain" / "explain.json").read_text(encoding="utf-8")), done
 

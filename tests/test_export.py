@@ -226,7 +226,7 @@ def trained(small_file, tiny_gpt2, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(trained):
-    done = run("-m", "tools.export", trained, "--format", "onnx", "--out", trained / "files")
+    done = run("-m", "emg_gpt2", "export", trained, "--format", "onnx", "--out", trained / "files")
     assert done.returncode == 0, done.stderr
     return done
 

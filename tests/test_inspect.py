@@ -71,7 +71,7 @@ def test_a_flat_stretch_of_two_seconds_is_named_and_drawn(tmp_path):
     emg = noise()
     emg[2999:5001, 4] = [1, *[7] * 2000, 1]
     write_raw(raw_table(emg, rest_then_fist()), tmp_path / f"{STEM}.hdf5")
-    done = run("-m", "tools.inspect", tmp_path, "--out", tmp_path / "out")
+    done = run("-m", "emg_gpt2", "inspect", tmp_path, "--out", tmp_path / "out")
     picture = tmp_path / "out" / f"{STEM}.png"
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
@@ -414,7 +414,7 @@ def test_ctrl_c_ends_with_130(capsys, monkeypatch, tmp_path, tiny_raw):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGPIPE")
 def test_a_pipe_that_is_closed_early_leaves_no_traceback(tmp_path, tiny_raw):
-    words = [sys.executable, "-m", "tools.inspect", str(tiny_raw), "--out", str(tmp_path)]
+    words = [sys.executable, "-m", "emg_gpt2", "inspect", str(tiny_raw), "--out", str(tmp_path)]
     done = subprocess.run(f"{shlex.join(words)} | head -n 1", shell=True, cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == (f"{STEM}\n", "")
 

@@ -61,7 +61,7 @@ def personalised(trained, turned, tmp_path_factory) -> tuple:
     """The folder, and what the tool said; three repetitions, so that they are of two recordings."""
     out = tmp_path_factory.mktemp("out") / "deep" / "er"
     arguments = [trained / "best_model", turned, "--subject", "03", "--repetitions", "3", "--out", out]
-    done = run("-m", "tools.personalise", *arguments)
+    done = run("-m", "emg_gpt2", "personalise", *arguments)
     assert done.returncode == 0, done.stderr
     return out, done
 

@@ -34,7 +34,7 @@ MODULES = [
     "EMG_report",
 ]
 MODULES += ["main", "tools.simulate", "tools.download", "tools.inspect", "tools.benchmark"]
-MODULES += ["tools.predict", "tools.stream", "tools.export", "tools.explain", "tools.report", "tools.stress.__main__"]
+MODULES += ["tools.predict", "tools.stream", "tools.export", "tools.explain", "tools.report", "stress.__main__"]
 SCRIPTS = ("main.py", "Preprocessing.py")
 
 # A legal value of every setting that is not its default: as it is written, and as it is read.
@@ -227,7 +227,7 @@ def test_preprocessing_refuses_a_wrong_value():
 
 
 def test_preprocessing_asks_for_a_recording():
-    with pytest.raises(EMGError, match="name at least one file or folder"):
+    with pytest.raises(EMGError, match="nothing was given for RAW"):
         read_settings(PreprocessingSettings, [])
 
 

@@ -262,7 +262,7 @@ def test_pickles_and_missing_models_are_refused_in_a_sentence(shared):
 def test_personalise_takes_a_model_from_the_hub_and_its_card_says_so(shared, online, small_file, tmp_path):
     out = tmp_path / "out"
     flags = ["--subject", "03", "--session", "2018-06-14", "--repetitions", "2", "--out", out]
-    done = run("-m", "tools.personalise", "somebody/emg", small_file, *flags, **online)
+    done = run("-m", "emg_gpt2", "personalise", "somebody/emg", small_file, *flags, **online)
     assert done.returncode == 0, done.stderr
     found = json.loads((out / "personalise.json").read_text(encoding="utf-8"))
     (after,) = [one for one in found["figures"] if one["kind"] == "after"]

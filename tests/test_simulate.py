@@ -81,7 +81,7 @@ def test_stronger_gestures_than_idle(tiny_raw):
 
 
 def test_the_last_line_says_that_it_is_simulated(tmp_path):
-    done = run("-m", "tools.simulate", tmp_path / "new" / "folder", *SMALL)
+    done = run("-m", "emg_gpt2", "simulate", tmp_path / "new" / "folder", *SMALL)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0].startswith(STEM)
@@ -114,7 +114,7 @@ def test_a_bad_argument_is_named_in_one_sentence(wrong, named, tmp_path, capsys)
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence():
-    done = run("-m", "tools.simulate", "/dev/null/out", *SMALL)
+    done = run("-m", "emg_gpt2", "simulate", "/dev/null/out", *SMALL)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("simulate: /dev/null/out: ")
     assert done.stderr.count("\n") == 1

@@ -56,7 +56,7 @@ def begin(*argv: str | Path, **options) -> subprocess.Popen:
     """tools.stream as a user would start it."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("EMG_")}
     environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tools.stream", *map(str, argv)]
+    command = [sys.executable, "-m", "emg_gpt2", "stream", *map(str, argv)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes | options)
 

@@ -51,7 +51,7 @@ def test_what_is_lost_is_said_and_is_status_1(tried):
 
 
 def test_a_programme_that_there_is_not_is_one_sentence(tmp_path):
-    done = run("-m", "tools.stress", "fuz", "--out", tmp_path / "out")
+    done = run("-m", "stress", "fuz", "--out", tmp_path / "out")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("stress: argument PROGRAMME: fuz is none of hostile, hostile_models, fuzz")
     assert not (tmp_path / "out").exists()

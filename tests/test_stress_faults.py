@@ -1,4 +1,4 @@
-"""tools.stress.faults: nothing is lost, as often as was asked for; and what would lose something is found."""
+"""stress.faults: nothing is lost, as often as was asked for; and what would lose something is found."""
 
 import random
 import signal

@@ -1,4 +1,4 @@
-"""tools.stress hostile and fuzz: nothing is lost; and a reader that does lose something is found out."""
+"""stress hostile and fuzz: nothing is lost; and a reader that does lose something is found out."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""tools.stress.limits: the limits hold; and what would break one is found."""
+"""stress.limits: the limits hold; and what would break one is found."""
 
 import sys
 

@@ -81,6 +81,6 @@ def test_what_is_lost_is_told(inputs, tmp_path):
 
 def test_the_command_prints_the_table(tmp_path, monkeypatch, capsys):
     kept = {family: cases[:1] for family, cases in FAMILIES.items() if family == "short windows"}
-    monkeypatch.setattr("tools.stress.numbers.FAMILIES", kept)
+    monkeypatch.setattr("stress.numbers.FAMILIES", kept)
     assert main(["numbers", "--out", str(tmp_path)]) == 0
     assert "| numbers | short windows | 1 | 1 | 0 | 0 |" in (tmp_path / "stress.md").read_text()

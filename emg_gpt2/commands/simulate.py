@@ -32,8 +32,9 @@ from scipy.fft import irfft, next_fast_len, rfftfreq
 from scipy.signal import butter, lfilter, sosfilt
 from tables.exceptions import HDF5ExtError
 
-from emg_gpt2.base.command_line import Parser, between, progress, with_status
-from emg_gpt2.base.errors import EMGError
+from emg_gpt2.base.command_line import Parser, between
+from emg_gpt2.base.errors import EMGError, exit_status
+from emg_gpt2.base.log import progress, start_log
 
 GROUP = "data"
 
@@ -360,7 +361,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Write every recording that the command line asks for; returns the exit status."""
     kept = "the recordings named so far are complete"
-    return with_status("simulate", lambda: write_all(parse(argv), Console(highlight=False)), kept)
+    return exit_status("simulate", lambda: write_all(parse(argv), Console(highlight=False)), kept)
 
 
 def write_all(args: argparse.Namespace, console: Console) -> None:
@@ -369,7 +370,8 @@ def write_all(args: argparse.Namespace, console: Console) -> None:
     say = partial(console.print, soft_wrap=True, markup=False)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        with progress(console) as bar:
+        start_log(console)
+        with progress() as bar:
             for subject, session, trajectory in bar.track(wanted, description="recordings"):
                 say(write_one(args, subject, session, trajectory))
     except (OSError, HDF5ExtError) as error:
