@@ -16,9 +16,9 @@ from sklearn.preprocessing import StandardScaler
 
 from EMG_DATA_LOADER import Split, split_windows
 from emg_gpt2.base.errors import EMGError
-from emg_gpt2.commands import baselines
-from emg_gpt2.commands.baselines import CLASSIFIERS, SCALINGS, channel_deviation, evaluate_baselines, scaled_features
 from emg_gpt2.settings import Settings
+from emg_gpt2.study import baselines
+from emg_gpt2.study.baselines import CLASSIFIERS, SCALINGS, channel_deviation, evaluate_baselines, scaled_features
 from emg_gpt2.study.features import FEATURE_SETS, compute_features
 from emg_gpt2.windows.reading import WindowSet, load_windows
 
