@@ -5,10 +5,17 @@ from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 PACKAGE = "emg_gpt2"  # the name above all loggers of the project
-
 
 _console: Console | None = None  # of the log, for the progress bars
 
@@ -25,7 +32,7 @@ def start_log(console: Console, file: Path | None = None) -> None:
         handlers.append(logging.FileHandler(file, encoding="utf-8"))
         handlers[1].setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=handlers, force=True)
-    logging.raiseExceptions = False  # a full disk is said once, by the command, not for each line of the log
+    logging.raiseExceptions = False  # a full disk is reported once, by the command, not for each line of the log
     logging.getLogger(PACKAGE).setLevel(logging.INFO)
 
 
@@ -46,18 +53,20 @@ class _ConsoleHandler(logging.Handler):
         self.console.print(self.format(record), soft_wrap=True, markup=False)
 
 
-def progress(*fields: str) -> Progress:
+def progress(*fields: str, in_bytes: bool = False) -> Progress:
     """A progress bar: description, what is done, `fields`, the time left; only where the log goes to a terminal.
 
-    `fields` are columns of text in rich's notation, such as `loss {task.fields[loss]:.3f}`.
+    `fields` are columns of text in rich's notation, such as `loss {task.fields[loss]:.3f}`; `in_bytes`: what is done
+    are bytes, shown with their rate.
     """
     texts = [TextColumn(field) for field in fields]
     description = TextColumn("{task.description}", markup=False)
-    columns = [description, BarColumn(), MofNCompleteColumn(), *texts, TimeRemainingColumn()]
+    done = [DownloadColumn(), TransferSpeedColumn()] if in_bytes else [MofNCompleteColumn()]
+    columns = [description, BarColumn(), *done, *texts, TimeRemainingColumn()]
     shown = _console is not None and _console.is_terminal
     return Progress(*columns, console=_console, transient=True, disable=not shown)
 
 
 def time_to_go(seconds: float, done: int, left: int) -> str:
-    """Return `, about 0:02:30 to go` from the seconds that what is done took; nothing where nothing is done."""
+    """`, about 0:02:30 to go`, from the seconds that `done` of the steps took; empty where none is done."""
     return f", about {timedelta(seconds=round(seconds / done * left))} to go" if done else ""
