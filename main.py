@@ -27,11 +27,11 @@ from emg_gpt2.base.errors import EMGError, exit_status
 from emg_gpt2.model.build import load_model
 from emg_gpt2.results.finished import write_results
 from emg_gpt2.results.run import open_run, resumed_settings, write_settings, write_split
-from emg_gpt2.settings import Role, Settings, read_settings
+from emg_gpt2.settings import Settings, read_settings
 from emg_gpt2.training.device import is_main_process, join_processes
 from emg_gpt2.training.new_model import new_model
 from emg_gpt2.training.sweep import search
-from emg_gpt2.training.task import Task, fitted_task, load_task
+from emg_gpt2.training.task import Task, fitted_task, load_task, log_data
 from emg_gpt2.training.tracker import require_tracker, tracking
 from EMG_utils import evaluate, evaluate_linear_path, fit, refit
 
@@ -57,7 +57,7 @@ def start() -> None:
     require_tracker(settings)
     task = load_task(settings)
     with open_run(settings, Console(highlight=False, quiet=not is_main_process())) as run:
-        describe(task, settings)
+        log_data(task.windows, task.split, settings)
         write_settings(settings, run)
         write_split(task, run)
         experiment(task, settings, run)
@@ -81,26 +81,6 @@ def experiment(task: Task, settings: Settings, run: Path) -> None:
         tracker.begin_part("test/")
         tracker.log({name: test.metrics[name] for name in TRACKED}, 1)
         write_results(run, best, task, settings, history, again, test, linear)
-
-
-def describe(task: Task, settings: Settings) -> None:
-    """Log what the windows are, what was asked for and is not in the file, and how they were split."""
-    about, windows, split = task.windows.metadata, task.windows, task.split
-    logger.info(
-        f"{settings.DATA_LOCATION}: {len(windows.table)} windows of {about['window']} samples at "
-        f"{about['sampling_rate']:g} Hz, {len(about['channels'])} channels, {len(windows.classes)} classes"
-    )
-    if about["note"]:
-        logger.info(about["note"])
-    for name in sorted(settings.given & settings.with_role(Role.WINDOWS, Role.LABELS)):
-        logger.warning(f"{name} is the file's own; run Preprocessing.py to change it")
-    logger.info(split.description)
-    for part in ("validation", "test"):
-        absent = set(range(task.classes)) - set(windows.targets[getattr(split, part)])
-        if absent:
-            names = ", ".join(windows.class_names[index] for index in sorted(absent))
-            logger.warning(f"the {part} part has no window of {names}; balanced accuracy is over the other classes")
-    logger.info(f"{len(split.train)} windows to train, {len(split.validation)} to validate, {len(split.test)} to test")
 
 
 if __name__ == "__main__":

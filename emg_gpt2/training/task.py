@@ -1,5 +1,6 @@
 """What is to be learnt: windows, their split, and what each window is measured against."""
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,8 +8,10 @@ import torch
 
 from EMG_DATA_LOADER import Split, draw_rows, read_emg, reference_groups, rows_to_measure, split_windows
 from emg_gpt2.model.normalise import Reference, References, measure_reference
-from emg_gpt2.settings import Settings
+from emg_gpt2.settings import Role, Settings
 from emg_gpt2.windows.reading import WindowSet, load_windows
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,13 @@ def fitted_task(task: Task, settings: Settings) -> Task:
 
     Its test part is measured against the references of the part that the model was fitted to.
     """
-    return refit_task(task, settings) if settings.REFIT else task
+    split = fitted_split(task.split, settings)
+    return task if split is task.split else make_task(task.windows, split, settings)
+
+
+def fitted_split(split: Split, settings: Settings) -> Split:
+    """The split that a finished model was fitted to: with REFIT, training and validation part are one."""
+    return split.with_validation() if settings.REFIT else split
 
 
 def session_references(windows: WindowSet, split: Split, settings: Settings) -> References:
@@ -57,3 +66,23 @@ def session_references(windows: WindowSet, split: Split, settings: Settings) -> 
     rows = rows_to_measure(groups, split)
     each = [measure_reference(read_emg(windows, draw_rows(one, settings.SEED))) for one in rows]
     return References(Reference(*map(torch.cat, zip(*each, strict=True))), torch.from_numpy(groups))
+
+
+def log_data(windows: WindowSet, split: Split, settings: Settings) -> None:
+    """Log what the windows are, which settings of this command line they do not follow, and how they were split."""
+    about = windows.metadata
+    logger.info(
+        f"{settings.DATA_LOCATION}: {len(windows.table)} windows of {about['window']} samples at "
+        f"{about['sampling_rate']:g} Hz, {len(about['channels'])} channels, {len(windows.classes)} classes"
+    )
+    if about["note"]:
+        logger.info(about["note"])
+    for name in sorted(settings.given & settings.with_role(Role.WINDOWS, Role.LABELS)):
+        logger.warning(f"{name} is the file's own; run Preprocessing.py to change it")
+    logger.info(split.description)
+    for part in ("validation", "test"):
+        absent = set(range(len(windows.classes))) - set(windows.targets[getattr(split, part)])
+        if absent:
+            names = ", ".join(windows.class_names[index] for index in sorted(absent))
+            logger.warning(f"the {part} part has no window of {names}; balanced accuracy is over the other classes")
+    logger.info(f"{len(split.train)} windows to train, {len(split.validation)} to validate, {len(split.test)} to test")
