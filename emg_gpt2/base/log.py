@@ -1,6 +1,8 @@
 """The log of a command, its progress bar, and the time that is left."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,10 +29,7 @@ def start_log(console: Console, file: Path | None = None) -> None:
     """
     global _console
     _console = console
-    handlers = [_ConsoleHandler(console)]
-    if file:
-        handlers.append(logging.FileHandler(file, encoding="utf-8"))
-        handlers[1].setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    handlers = [_ConsoleHandler(console), *([_file_handler(file)] if file else [])]
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=handlers, force=True)
     logging.raiseExceptions = False  # a full disk is reported once, by the command, not for each line of the log
     logging.getLogger(PACKAGE).setLevel(logging.INFO)
@@ -40,6 +39,24 @@ def close_log() -> None:
     """Close log files: Windows deletes no folder with an open file."""
     for handler in logging.getLogger().handlers:
         handler.close()
+
+
+@contextmanager
+def also_logged_to(file: Path) -> Iterator[None]:
+    """Send the log to `file` too, with the time."""
+    root, handler = logging.getLogger(), _file_handler(file)
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+def _file_handler(file: Path) -> logging.Handler:
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    return handler
 
 
 class _ConsoleHandler(logging.Handler):

@@ -26,11 +26,11 @@ def run(given: EvaluationSettings) -> int:
         from rich.console import Console
 
         from emg_gpt2.base.log import start_log
-        from emg_gpt2.study.evaluation import evaluate
+        from emg_gpt2.study.evaluation import evaluate_folds
         from emg_gpt2.study.people import print_evaluation
     log = Console(stderr=True, highlight=False)
     start_log(log)
-    found, out = evaluate(given, log)
+    found, out = evaluate_folds(given, log)
     print_evaluation(found, Console(highlight=False))
     print(f"\n{out}: evaluation.json, evaluation.png, per_subject.csv, confusion_matrix.png, runs/")
     return 3 if found["failed"] else 0

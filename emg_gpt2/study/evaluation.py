@@ -20,7 +20,7 @@ from emg_gpt2.study.folds import Fold, folds_of, reported_figures
 from emg_gpt2.study.options import EVALUATED, EvaluationSettings, settings_of_main
 from emg_gpt2.study.people import results_over_people, write_evaluation
 from emg_gpt2.study.protocols import LEAKY, PROTOCOLS
-from emg_gpt2.study.runs import Run, carry_out, check_identity, identity, is_finished, locked, train_and_test
+from emg_gpt2.study.runs import Run, carry_out, check_identity, finished, identity, is_finished, locked, train_and_test
 from emg_gpt2.training.task import fitted_split, make_task
 from emg_gpt2.training.tracker import require_tracker
 from emg_gpt2.windows.reading import WindowSet, load_windows
@@ -36,7 +36,7 @@ class FoldRun(Run):
     seed: int
 
 
-def evaluate(given: EvaluationSettings, console: Console) -> tuple[dict, Path]:
+def evaluate_folds(given: EvaluationSettings, console: Console) -> tuple[dict, Path]:
     """Data → folds → one run per fold and seed → figures over people, and the folder that holds them.
 
     console: of the log. Raises EMGError, also where no run could be finished.
@@ -52,10 +52,10 @@ def evaluate(given: EvaluationSettings, console: Console) -> tuple[dict, Path]:
     with locked(out):
         check_identity(out, identity(settings, windows, EVALUATED) | {"PROTOCOL": given.PROTOCOL})
         failed = carry_out(runs, partial(finish, windows=windows, console=console), console)
-        finished = [run for run in runs if run.name not in failed]
+        done = finished(runs, failed)
         if given.BASELINES:
-            failed |= add_baselines(finished, windows)
-        folders = {(run.fold.name, run.seed): run.folder for run in finished}
+            failed |= add_baselines(done, windows)
+        folders = {(run.fold.name, run.seed): run.folder for run in done}
         found = results_over_people(folders, facts | {"failed": failed})
         write_evaluation(found, out)
     return found, out

@@ -34,8 +34,6 @@ from EMG_utils import evaluate, evaluate_linear_path, fit, refit
 
 logger = logging.getLogger(__name__)
 
-FILES = ("metrics.json", "predictions.parquet", "report.html")  # of a finished run; the report is written last
-
 
 @dataclass(frozen=True)
 class Run:
@@ -47,6 +45,11 @@ class Run:
     @property
     def name(self) -> str:
         return self.folder.name
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What it has written when it is finished; the report is written last."""
+        return ("metrics.json", "predictions.parquet", "report.html")
 
 
 AnyRun = TypeVar("AnyRun", bound=Run)
@@ -101,9 +104,9 @@ def checksum(windows: WindowSet) -> str:
 
 
 def carry_out(runs: list[AnyRun], finish: Callable[[AnyRun], bool], console: Console) -> dict[str, str]:
-    """Finish every run; returns run → why it failed. Raises EMGError where all failed.
+    """Finish every run; returns run → why it failed.
 
-    finish: trains and tests a run, and says whether there was anything left to do.
+    finish: trains and tests a run, and returns whether anything was left to do.
 
     The runs take turns in this process: the windows, up to many GB, are read once, and Ctrl-C reaches the run that is
     under way.
@@ -125,14 +128,19 @@ def carry_out(runs: list[AnyRun], finish: Callable[[AnyRun], bool], console: Con
         if run.name in failed:
             logger.warning(f"{run.name} failed: {failed[run.name]}")
         gc.collect()  # the optimiser and its model refer to each other
-    if len(failed) == len(runs):
-        raise EMGError(f"no run was finished, the first one because: {next(iter(failed.values()))}")
     return failed
+
+
+def finished(runs: list[AnyRun], failed: dict[str, str]) -> list[AnyRun]:
+    """The runs that did not fail. Raises EMGError where there are none."""
+    if done := [run for run in runs if run.name not in failed]:
+        return done
+    raise EMGError(f"no run was finished, the first one because: {next(iter(failed.values()))}")
 
 
 def is_finished(run: Run, windows: WindowSet, split: Split) -> bool:
     """Whether the results of the run are complete. Raises EMGError where they are those of another split."""
-    if not all((run.folder / name).is_file() for name in FILES):
+    if not all((run.folder / name).is_file() for name in run.files):
         return False
     if not is_split_of(run.folder, windows, split):
         raise EMGError(f"{run.folder}: the run is of another split; remove it, or name another --out")
