@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Column
 
 PACKAGE = "emg_gpt2"  # the name above all loggers of the project
 
@@ -76,12 +77,13 @@ def progress(*fields: str, in_bytes: bool = False) -> Progress:
     `fields` are columns of text in rich's notation, such as `loss {task.fields[loss]:.3f}`; `in_bytes`: what is done
     are bytes, shown with their rate.
     """
-    texts = [TextColumn(field) for field in fields]
-    description = TextColumn("{task.description}", markup=False)
-    done = [DownloadColumn(), TransferSpeedColumn()] if in_bytes else [MofNCompleteColumn()]
-    columns = [description, BarColumn(), *done, *texts, TimeRemainingColumn()]
+    whole = {"table_column": Column(no_wrap=True)}  # in a narrow terminal the description gives way
+    description = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1))
+    kinds = [DownloadColumn, TransferSpeedColumn] if in_bytes else [MofNCompleteColumn]
+    numbers = [kind(**whole) for kind in kinds] + [TextColumn(field, **whole) for field in fields]
+    columns = [description, BarColumn(20), *numbers, TimeRemainingColumn(**whole)]
     shown = _console is not None and _console.is_terminal
-    return Progress(*columns, console=_console, transient=True, disable=not shown)
+    return Progress(*columns, console=_console, transient=True, disable=not shown, expand=True)
 
 
 def time_to_go(seconds: float, done: int, left: int) -> str:
