@@ -91,7 +91,7 @@ def evaluate_baselines(windows: WindowSet, split: Split, seed: int = 0) -> list[
     has them. kNN and SVM train on at most 20,000 windows, drawn with `seed` per recording and gesture.
     Raises EMGError where no channel has a signal.
     """
-    results, few, began = [], draw_windows(windows, split.train, seed), time.monotonic()
+    results, few, began = [], sample_windows(windows, split.train, seed), time.monotonic()
     every = len(SCALINGS) * len(FEATURE_SETS) * len(CLASSIFIERS)
     for scaling, words in SCALINGS.items():
         features = scaled_features(windows, split, scaling)
@@ -109,7 +109,7 @@ def evaluate_baselines(windows: WindowSet, split: Split, seed: int = 0) -> list[
     return results
 
 
-def draw_windows(windows: WindowSet, train: np.ndarray, seed: int) -> np.ndarray:
+def sample_windows(windows: WindowSet, train: np.ndarray, seed: int) -> np.ndarray:
     """Which of the training windows the slow classifiers get: all, or a share of each recording and gesture."""
     everything = np.arange(len(train))
     if len(train) <= FEW_WINDOWS:

@@ -25,7 +25,7 @@ from emg_gpt2.study.occlusion import (
     Effects,
     Importance,
     Part,
-    choose,
+    choose_windows,
     filter_use,
     importance_of,
     measure_effects,
@@ -61,7 +61,7 @@ def explain_run(args: Namespace) -> None:
     windows, split = load_split(settings, args.run)
     make_folder(args.out)
     task = make_task(windows, fitted_split(split, settings), settings)
-    chosen, parts = choose_windows(args, windows, split, settings), parts_of(model.config)
+    chosen, parts = chosen_windows(args, windows, split, settings), parts_of(model.config)
     logger.info(f"{len(chosen.rows)} windows of the {args.part} part, {len(parts)} parts of each to replace")
     effects = effects_of(model, task, chosen, parts)
     bank = read_filters(model, filter_use(model, task, chosen, effects)) if "power" in model.tokenisers else None
@@ -85,12 +85,12 @@ def settings_of(run: Path, data_location: Path | None) -> Settings:
         raise EMGError(f"{run}: there is no run; name a folder under runs") from None
 
 
-def choose_windows(args: Namespace, windows: WindowSet, split: Split, settings: Settings) -> Chosen:
+def chosen_windows(args: Namespace, windows: WindowSet, split: Split, settings: Settings) -> Chosen:
     """Windows of the part that is asked for, and their donors. Raises EMGError where no window has a donor."""
     if args.part == "validation" and settings.REFIT:
         logger.warning("the model was trained on the validation part too (REFIT): it knows these windows")
     try:
-        return choose(windows, getattr(split, args.part), settings.SEED)
+        return choose_windows(windows, getattr(split, args.part), settings.SEED)
     except EMGError as error:
         raise EMGError(f"--part {args.part}: {error}; choose another --part") from None
 

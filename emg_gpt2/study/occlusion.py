@@ -87,7 +87,7 @@ def _rings(config: EMGConfig) -> list[Part]:
 
 
 def _bands(config: EMGConfig) -> list[Part]:
-    """Bands of the whole window's spectrum, as far as they hold a frequency of it."""
+    """Bands of the whole window's spectrum; one that holds none of its frequencies is left out."""
     frequencies = np.fft.rfftfreq(config.window, 1 / config.sampling_rate)
     edges = [edge for edge in BAND_EDGES_HZ if edge < config.sampling_rate / 2] + [config.sampling_rate / 2]
     band = np.searchsorted(edges[1:-1], frequencies, side="right")  # of each frequency
@@ -150,7 +150,7 @@ class Chosen(NamedTuple):
     any: np.ndarray
 
 
-def choose(windows: WindowSet, rows: np.ndarray, seed: int) -> Chosen:
+def choose_windows(windows: WindowSet, rows: np.ndarray, seed: int) -> Chosen:
     """Windows to explain and their donors, out of `rows`. Raises EMGError where no window has a donor."""
     rng = np.random.default_rng(seed)
     table = windows.table.iloc[rows].assign(row=rows)
@@ -160,8 +160,8 @@ def choose(windows: WindowSet, rows: np.ndarray, seed: int) -> Chosen:
     if table.empty:
         raise EMGError("no gesture has two repetitions on a day of this part, so none can take the other's place")
     pools = {day: _pools(one) for day, one in table.groupby(DAY)}
-    chosen = _draw_evenly(table, rng)
-    draws = [[_draw_donors(chosen, pools, rng, same) for _ in range(DRAWS)] for same in (True, False)]
+    chosen = _sample_evenly(table, rng)
+    draws = [[_sample_donors(chosen, pools, rng, same) for _ in range(DRAWS)] for same in (True, False)]
     return Chosen(np.array(chosen["row"]), *map(np.stack, draws))
 
 
@@ -170,15 +170,15 @@ def _pools(day: pd.DataFrame) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     return {label: (one["row"].to_numpy(), one["number"].to_numpy()) for label, one in day.groupby("TRAJ_GT")}
 
 
-def _draw_evenly(table: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+def _sample_evenly(table: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
     """The same number from every day and gesture, or all that there are."""
     groups = table.groupby([*DAY, "TRAJ_GT"])
     each = max(FEWEST_WINDOWS, WINDOWS // groups.ngroups)
-    drawn = [one.iloc[rng.permutation(len(one))[:each]] for _, one in groups]
-    return pd.concat(drawn).sort_values("row")
+    sampled = [one.iloc[rng.permutation(len(one))[:each]] for _, one in groups]
+    return pd.concat(sampled).sort_values("row")
 
 
-def _draw_donors(chosen: pd.DataFrame, pools: dict, rng: np.random.Generator, same: bool) -> np.ndarray:
+def _sample_donors(chosen: pd.DataFrame, pools: dict, rng: np.random.Generator, same: bool) -> np.ndarray:
     """(n,) rows of a donor for each window, from another repetition of its day."""
     donors = []
     for row in chosen.itertuples():
@@ -264,8 +264,8 @@ def _untouched(model: EMGForSequenceClassification, task: Task, chosen: Chosen) 
 class Importance(NamedTuple):
     """Of every gesture and part: importance, its 95 % interval, and drop of the recall, each (K + 1, parts).
 
-    The last row is the mean over the gestures: there the drop is that of balanced accuracy. NaN: gesture not in this
-    part of the data, or no interval from a single repetition. replacement (parts,): what the replacement alone costs,
+    The last row is the mean over the gestures: there the drop is that of balanced accuracy. NaN where a gesture has no
+    window, or the interval would be over a single repetition. replacement (parts,): what the replacement alone costs,
     untouched − same.
     """
 
