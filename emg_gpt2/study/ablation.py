@@ -24,7 +24,7 @@ from emg_gpt2.study.runs import Run, carry_out, check_identity, finished, identi
 from emg_gpt2.study.shuffling import shuffle_patches
 from emg_gpt2.training.new_model import new_model
 from emg_gpt2.training.sweep import search
-from emg_gpt2.training.task import Task, fitted_split, fitted_task, make_task
+from emg_gpt2.training.task import Task, fitted_split, fitted_task, make_task, warn_of_ignored
 from emg_gpt2.training.tracker import require_tracker
 from emg_gpt2.windows.reading import WindowSet, load_windows
 from EMG_utils import draw_confusion_matrix, evaluate
@@ -58,6 +58,7 @@ def ablate(given: AblationSettings, console: Console) -> dict:
     if settings.BLOCKS == 0:
         raise EMGError("BLOCKS = 0: there is no language model to ask about; set BLOCKS to 1 or more")
     require_tracker(settings)
+    warn_of_ignored(given)
     windows = load_windows(settings)
     with locked(given.OUT):
         check_identity(given.OUT, identity(settings, windows, ABLATED) | identity_of_rates(given))

@@ -26,7 +26,7 @@ def compute_features(
     """Every feature of the windows `rows` of (n, T, C) `emg`, in the order of `rows`, (len(rows), C) each.
 
     The windows are multiplied by `scale` first, one number or one per row and channel. The thresholds are multiplied by
-    `count`, the size of an ADC count after that. With `reference`, WL and WAMP are the signed ones that putEMG released.
+    `count`, the size of an ADC count after that. With `reference`, WL and WAMP are the signed ones of putEMG's release.
     """
     scale = np.broadcast_to(scale, (len(rows), emg.shape[2])).astype(np.float64)
     pieces = np.array_split(np.arange(len(rows)), -(-len(rows) * emg[0].size // CHUNK_SAMPLES))

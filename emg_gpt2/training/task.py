@@ -69,7 +69,7 @@ def session_references(windows: WindowSet, split: Split, settings: Settings) -> 
 
 
 def log_data(windows: WindowSet, split: Split, settings: Settings) -> None:
-    """Log what the windows are, which settings of this command line they do not follow, and how they were split."""
+    """Log what the windows are, which given settings cannot change them, and how they were split."""
     about = windows.metadata
     logger.info(
         f"{settings.DATA_LOCATION}: {len(windows.table)} windows of {about['window']} samples at "
@@ -77,8 +77,7 @@ def log_data(windows: WindowSet, split: Split, settings: Settings) -> None:
     )
     if about["note"]:
         logger.info(about["note"])
-    for name in sorted(settings.given & settings.with_role(Role.WINDOWS, Role.LABELS)):
-        logger.warning(f"{name} is the file's own; run Preprocessing.py to change it")
+    warn_of_ignored(settings)
     logger.info(split.description)
     for part in ("validation", "test"):
         absent = set(range(len(windows.classes))) - set(windows.targets[getattr(split, part)])
@@ -86,3 +85,9 @@ def log_data(windows: WindowSet, split: Split, settings: Settings) -> None:
             names = ", ".join(windows.class_names[index] for index in sorted(absent))
             logger.warning(f"the {part} part has no window of {names}; balanced accuracy is over the other classes")
     logger.info(f"{len(split.train)} windows to train, {len(split.validation)} to validate, {len(split.test)} to test")
+
+
+def warn_of_ignored(settings: Settings) -> None:
+    """Log the settings that were given and only change windows when Preprocessing.py cuts them."""
+    for name in sorted(settings.given & settings.with_role(Role.WINDOWS, Role.LABELS)):
+        logger.warning(f"{name} is the file's own; run Preprocessing.py to change it")
