@@ -46,5 +46,5 @@ def test_encodings(tmp_path):
     path.write_text('A = "−1 … ≤"\n', encoding="utf-8-sig")
     assert read_constants(path) == {"A": "−1 … ≤"}
     path.write_text("A = 1\n", encoding="utf-16")
-    with pytest.raises(EMGError, match="ENV.py: the file cannot be read"):
+    with pytest.raises(EMGError, match=r"ENV\.py: the file cannot be read"):
         read_constants(path)
