@@ -35,9 +35,9 @@ from emg_gpt2.base.command_line import flag
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import make_folder, recover_folder, remove_lock, replace_file, write_json
 from emg_gpt2.base.interrupts import working
-from emg_gpt2.commands.baselines import evaluate_baselines
 from emg_gpt2.results.run import open_run, resumed_settings
 from emg_gpt2.settings import Settings, read_settings
+from emg_gpt2.study.baselines import evaluate_baselines
 from emg_gpt2.study.people import print_results, summarise, write_results
 from emg_gpt2.study.protocols import LEAKY, PROTOCOLS, Fold, folds_of, reported_figures
 from emg_gpt2.windows.reading import WindowSet, load_windows

@@ -44,7 +44,6 @@ from EMG_DATA_LOADER import MIN_TRAINING_WINDOWS, Split, batches, read_emg, seco
 from emg_gpt2.base.command_line import Parser, between, with_status
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import make_folder, replace_folder, write_json
-from emg_gpt2.commands.baselines import KEPT, scaled_features, score
 from emg_gpt2.model.build import load_model
 from emg_gpt2.model.card import Facts, count_part, data_licence, model_card
 from emg_gpt2.model.model import EMGForSequenceClassification
@@ -52,6 +51,7 @@ from emg_gpt2.model.normalise import measure_reference
 from emg_gpt2.results.figures import BLUE, GREY, ORANGE, plt
 from emg_gpt2.results.run import save_card, save_weights, trained_recordings
 from emg_gpt2.settings import Settings, read_settings
+from emg_gpt2.study.baselines import KEPT, scaled_features, score
 from emg_gpt2.study.features import FEATURE_SETS
 from emg_gpt2.windows.cut import RATE_TOLERANCE
 from emg_gpt2.windows.reading import WindowSet, load_windows
