@@ -1,4 +1,4 @@
-"""What is to be learnt: windows, their split, and what each window is measured against."""
+"""A task: windows, their split, and the reference that each window is measured against."""
 
 import logging
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from EMG_DATA_LOADER import Split, draw_rows, read_emg, reference_groups, rows_to_measure, split_windows
+from emg_gpt2.base.command_line import as_written
 from emg_gpt2.model.normalise import Reference, References, measure_reference
 from emg_gpt2.settings import Role, Settings
 from emg_gpt2.windows.reading import WindowSet, load_windows
@@ -35,7 +36,7 @@ def load_task(settings: Settings) -> Task:
 
 
 def make_task(windows: WindowSet, split: Split, settings: Settings) -> Task:
-    """Measure the references of a split."""
+    """A task whose references are measured on this split."""
     return Task(windows, split, session_references(windows, split, settings))
 
 
@@ -47,7 +48,7 @@ def refit_task(task: Task, settings: Settings) -> Task:
 def fitted_task(task: Task, settings: Settings) -> Task:
     """The task that a finished model was fitted to: with REFIT, that of the second training.
 
-    Its test part is measured against the references of the part that the model was fitted to.
+    With SCALE = "training" its test windows are measured against the training part of that task.
     """
     split = fitted_split(task.split, settings)
     return task if split is task.split else make_task(task.windows, split, settings)
@@ -68,8 +69,11 @@ def session_references(windows: WindowSet, split: Split, settings: Settings) -> 
     return References(Reference(*map(torch.cat, zip(*each, strict=True))), torch.from_numpy(groups))
 
 
+# ---- log --------------------------------------------------------------------------------------------------------
+
+
 def log_data(windows: WindowSet, split: Split, settings: Settings) -> None:
-    """Log what the windows are, which given settings cannot change them, and how they were split."""
+    """Log windows and split, settings that differ from the windows file, and gestures that a part lacks."""
     about = windows.metadata
     logger.info(
         f"{settings.DATA_LOCATION}: {len(windows.table)} windows of {about['window']} samples at "
@@ -77,7 +81,7 @@ def log_data(windows: WindowSet, split: Split, settings: Settings) -> None:
     )
     if about["note"]:
         logger.info(about["note"])
-    warn_of_ignored(settings)
+    warn_of_other_windows(about["settings"], settings)
     logger.info(split.description)
     for part in ("validation", "test"):
         absent = set(range(len(windows.classes))) - set(windows.targets[getattr(split, part)])
@@ -87,7 +91,19 @@ def log_data(windows: WindowSet, split: Split, settings: Settings) -> None:
     logger.info(f"{len(split.train)} windows to train, {len(split.validation)} to validate, {len(split.test)} to test")
 
 
-def warn_of_ignored(settings: Settings) -> None:
-    """Log the settings that were given and only change windows when Preprocessing.py cuts them."""
-    for name in sorted(settings.given & settings.with_role(Role.WINDOWS, Role.LABELS)):
+def warn_of_other_windows(made_with: dict, settings: Settings) -> None:
+    """Warn of settings that differ from those that the windows were `made_with`.
+
+    Each flag or variable of this run has its own sentence; the values of ENV.py have one together.
+    """
+    wanted = settings.model_dump(mode="json")
+    others = [name for name, value in made_with.items() if wanted.get(name, value) != value]
+    for name in [one for one in others if one in settings.given]:
+        file, asked = as_written(made_with[name]), as_written(wanted[name])
+        logger.warning(f"{name} is {file} in the file, not {asked}; run Preprocessing.py to change it")
+    for name in sorted(settings.given & settings.with_role(Role.LABELS)):
         logger.warning(f"{name} is the file's own; run Preprocessing.py to change it")
+    if rest := [f"{name} {as_written(made_with[name])}" for name in others if name not in settings.given]:
+        logger.warning(
+            f"the windows were made with {', '.join(rest)}, not as ENV.py has it; Preprocessing.py makes others"
+        )
