@@ -19,6 +19,7 @@ lint: .venv/tested
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
+docs: export NO_MKDOCS_2_WARNING = 1
 docs: .venv/tested  # the site, in site/
 	$(BIN)/mkdocs build --quiet --strict
 
