@@ -117,7 +117,7 @@ def check(words: list[str]) -> None:
 
 
 def check_command(command: str = "--help", *arguments: str) -> None:
-    if command not in ("COMMAND", "--help", "--version"):
+    if command not in ("COMMAND", "NAME", "--help", "--version"):
         assert command in commands()
         check_flags(f"emg_gpt2.commands.{command}", arguments)
 
@@ -129,9 +129,11 @@ def check_flags(module: str, arguments: list[str]) -> None:
 @cache
 def flags(module: str) -> set[str]:
     """All flags that --help of a command lists."""
-    with redirect_stdout(io.StringIO()) as said, pytest.raises(SystemExit):
+    said = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    with redirect_stdout(said), pytest.raises(SystemExit):
         importlib.import_module(module).main(["--help"])
-    return set(FLAG.findall(said.getvalue()))
+    said.seek(0)
+    return set(FLAG.findall(said.read()))
 
 
 def check_words(text: str) -> None:

@@ -106,7 +106,7 @@ def test_the_pins_are_those_that_the_package_asks_for():
 def test_in_an_empty_environment_the_command_predicts_with_the_example_model(wheel, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     programs = tmp_path / "venv" / ("Scripts" if sys.platform == "win32" else "bin")
-    pip(programs / "python", ["install", "--quiet", "-c", ROOT / "constraints.txt", wheel], tmp_path)
+    pip(programs / "python", ["install", "--quiet", "--no-compile", "-c", ROOT / "constraints.txt", wheel], tmp_path)
     shutil.copytree(ROOT / "best_model", tmp_path / "best_model")
 
     def call(*command: str) -> str:
