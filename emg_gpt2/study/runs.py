@@ -25,6 +25,7 @@ from emg_gpt2.results.finished import write_results
 from emg_gpt2.results.run import is_split_of, open_run, resumed_settings, write_settings, write_split
 from emg_gpt2.settings import Role, Settings
 from emg_gpt2.study.people import METRICS
+from emg_gpt2.training.history import Histories
 from emg_gpt2.training.new_model import new_model
 from emg_gpt2.training.sweep import search
 from emg_gpt2.training.task import Task, fitted_task, log_data
@@ -152,22 +153,23 @@ def train_and_test(run: Run, task: Task, console: Console) -> None:
     settings = settings_to_go_on(run)
     with open_run(settings, console) as folder:
         log_data(task.windows, task.split, settings)
-        write_settings(settings, folder)
         write_split(task, folder)
+        write_settings(settings, folder)
         if settings.SWEEP and not (folder / "last").exists():
             settings = search(task, settings, folder)
             write_settings(settings, folder)
         with tracking(settings, folder) as tracker:
             model = new_model(task, settings)
             logger.info(f"{settings.MODEL_NAME}, {model.config.weights} weights: {model.num_parameters():,} parameters")
-            linear = evaluate_linear_path(model, task)
+            linear_path = evaluate_linear_path(model, task)
             history = fit(model, task, settings, folder, tracker=tracker)
-            again = refit(task, settings, history, folder, tracker) if settings.REFIT else []
+            fitted = fitted_task(task, settings)
+            second = refit(fitted, settings, history, folder, tracker) if settings.REFIT else []
             best = load_model(folder / "best_model")
-            test = evaluate(best, fitted_task(task, settings), settings)
+            test = evaluate(best, fitted, settings)
             tracker.begin_part("test/")
             tracker.log({name: test.metrics[name] for name in METRICS}, 1)
-            write_results(folder, best, task, settings, history, again, test, linear)
+            write_results(folder, best, task, settings, Histories(history, second, linear_path), test)
 
 
 def settings_to_go_on(run: Run) -> Settings:
