@@ -21,8 +21,8 @@ from scipy.signal import (
 from threadpoolctl import threadpool_limits
 
 from emg_gpt2.base.errors import EMGError
-from emg_gpt2.raw.power_line import LINE_FREQUENCIES, span_of, subtract_lines
 
+LINE_FREQUENCIES = (30.0, 49.99, 60.0, 90.0, 150.0)  # Hz, power-line harmonics in the list of putEMG's scripts
 NOTCH_WIDTH = 1.0  # Hz at −3 dB, of the causal notches
 BAND_ORDER = 5
 PUTEMG_RATE = 5124.07211903  # Hz, hard-coded in the reference
@@ -92,6 +92,8 @@ def _filter_as_reference(emg: np.ndarray, time: np.ndarray, rate: float, section
     The reference leaves the lines in what follows the last whole span, and its backward pass carries them 0.1 s
     back into the span. The whole spans agree with it to the end; the tail is filtered apart, without its lines.
     """
+    from emg_gpt2.raw.power_line import span_of, subtract_lines  # other filters do without its private parts
+
     span = span_of(len(emg), rate)
     whole = len(emg) // span * span
     raw_tail = emg[whole:].copy()

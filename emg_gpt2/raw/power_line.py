@@ -1,13 +1,24 @@
-"""TODO emg_gpt2.raw.power_line."""
+"""Power-line harmonics, fitted and subtracted as the putEMG data set's own scripts do it (FILTER = "putemg").
+
+The reference minimises with SciPy's L-BFGS-B and stops before the optimum, so that its path matters. The path is
+repeated here by the compiled routine behind `scipy.optimize.minimize`, which has no public name. Where a SciPy lacks
+it, `minimize` itself takes its place, several times slower.
+"""
 
 import math
 from cmath import exp
 
 import numpy as np
-from scipy.optimize import _lbfgsb
+from scipy.optimize import minimize
 from scipy.special import factorial
 
-LINE_FREQUENCIES = (30.0, 49.99, 60.0, 90.0, 150.0)  # Hz, the reference's list
+from emg_gpt2.raw.filter import LINE_FREQUENCIES
+
+try:
+    from scipy.optimize._lbfgsb import setulb
+except ImportError:
+    setulb = None
+
 LINE_TOLERANCE = 0.01  # Hz, how far a fitted frequency may lie from its nominal value
 SPAN_S = 10.0  # s, over which amplitude, phase and frequency are taken as constant
 TAIL_S = 2.0  # s, the shortest piece that a sinusoid is fitted to at the end of a recording
@@ -137,11 +148,17 @@ class LineError:
 
 
 def search(error: LineError, start: list[float]) -> np.ndarray:
-    """Where `minimize(error, start, method="L-BFGS-B", options={"gtol": 1e-6})` ends with the frequency bounded.
+    """(3,) a, b, f where L-BFGS-B ends from `start`, with f bounded, as `minimize` would; a test compares the two."""
+    try:
+        return _search_compiled(error, start)
+    except TypeError:  # the routine is missing, or takes other arguments in this SciPy
+        low, high = start[2] - LINE_TOLERANCE, start[2] + LINE_TOLERANCE
+        bounds = [(None, None), (None, None), (low, high)]
+        return minimize(error, start, method="L-BFGS-B", jac=True, bounds=bounds, options={"gtol": 1e-6}).x
 
-    It is the same compiled routine, called as `minimize` calls it: the checks that `minimize` puts around it take
-    three times as long as the search. A test holds the two together.
-    """
+
+def _search_compiled(error: LineError, start: list[float]) -> np.ndarray:
+    """The same by the compiled routine alone: the checks that `minimize` puts around it take three times as long."""
     corrections, line_searches = 10, 20  # here and below, the defaults of `minimize`
     relative_reduction = 2.220446049250313e-09 / np.finfo(float).eps
     x, value, gradient = np.array(start), np.array(0.0), np.zeros(3)
@@ -151,7 +168,7 @@ def search(error: LineError, start: list[float]) -> np.ndarray:
     integers, task, search_task = (np.zeros(n, np.int32) for n in (9, 2, 2))
     state = np.zeros(4, np.int32), np.zeros(44, np.int32), np.zeros(29)
     while True:
-        _lbfgsb.setulb(
+        setulb(
             *(corrections, x, low, high, bounded, value, gradient, relative_reduction, 1e-6),
             *(floats, integers, task, *state, line_searches, search_task),
         )
