@@ -28,12 +28,13 @@ from safetensors.torch import load_file
 from test_main import flags, history, one_sentence, read, start
 from torch._dynamo.utils import counters
 
-from EMG_DATA_LOADER import Feed, Split, cut_rows, split_windows
+from EMG_DATA_LOADER import Split, cut_rows, split_windows
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.model.build import load_model
 from emg_gpt2.model.normalise import log_covariance
 from emg_gpt2.settings import Settings
 from emg_gpt2.training.trainer import CHECKPOINT_SHARE, GUESSED_RATE, NotFiniteError, Trainer, refit
+from emg_gpt2.windows.feed import Feed
 from emg_gpt2.windows.reading import load_windows
 from EMG_utils import new_model, session_references
 

@@ -7,13 +7,14 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from EMG_DATA_LOADER import EVALUATION_BATCH, Feed, cut_rows
+from EMG_DATA_LOADER import EVALUATION_BATCH, cut_rows
 from emg_gpt2.model import backbone
 from emg_gpt2.model.augment import Augmentation, Draws
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.model.normalise import Reference
 from emg_gpt2.settings import Settings
 from emg_gpt2.training.task import Task
+from emg_gpt2.windows.feed import Feed
 from emg_gpt2.windows.reading import empty_array
 
 

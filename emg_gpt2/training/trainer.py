@@ -18,7 +18,7 @@ import torch
 from rich.progress import Progress
 from transformers import get_cosine_schedule_with_warmup
 
-from EMG_DATA_LOADER import Batch, Feed, class_weights, cut_rows
+from EMG_DATA_LOADER import class_weights, cut_rows
 from emg_gpt2.base.files import replace_file
 from emg_gpt2.model.augment import Augmentation, Draws
 from emg_gpt2.model.backbone import POSITIONS
@@ -46,6 +46,7 @@ from emg_gpt2.training.finite import Step, check_steps, check_weights
 from emg_gpt2.training.history import EpochSums, best_epoch, epoch_line, epochs_since_best
 from emg_gpt2.training.task import Task
 from emg_gpt2.training.tracker import Tracker
+from emg_gpt2.windows.feed import Batch, Feed
 
 logger = logging.getLogger(__name__)
 
