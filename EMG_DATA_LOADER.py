@@ -39,9 +39,6 @@ EVALUATION_BATCH = 256  # windows; no gradients are kept, so it may be larger th
 STATISTICS_WINDOWS = 4_000  # enough for a standard deviation to two digits, and bounded for any file
 
 
-# ---- reading --------------------------------------------------------------------------------------------------
-
-
 # ---- splitting ------------------------------------------------------------------------------------------------
 
 
