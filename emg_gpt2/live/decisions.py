@@ -19,7 +19,8 @@ from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.model.normalise import Reference, measure_reference
 from emg_gpt2.raw.filter import CausalFilter
 from emg_gpt2.raw.resample import Resampler
-from emg_gpt2.windows.cut import COUNT_STEP, RATE_TOLERANCE, SETTINGS_KEPT
+from emg_gpt2.settings import Role, Settings
+from emg_gpt2.windows.cut import COUNT_STEP, RATE_TOLERANCE
 
 REJECTED = -1  # in place of a class index
 MEASURED_WINDOWS = 240  # of a session, at the most, make a running reference: a minute of windows of 250 ms
@@ -29,7 +30,7 @@ PRIOR_WINDOWS = 30  # as many windows of the session as count as much as the tra
 def load_for_decisions(source: Path | str) -> EMGForSequenceClassification:
     """A saved model on this process's device, which says how its windows were made; raises EMGError."""
     model = load_model(source)
-    if missing := sorted(set(SETTINGS_KEPT) - set(model.config.preprocessing)):
+    if missing := sorted(Settings.with_role(Role.WINDOWS) - set(model.config.preprocessing)):
         raise EMGError(f"{source}: the model does not say how its windows were made ({missing[0]}); train it anew")
     return model.to(PartialState().device)
 

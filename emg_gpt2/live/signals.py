@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from emg_gpt2.base.errors import EMGError
+from emg_gpt2.base.errors import EMGError, named
 from emg_gpt2.live.decisions import CausalPath, as_stored, check_rate
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.raw.filter import apply_filter
 from emg_gpt2.raw.putemg import RECORDING_NAME, read_recording
-from emg_gpt2.raw.recording import Recording, constant_channels, named
+from emg_gpt2.raw.recording import Recording, constant_channels
 from emg_gpt2.raw.resample import resample
 from emg_gpt2.windows.cut import check_size, unit_of
 

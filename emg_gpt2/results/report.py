@@ -25,8 +25,7 @@ from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import replace_file
 from emg_gpt2.base.text import in_short
 from emg_gpt2.results.plots import accuracy_curves, confusion_matrix, loss_curves, reliability
-from emg_gpt2.settings import Settings
-from emg_gpt2.windows.cut import SETTINGS_KEPT
+from emg_gpt2.settings import Role, Settings
 from emg_gpt2.windows.reading import WindowSet, open_windows
 
 NEEDED = ("accuracy", "balanced_accuracy", "macro_f1", "per_class", "per_subject", "confusion_matrix", "classes")
@@ -235,7 +234,7 @@ def changed_settings(run: FinishedRun) -> list[dict]:
 
 def used_settings(run: FinishedRun) -> dict:
     """The settings that made the run what it is, those of the preprocessing as the windows were made with them."""
-    others = {*SETTINGS_KEPT, *WITHOUT_EFFECT, *PLACES}
+    others = {*Settings.with_role(Role.WINDOWS), *WITHOUT_EFFECT, *PLACES}
     return {name: value for name, value in run.settings.items() if name not in others} | run.preprocessing
 
 
@@ -249,7 +248,7 @@ def command(run: FinishedRun) -> str:
     if not run.settings or belongs_to_tool(run.folder):
         return ""
     defaults = Settings.model_construct().model_dump(mode="json")
-    own = defaults.keys() - {*SETTINGS_KEPT, *WITHOUT_EFFECT, *PLACES}
+    own = defaults.keys() - {*Settings.with_role(Role.WINDOWS), *WITHOUT_EFFECT, *PLACES}
     changed = {name: value for name, value in run.settings.items() if name in own and value != defaults[name]}
     processes = run.metrics.get("processes", 1)
     start = ["python"] if processes == 1 else ["torchrun", "--nproc-per-node", str(processes)]
