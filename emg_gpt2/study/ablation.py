@@ -16,15 +16,15 @@ from emg_gpt2.base.files import make_folder, replace_file, write_json
 from emg_gpt2.base.log import also_logged_to
 from emg_gpt2.model.build import load_model
 from emg_gpt2.results.run import write_predictions, write_split
-from emg_gpt2.settings import Settings
+from emg_gpt2.settings import Settings, settings_of_main
 from emg_gpt2.study.arms import ARMS, Arm, arms_of
 from emg_gpt2.study.differences import SHUFFLED_TEST, read_figures, results_of_ablation, write_ablation
-from emg_gpt2.study.options import ABLATED, AblationSettings, settings_of_main
+from emg_gpt2.study.options import ABLATED, AblationSettings
 from emg_gpt2.study.runs import Run, carry_out, check_identity, finished, identity, is_finished, locked, train_and_test
 from emg_gpt2.study.shuffling import shuffle_patches
 from emg_gpt2.training.new_model import new_model
 from emg_gpt2.training.sweep import search
-from emg_gpt2.training.task import Task, fitted_split, fitted_task, make_task, warn_of_ignored
+from emg_gpt2.training.task import Task, fitted_split, fitted_task, make_task
 from emg_gpt2.training.tracker import require_tracker
 from emg_gpt2.windows.reading import WindowSet, load_windows
 from EMG_utils import draw_confusion_matrix, evaluate
@@ -58,7 +58,6 @@ def ablate(given: AblationSettings, console: Console) -> dict:
     if settings.BLOCKS == 0:
         raise EMGError("BLOCKS = 0: there is no language model to ask about; set BLOCKS to 1 or more")
     require_tracker(settings)
-    warn_of_ignored(given)
     windows = load_windows(settings)
     with locked(given.OUT):
         check_identity(given.OUT, identity(settings, windows, ABLATED) | identity_of_rates(given))
@@ -205,5 +204,5 @@ def evaluate_linear_arm(run: ArmRun, task: Task) -> None:
     write_split(task, run.folder)
     draw_confusion_matrix(metrics, run.arm.title, task.split.description, run.folder)
     replace_file(run.folder / "metrics.json", lambda new: write_json(new, metrics))
-    facts = {"split_description": task.split.description}
-    write_predictions(task.windows, task.split.test, probabilities, facts, run.folder)
+    origin = {"split": task.split.description}
+    write_predictions(task.windows, task.split.test, probabilities, origin, run.folder)

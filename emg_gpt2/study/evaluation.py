@@ -14,14 +14,14 @@ from rich.console import Console
 from EMG_DATA_LOADER import Split, split_windows
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import replace_file, write_json
-from emg_gpt2.settings import Settings
+from emg_gpt2.settings import Settings, settings_of_main
 from emg_gpt2.study.baselines import evaluate_baselines
 from emg_gpt2.study.folds import Fold, folds_of, reported_figures
-from emg_gpt2.study.options import EVALUATED, EvaluationSettings, settings_of_main
+from emg_gpt2.study.options import EVALUATED, EvaluationSettings
 from emg_gpt2.study.people import results_over_people, write_evaluation
 from emg_gpt2.study.protocols import LEAKY, PROTOCOLS
 from emg_gpt2.study.runs import Run, carry_out, check_identity, finished, identity, is_finished, locked, train_and_test
-from emg_gpt2.training.task import fitted_split, make_task, warn_of_ignored
+from emg_gpt2.training.task import fitted_split, make_task
 from emg_gpt2.training.tracker import require_tracker
 from emg_gpt2.windows.reading import WindowSet, load_windows
 
@@ -43,7 +43,6 @@ def evaluate_folds(given: EvaluationSettings, console: Console) -> tuple[dict, P
     """
     settings = settings_of_runs(given)
     require_tracker(settings)
-    warn_of_ignored(given)
     windows = load_windows(settings)
     folds, left_out = folds_of(windows.table, settings, given.PROTOCOL)
     out = given.OUT or Path("runs") / f"evaluate-{settings.SPLIT if given.PROTOCOL == 'none' else given.PROTOCOL}"

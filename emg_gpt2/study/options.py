@@ -8,8 +8,6 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from emg_gpt2.base.command_line import flag
-from emg_gpt2.base.errors import EMGError
 from emg_gpt2.settings import Role, Settings
 from emg_gpt2.study.protocols import PROTOCOLS
 
@@ -75,13 +73,3 @@ class BaselineSettings(Settings):
 
     OUT: Path = Path("baselines.json")
     """File of the results (JSON); with ADD_TO it lies in the run's folder."""
-
-
-def settings_of_main(given: Settings, own: set[str], by: str) -> Settings:
-    """The settings that main.py would have, those in `own` at their defaults: `by` sets them for every run.
-
-    Raises EMGError where a flag or variable sets one of them.
-    """
-    if refused := sorted(given.given & own):
-        raise EMGError(f"{by} sets {', '.join(refused)} itself; leave out {', '.join(map(flag, refused))}")
-    return Settings(**{name: getattr(given, name) for name in Settings.model_fields.keys() - own})

@@ -40,11 +40,6 @@ def make_task(windows: WindowSet, split: Split, settings: Settings) -> Task:
     return Task(windows, split, session_references(windows, split, settings))
 
 
-def refit_task(task: Task, settings: Settings) -> Task:
-    """The task of the second training: the validation part belongs to the training part."""
-    return make_task(task.windows, task.split.with_validation(), settings)
-
-
 def fitted_task(task: Task, settings: Settings) -> Task:
     """The task that a finished model was fitted to: with REFIT, that of the second training.
 
@@ -55,7 +50,7 @@ def fitted_task(task: Task, settings: Settings) -> Task:
 
 
 def fitted_split(split: Split, settings: Settings) -> Split:
-    """The split that a finished model was fitted to: with REFIT, training and validation part are one."""
+    """The split that a finished model was fitted to: with REFIT its training part holds the validation part too."""
     return split.with_validation() if settings.REFIT else split
 
 
@@ -70,6 +65,11 @@ def session_references(windows: WindowSet, split: Split, settings: Settings) -> 
 
 
 # ---- log --------------------------------------------------------------------------------------------------------
+
+
+def log_task(task: Task, settings: Settings) -> None:
+    """Log what `log_data` says of the task."""
+    log_data(task.windows, task.split, settings)
 
 
 def log_data(windows: WindowSet, split: Split, settings: Settings) -> None:
