@@ -24,7 +24,7 @@ docs: .venv/tested  # the site, in site/
 	$(BIN)/mkdocs build --quiet --strict
 
 wheel: .venv/tested  # in an empty environment, outside the checkout
-	$(BIN)/python -m pytest tests/test_package.py -m nightly
+	$(BIN)/python -m pytest tests/test_wheel.py -m nightly
 
 .venv/installed: requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'

@@ -70,11 +70,8 @@ def test_python_examples_import_public_names(page):
 
 
 def test_the_reference_shows_every_public_name():
-    shown = re.findall(r"^::: (\S+)$", (ROOT / "docs" / "reference.md").read_text(encoding="utf-8"), re.MULTILINE)
-    for name in shown:
-        module, _, member = name.rpartition(".")
-        assert getattr(importlib.import_module(module), member) is getattr(emg_gpt2, member)
-    assert {name.rpartition(".")[2] for name in shown} == set(emg_gpt2.__all__)
+    reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert {*re.findall(r"^::: emg_gpt2\.(\w+)$", reference, re.MULTILINE), "__version__"} == set(emg_gpt2.__all__)
 
 
 def test_the_example_of_the_example_model_runs(capsys, monkeypatch):
