@@ -21,6 +21,9 @@ ABOUT = """Every setting in these groups is also a constant of ENV.py and an env
 NUM_EPOCHS, EMG_NUM_EPOCHS. A flag goes before the variable, and that before ENV.py."""
 
 
+TokenKind = Literal["covariance", "power", "bands", "raw"]  # each has a class in model/tokens.py
+
+
 class Role(Enum):
     """What a setting changes; the value is the title of its group in --help and ENV.py."""
 
@@ -151,7 +154,7 @@ class Settings(BaseModel):
     LINEAR_PATH: Annotated[bool, Role.MODEL] = True
     """Add the logits of a linear classifier on log covariances, fitted in closed form, to the backbone's."""
 
-    TOKENS: Annotated[list[Literal["covariance", "power", "bands", "raw"]], Role.MODEL] = ["covariance", "power"]
+    TOKENS: Annotated[list[TokenKind], Role.MODEL] = ["covariance", "power"]
     """Tokens, kind after kind: log covariance of the window; per patch power of learned or fixed bands, or raw."""
 
     PATCH_MS: Annotated[float, Role.MODEL] = Field(50.0, gt=0)

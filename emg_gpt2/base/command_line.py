@@ -97,7 +97,8 @@ def program(command: str = "") -> str:
     script = Path(sys.argv[0])
     if not command:
         return f"python {script.name}"
-    return f"emg-gpt2 {command}" if script.stem == "emg-gpt2" else f"python -m emg_gpt2 {command}"
+    package = script.parent.name if script.name == "__main__.py" else "emg_gpt2"
+    return f"emg-gpt2 {command}" if script.stem == "emg-gpt2" else f"python -m {package} {command}"
 
 
 def flag(name: str) -> str:

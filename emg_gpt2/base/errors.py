@@ -2,13 +2,24 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from emg_gpt2.base.interrupts import working
 
 
 class EMGError(ValueError):
     """Something that the user can put right: one sentence that says what was found, where, and what to do."""
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Put the file's name before the message of any EMGError."""
+    try:
+        yield
+    except EMGError as error:
+        raise EMGError(f"{path}: {error}") from None
 
 
 def exit_status(

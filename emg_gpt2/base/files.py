@@ -13,6 +13,12 @@ from filelock import FileLock
 from emg_gpt2.base.errors import EMGError
 
 
+def check_is_file(path: Path) -> None:
+    """Raises EMGError for a folder, and for a pipe or device, whose reading might never end."""
+    if path.exists() and not path.is_file():
+        raise EMGError("this is a folder, a pipe or a device; name a file")
+
+
 def make_folder(folder: Path) -> None:
     """Make the folder where there is none; raises EMGError where it cannot be made or written to."""
     try:

@@ -7,9 +7,8 @@ import pandas as pd
 
 from EMG_DATA_LOADER import count_folds, held_count
 from emg_gpt2.base.errors import EMGError
-from emg_gpt2.commands.simulate import START
 from emg_gpt2.settings import Settings
-from emg_gpt2.study.protocols import PROTOCOLS
+from emg_gpt2.study.protocols import PROTOCOLS, START
 from emg_gpt2.windows.reading import WindowSet
 
 TABPFN_PEOPLE = ("08", "24", "34", "39")  # the test part of the TabPFN study; the other 40 people are its training part

@@ -6,6 +6,11 @@ heavy is imported here, because --help shows the protocols.
 
 from dataclasses import dataclass
 
+START = {  # of the recordings that are simulated: trajectory → its time of day, one that putEMG has
+    "repeats_long": "11-05-00-595",
+    "sequential": "11-10-52-120",
+    "repeats_short": "11-15-26-340",
+}
 LEAKY = " (LEAKY: neighbours of a test window are trained on)"
 
 
