@@ -39,9 +39,9 @@ from emg_gpt2.training.checkpoint import CHECKPOINT_SHARE, GUESSED_RATE, Checkpo
 from emg_gpt2.training.device import faster_precision
 from emg_gpt2.training.finite import NotFiniteError
 from emg_gpt2.training.new_model import new_model
-from emg_gpt2.training.task import Task, fitted_task, make_task
+from emg_gpt2.training.task import Task, fitted_task, load_task
 from emg_gpt2.training.trainer import Trainer
-from emg_gpt2.windows.reading import WindowSet, load_windows
+from emg_gpt2.windows.reading import load_windows
 from EMG_utils import fit, refit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -54,14 +54,13 @@ def settings(small_file: Path, tiny_gpt2: Path, **changes) -> Settings:
     return Settings(**few | {"BLOCKS": 1} | changes)
 
 
-@cache
-def windows_of(path: Path) -> WindowSet:
-    return load_windows(Settings(DATA_LOCATION=path))
-
-
 def task_of(chosen: Settings) -> Task:
-    windows = windows_of(chosen.DATA_LOCATION)
-    return make_task(windows, split_windows(windows, chosen), chosen)
+    return read_task(chosen.DATA_LOCATION, chosen.SAMPLING_RATIO)
+
+
+@cache
+def read_task(windows: Path, ratio: float) -> Task:
+    return load_task(Settings(DATA_LOCATION=windows, SAMPLING_RATIO=ratio))
 
 
 def fit_here(chosen: Settings, run: Path | None = None, task: Task | None = None, **options) -> Trainer:
