@@ -27,7 +27,7 @@ from sklearn.metrics import (
 )
 from torch.nn import functional as F  # noqa: N812
 
-from EMG_DATA_LOADER import EVALUATION_BATCH, Batch, Feed, cut_rows
+from EMG_DATA_LOADER import EVALUATION_BATCH, cut_rows
 from emg_gpt2 import __version__
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import remove_folder, replace_folder
@@ -51,6 +51,7 @@ from emg_gpt2.training.new_model import new_model
 from emg_gpt2.training.task import Task
 from emg_gpt2.training.tracker import Tracker
 from emg_gpt2.training.trainer import Trainer, TrainingBatch
+from emg_gpt2.windows.feed import Batch, Feed
 from emg_gpt2.windows.reading import WindowSet
 
 logger = logging.getLogger("emg_gpt2.EMG_utils")

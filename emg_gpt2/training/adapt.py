@@ -7,13 +7,14 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from EMG_DATA_LOADER import EVALUATION_BATCH, Feed, cut_rows
+from EMG_DATA_LOADER import EVALUATION_BATCH, cut_rows
+from emg_gpt2.model import backbone
 from emg_gpt2.model.augment import Augmentation, Draws
-from emg_gpt2.model.backbone import add_positions, run_blocks, run_upper
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.model.normalise import Reference
 from emg_gpt2.settings import Settings
 from emg_gpt2.training.task import Task
+from emg_gpt2.windows.feed import Feed
 from emg_gpt2.windows.reading import empty_array
 
 
@@ -23,21 +24,16 @@ def train_last(model: EMGForSequenceClassification, blocks: int, freeze: bool = 
     The recipe of GPT4TS (Zhou et al., NeurIPS 2023); with `freeze` nothing trains below them. The linear path never
     trains: it is fitted in closed form.
     """
-    lower = model.backbone.h[: frozen_blocks(model, blocks)]
     model.requires_grad_(True)
-    if freeze:
-        for part in (model.tokenisers, model.backbone.wpe, lower):
-            part.requires_grad_(False)
-    else:
-        for name, parameter in lower.named_parameters():
-            parameter.requires_grad = ".ln_" in name
+    backbone.freeze_lower(model.backbone, frozen_blocks(model, blocks), whole=freeze)
+    model.tokenisers.requires_grad_(not freeze)
     if model.linear is not None:
         model.linear.requires_grad_(False)
 
 
 def frozen_blocks(model: EMGForSequenceClassification, trained: int) -> int:
     """How many blocks lie below the last `trained` ones."""
-    return max(0, len(model.backbone.h) - trained)
+    return max(0, backbone.count_blocks(model.backbone) - trained)
 
 
 class AugmentedModel(nn.Module):
@@ -65,7 +61,8 @@ class UpperModel(nn.Module):
 
     def forward(self, hidden: torch.Tensor, linear_logits: torch.Tensor) -> torch.Tensor:
         """hidden (B, P, D), linear_logits (B, K) → logits (B, K)."""
-        return self.model.judge(run_upper(self.model.backbone, hidden, self.frozen), linear_logits)
+        hidden = backbone.run_upper(self.model.backbone, hidden, self.frozen)
+        return self.model.classify_hidden(hidden, linear_logits)
 
 
 class LowerOutput(NamedTuple):
@@ -80,8 +77,8 @@ def run_lower(model: EMGForSequenceClassification, emg: torch.Tensor, reference:
     """Everything below the first trained block, of emg (B, T, C), in evaluation mode."""
     with torch.autocast(emg.device.type, enabled=False):
         signal, covariance = model.normalise(emg, reference)
-        hidden = model.tokenise(signal, covariance)
-    hidden = run_blocks(model.backbone.h[:frozen], add_positions(model.backbone, hidden))
+        tokens = model.tokenise(signal, covariance)
+    hidden = backbone.run_lower(model.backbone, tokens, frozen)
     return LowerOutput(hidden.float(), model.linear_logits(covariance))
 
 

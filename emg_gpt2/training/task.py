@@ -40,17 +40,18 @@ def make_task(windows: WindowSet, split: Split, settings: Settings) -> Task:
     return Task(windows, split, session_references(windows, split, settings))
 
 
-def refit_task(task: Task, settings: Settings) -> Task:
-    """The task of the second training: the validation part belongs to the training part."""
-    return make_task(task.windows, task.split.with_validation(), settings)
-
-
 def fitted_task(task: Task, settings: Settings) -> Task:
     """The task that a finished model was fitted to: with REFIT, that of the second training.
 
     With SCALE = "training" its test windows are measured against the training part of that task.
     """
-    return refit_task(task, settings) if settings.REFIT else task
+    split = fitted_split(task.split, settings)
+    return task if split is task.split else make_task(task.windows, split, settings)
+
+
+def fitted_split(split: Split, settings: Settings) -> Split:
+    """The split that a finished model was fitted to: with REFIT its training part holds the validation part too."""
+    return split.with_validation() if settings.REFIT else split
 
 
 def session_references(windows: WindowSet, split: Split, settings: Settings) -> References:
@@ -67,8 +68,13 @@ def session_references(windows: WindowSet, split: Split, settings: Settings) -> 
 
 
 def log_task(task: Task, settings: Settings) -> None:
+    """Log what `log_data` says of the task."""
+    log_data(task.windows, task.split, settings)
+
+
+def log_data(windows: WindowSet, split: Split, settings: Settings) -> None:
     """Log windows and split, settings that differ from the windows file, and gestures that a part lacks."""
-    about, windows, split = task.windows.metadata, task.windows, task.split
+    about = windows.metadata
     logger.info(
         f"{settings.DATA_LOCATION}: {len(windows.table)} windows of {about['window']} samples at "
         f"{about['sampling_rate']:g} Hz, {len(about['channels'])} channels, {len(windows.classes)} classes"
@@ -78,7 +84,7 @@ def log_task(task: Task, settings: Settings) -> None:
     warn_of_other_windows(about["settings"], settings)
     logger.info(split.description)
     for part in ("validation", "test"):
-        absent = set(range(task.classes)) - set(windows.targets[getattr(split, part)])
+        absent = set(range(len(windows.classes))) - set(windows.targets[getattr(split, part)])
         if absent:
             names = ", ".join(windows.class_names[index] for index in sorted(absent))
             logger.warning(f"the {part} part has no window of {names}; balanced accuracy is over the other classes")

@@ -18,9 +18,10 @@ import torch
 from rich.progress import Progress
 from transformers import get_cosine_schedule_with_warmup
 
-from EMG_DATA_LOADER import Batch, Feed, class_weights, cut_rows
+from EMG_DATA_LOADER import class_weights, cut_rows
 from emg_gpt2.base.files import replace_file
 from emg_gpt2.model.augment import Augmentation, Draws
+from emg_gpt2.model.backbone import POSITIONS
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.settings import Settings
 from emg_gpt2.training.adapt import AugmentedModel, UpperModel, frozen_blocks, run_lower_once
@@ -45,6 +46,7 @@ from emg_gpt2.training.finite import Step, check_steps, check_weights
 from emg_gpt2.training.history import EpochSums, best_epoch, epoch_line, epochs_since_best
 from emg_gpt2.training.task import Task
 from emg_gpt2.training.tracker import Tracker
+from emg_gpt2.windows.feed import Batch, Feed
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +169,7 @@ class Trainer:
         dropout, augmentation = (int(word >> 1) for word in np.random.SeedSequence(step).generate_state(2, np.uint64))
         torch.manual_seed(dropout + self.accelerator.process_index)
         mine = torch.from_numpy(own_share(np.arange(len(rows))))
-        return self.augmentation.draw(len(rows), augmentation).of(mine).to(self.device)
+        return self.augmentation.sample(len(rows), augmentation).of(mine).to(self.device)
 
     def logits(self, batch: Batch, draws: Draws | None = None) -> torch.Tensor:
         """(B, K) of a batch of `feed`; draws: of the augmentation, None for no augmentation."""
@@ -326,7 +328,7 @@ class Trainer:
 def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
     """Trained parameters: matrices with decay; norms, biases, positions and filters without."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decays = {name for name, p in trained if p.ndim == 2 and not name.endswith(("wpe.weight", "filters"))}
+    decays = {name for name, p in trained if p.ndim == 2 and not name.endswith((POSITIONS, "filters"))}
     return [
         {"params": [p for name, p in trained if name in decays], "weight_decay": weight_decay},
         {"params": [p for name, p in trained if name not in decays], "weight_decay": 0.0},
