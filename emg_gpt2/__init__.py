@@ -8,7 +8,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-__version__ = "0.1.0"  # the only place: the package, models, cards, reports and --version take it from here
+__version__ = "0.2.0"  # the only place: the package, models, cards, reports and --version take it from here
 
 _STUB = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
 _MODULES = {name.name: node.module for node in _STUB.body if isinstance(node, ast.ImportFrom) for name in node.names}
