@@ -1,9 +1,9 @@
 """Measure what the project costs: a table for people on the error output, JSON on the standard output.
 
-    python -m tools.benchmark preprocess [RECORDING] > preprocess.json
-    python -m tools.benchmark storage [RECORDING] > storage.json
-    python -m tools.benchmark train [any setting of main.py] > train.json
-    python -m tools.benchmark predict [any setting of main.py] > predict.json
+    python -m benchmarks preprocess [RECORDING] > preprocess.json
+    python -m benchmarks storage [RECORDING] > storage.json
+    python -m benchmarks train [any setting of main.py] > train.json
+    python -m benchmarks predict [any setting of main.py] > predict.json
 
 `preprocess`: one recording and eight copies of it, by stage and as a whole command, beside a process that only reads
 the same files with h5py and writes the same windows with pyarrow. `storage`: size, speed and error of the ways in
@@ -12,76 +12,69 @@ windows of DATA_LOCATION, beside transformers.Trainer and the original project's
 idle. Exit status: 0 done, 1 something that the user can put right, 130 interrupted.
 """
 
+if __name__ == "__main__":  # before the imports
+    from emg_gpt2.base.interrupts import start_script
+
+    start_script()
+
 import argparse
+import importlib
 import json
 import os
 import platform
 import sys
-import tempfile
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
-from benchmarks.cost import preprocess, simulate, storage
-from benchmarks.speed import PredictSettings, TrainSettings, predict, train
-from emg_gpt2.base.command_line import Parser, between, with_status
-from emg_gpt2.settings import read_settings
+from benchmarks.settings import PredictSettings, TrainSettings
+from emg_gpt2.base.command_line import Parser, between
+from emg_gpt2.base.errors import exit_status
+from emg_gpt2.base.interrupts import importing
+from emg_gpt2.settings import Settings, read_settings
 
-SPEED = {"train": (train, TrainSettings), "predict": (predict, PredictSettings)}  # these take every setting of ENV.py
+COSTS = {  # of a recording
+    "preprocess": "Preprocessing.py by stage and as a whole command, beside reading and writing alone",
+    "storage": "size, speed and error of the ways in which windows can be stored",
+}
+SPEEDS = {"train": TrainSettings, "predict": PredictSettings}  # these take every setting of ENV.py
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure what the command line names; returns the exit status."""
-    work = lambda: benchmark(sys.argv[1:] if argv is None else argv, Console(stderr=True, highlight=False))  # noqa: E731
-    return with_status(
-        "benchmark",
-        work,
-        full_disk="name another, or free the place",
-    )
+    """Measure what the command line names, and print JSON; returns the exit status."""
+    return exit_status("benchmarks", lambda: run(*parse(sys.argv[1:] if argv is None else argv)))
 
 
-def benchmark(argv: list[str], console: Console) -> None:
-    """Prints JSON."""
-    measured = measure_speed(argv, console) if argv[:1] and argv[0] in SPEED else measure_cost(argv, console)
+def run(what: str, given: argparse.Namespace | Settings) -> None:
+    """Print the figures of a module of this folder."""
+    with importing():  # torch takes seconds
+        module = importlib.import_module(f"benchmarks.{what}")
+    measured = module.measure(given, Console(stderr=True, highlight=False))
     print(json.dumps(machine() | measured, indent=1))
 
 
-def measure_speed(argv: list[str], console: Console) -> dict:
-    """`train` or `predict`; raises EMGError."""
-    measure, settings_class = SPEED[argv[0]]
-    settings = read_settings(settings_class, argv[1:], f"python -m tools.benchmark {argv[0]}")
-    return {argv[0]: measure(settings, console)}
-
-
-def measure_cost(argv: list[str], console: Console) -> dict:
-    """`preprocess` or `storage`; raises EMGError."""
-    args = parse(argv)
-    with tempfile.TemporaryDirectory() as folder:
-        recording = args.recording or simulate(Path(folder), console)
-        return args.measure(recording, Path(folder), args.runs, console)
-
-
-def parse(argv: list[str]) -> argparse.Namespace:
-    """Read the command line; raises EMGError for what is wrong with it."""
-    parser = Parser(prog="python -m tools.benchmark", description=__doc__.partition("\n")[0])
-    commands = parser.add_subparsers(required=True, metavar="WHAT")
-    for measure in (preprocess, storage):
-        command = commands.add_parser(measure.__name__, help=measure.__doc__.partition("\n")[0])
-        command.add_argument(
-            "recording", nargs="?", type=Path, metavar="RECORDING", help="one raw HDF5 file (simulated)"
-        )
-        command.add_argument(
-            "--runs", type=between(int, 1, 99), default=3, metavar="N", help="runs that are counted (%(default)s)"
-        )
-        command.set_defaults(measure=measure)
-    for measure, _ in SPEED.values():
-        commands.add_parser(measure.__name__, help=measure.__doc__.partition("\n")[0])
-    return parser.parse_args(argv)
+def parse(argv: list[str]) -> tuple[str, argparse.Namespace | Settings]:
+    """What to measure, and its options or settings; raises EMGError for what is wrong with the command line."""
+    if argv and argv[0] in SPEEDS:
+        return argv[0], read_settings(SPEEDS[argv[0]], argv[1:], argv[0])
+    parser = Parser(prog="python -m benchmarks", description="Measure what the project costs.")
+    commands = parser.add_subparsers(required=True, metavar="WHAT", dest="what")
+    for name, about in COSTS.items():
+        command = commands.add_parser(name, help=about)
+        described = "one raw HDF5 file (a simulated one)"
+        command.add_argument("recording", nargs="?", type=Path, metavar="RECORDING", help=described)
+        runs = between(int, 1, 99)
+        command.add_argument("--runs", type=runs, default=3, metavar="N", help="runs that are counted (%(default)s)")
+    for name, settings in SPEEDS.items():
+        commands.add_parser(name, help=settings.__doc__.partition(":")[0].lower())
+    given = parser.parse_args(argv)
+    return given.what, given
 
 
 def machine() -> dict:
     """What the figures depend on."""
+    import torch
+
     return {
         "machine": platform.machine(),
         "processor": processor(),

@@ -1,37 +1,44 @@
-"""What the measurements of speed share: settings, processes of their own, clocks, and what the machine can do."""
+"""What the measurements share: recordings, tables, processes of their own, clocks, and what the machine can do."""
 
 import multiprocessing
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from statistics import median
-from typing import Literal
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from pydantic import Field, field_validator
+from rich.console import Console
+from rich.table import Table
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from EMG_DATA_LOADER import Split
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.model.build import build_model
-from emg_gpt2.model.model import Below, EMGForSequenceClassification
-from emg_gpt2.settings import Settings
+from emg_gpt2.model.model import EMGForSequenceClassification
+from emg_gpt2.settings import AnySettings, Settings
+from emg_gpt2.training.adapt import UpperModel, frozen_blocks, train_last
+from emg_gpt2.training.device import choose_precision
+from emg_gpt2.training.new_model import describe_model
+from emg_gpt2.training.task import Task
 from emg_gpt2.windows.reading import WindowSet
-from EMG_utils import describe_model
 
 try:
     import resource
 except ImportError:  # Windows does not say how much memory a process took
     resource = None
 
+ROOT = Path(__file__).parents[1]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PRODUCTS = 9  # matrix products whose median counts
 SHAPES_ONLY = FakeTensorMode(allow_non_fake_inputs=True)  # tensors without numbers: they take no time and no memory
@@ -41,27 +48,27 @@ class NoMemoryError(EMGError):
     """What was measured takes more memory than there is."""
 
 
-class SpeedSettings(Settings):
-    BLOCKS: int = Field(12, ge=0)
-    """Number of the backbone's blocks to keep, from the first; 0: no backbone (more than it has: all); x ≥ 0."""
+def simulate(folder: Path, console: Console) -> Path:
+    """Simulate a recording of putEMG's full size: 24 channels, 341 s."""
+    console.print("simulating a full-size recording")
+    what = ["--subjects", "03", "--sessions", "1", "--trajectories", "repeats_long"]
+    command = [sys.executable, "-m", "emg_gpt2", "simulate", folder / "raw", *what]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return next((folder / "raw").iterdir())
 
-    NUM_LAYERS: int = Field(-12, le=0)
-    """−n trains the last n blocks, the others stay frozen but for their layer norms; 0 trains none; x ≤ 0."""
 
-    PRETRAINED: Literal["auto", "require", "never"] = "never"
-    """Language-model weights, as in ENV.py: random ones are as fast, and need no download."""
+def print_wide(table: Table, console: Console) -> None:
+    Console(file=console.file, width=120).print(table)  # a narrow terminal breaks the lines, not the names
 
-    @field_validator("BATCH_SIZES", "BLOCKS_TO_TRY", mode="before", check_fields=False)
-    @classmethod
-    def _split_numbers(cls, value):
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
-    @field_validator("BATCH_SIZES", "BLOCKS_TO_TRY", check_fields=False)
-    @classmethod
-    def _are_different(cls, numbers):
-        if not numbers or len(set(numbers)) < len(numbers) or min(numbers) < 1:
-            raise ValueError("should be one number or more, each at least 1 and given once")
-        return numbers
+def prepare(settings: AnySettings, console: Console) -> tuple[AnySettings, dict]:
+    """The settings that every process is given, and facts for the JSON."""
+    precision, reason = choose_precision(settings.PRECISION)
+    given = f"{settings.MODEL_NAME}, {settings.DATA_LOCATION}; {precision} ({reason})"
+    console.print(given, markup=False, soft_wrap=True)
+    described = {"model": settings.MODEL_NAME, "data": str(settings.DATA_LOCATION), "precision": precision}
+    common = {"PRECISION": precision, "RUN_DIR": None, "BALANCE": "none"}  # a few windows may lack a class
+    return settings.model_copy(update=common), described
 
 
 # ---- a process for every row ----------------------------------------------------------------------------------
@@ -137,23 +144,24 @@ def rows_of_steps(split: Split, count: int, seed: int) -> np.ndarray:
     return np.resize(np.random.default_rng(seed).permutation(split.train), count)
 
 
-def facts_of(windows: WindowSet, split: Split, settings: Settings) -> dict:
+def facts_of(task: Task, settings: Settings) -> dict:
     """What a row of this project's model trains; FLOPs are counted from the model's shapes."""
     with SHAPES_ONLY:
-        model = model_of_shapes(windows, settings)
-        model.train_last(-settings.NUM_LAYERS, settings.FREEZE)
+        model = model_of_shapes(task.windows, settings).train()
+        train_last(model, -settings.NUM_LAYERS, settings.FREEZE)
     config, patches = model.config, model.config.window // model.config.patch
     tokens = sum(1 if kind == "covariance" else patches for kind in config.tokens)
-    samples = {"emg": torch.zeros(1, *windows.emg.shape[1:])}  # (1, T, C)
-    computed = {"below": Below(torch.zeros(1, tokens, config.backbone["n_embd"]), torch.zeros(1, 1))}
+    emg = torch.zeros(1, *task.windows.emg.shape[1:])  # (1, T, C)
+    hidden, linear = torch.zeros(1, tokens, config.backbone["n_embd"]), torch.zeros(1, task.classes)
+    upper = UpperModel(model, frozen_blocks(model, -settings.NUM_LAYERS))
     return {
         "batch_size": settings.BATCH_SIZE,
         "blocks": config.backbone["n_layer"],
         "trained_blocks": min(-settings.NUM_LAYERS, config.backbone["n_layer"]),
         "tokens_per_window": tokens,
-        "flops_per_window": training_flops(model, **computed if settings.FREEZE else samples),
+        "flops_per_window": training_flops(lambda: upper(hidden, linear) if settings.FREEZE else model(emg).logits),
         "windows": settings.STEPS * settings.BATCH_SIZE,
-        "training_windows": len(split.train),
+        "training_windows": len(task.split.train),
     }
 
 
@@ -162,14 +170,15 @@ def model_of_shapes(windows: WindowSet, settings: Settings) -> EMGForSequenceCla
     return build_model(describe_model(windows, settings), settings.MODEL_NAME, "never", settings.BLOCKS)
 
 
-def training_flops(model: PreTrainedModel, **window) -> int:
+def training_flops(forward: Callable[[], torch.Tensor]) -> int:
     """FLOPs of a forward and backward pass over one window, in matrix products and convolutions, 2 per multiply-add.
 
-    All P² products of attention are counted, masked ones too. `model` has no numbers.
+    forward: gives the logits (1, K) of a model without numbers. All P² products of attention are counted, masked ones
+    too.
     """
     plain = sdpa_kernel(SDPBackend.MATH)  # the counter knows no other attention on a CPU
     with SHAPES_ONLY, plain, FlopCounterMode(display=False) as counter:
-        model.train()(**window, labels=torch.zeros(1, dtype=torch.long)).loss.backward()
+        F.cross_entropy(forward(), torch.zeros(1, dtype=torch.long)).backward()
     return counter.get_total_flops()
 
 

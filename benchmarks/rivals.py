@@ -31,10 +31,11 @@ from benchmarks.measure import (
     training_flops,
 )
 from EMG_DATA_LOADER import read_emg, split_windows
-from emg_gpt2.model.backbone import hub_answers
+from emg_gpt2.model.files import hub_answers
 from emg_gpt2.settings import Settings
+from emg_gpt2.training.new_model import new_model
+from emg_gpt2.training.task import load_task
 from emg_gpt2.windows.reading import WindowSet, load_windows
-from EMG_utils import new_model, session_references
 
 TEXT_BATCH = 4  # windows per step, of the original project
 TEXT_TOKENS = 1024  # that it kept of a window: as many as a GPT-2 takes
@@ -48,17 +49,11 @@ class TransformersTraining(Training):
     """This project's model as anyone would train it with transformers.Trainer: windows one by one from a Dataset."""
 
     def __init__(self, settings: Settings):
-        windows = load_windows(settings)
-        split = split_windows(windows, settings)
-        model = new_model(windows, split, session_references(windows, split, settings), settings)
-        rows = rows_of_steps(split, settings.STEPS * settings.BATCH_SIZE, settings.SEED)
-        self.precision, self.facts = settings.PRECISION, facts_of(windows, split, settings)
-        self.trainer = Trainer(
-            model,
-            arguments(settings, settings.BATCH_SIZE),
-            train_dataset=Windows(windows, rows),
-            data_collator=default_data_collator,
-        )
+        task = load_task(settings)
+        data = Windows(task.windows, rows_of_steps(task.split, settings.STEPS * settings.BATCH_SIZE, settings.SEED))
+        self.precision, self.facts = settings.PRECISION, facts_of(task, settings)
+        given = {"train_dataset": data, "data_collator": default_data_collator}
+        self.trainer = Trainer(new_model(task, settings), arguments(settings, settings.BATCH_SIZE), **given)
 
     def epoch(self) -> dict:
         return timed_epoch(self.trainer)
@@ -198,8 +193,9 @@ def text_config(windows: WindowSet, settings: Settings) -> GPT2Config:
 def text_facts(config: GPT2Config, tokens: int) -> dict:
     """As `facts_of`."""
     with SHAPES_ONLY:
-        model = GPT2ForSequenceClassification(config)
-    flops = training_flops(model, inputs_embeds=torch.zeros(1, tokens, config.n_embd))  # looking up costs none
+        model = GPT2ForSequenceClassification(config).train()
+    embedded = torch.zeros(1, tokens, config.n_embd)  # looking up the tokens costs none
+    flops = training_flops(lambda: model(inputs_embeds=embedded).logits)
     blocks = {"blocks": config.n_layer, "trained_blocks": config.n_layer}
     return {"batch_size": TEXT_BATCH, **blocks, "tokens_per_window": tokens, "flops_per_window": flops}
 

@@ -1,12 +1,15 @@
 """Try to make the pipeline lose something: hostile and damaged files, kills, full disks, odd numbers.
 
-    python -m tools.stress [PROGRAMME ...] [--nightly] [--out DIR] [--seed N]
+    python -m stress [PROGRAMME ...] [--nightly] [--out DIR] [--seed N]
 
-Without --nightly each programme is tried a little, in some minutes. Exit status: 0 nothing was lost, 1 something was
-or could not be tried, 130 interrupted.
+Without --nightly each programme is tried a little, in some minutes. A programme is a module of this folder with a
+function `rows`; the first line of its docstring says what it tries.
+
+Exit status: 0 nothing was lost, 1 something was, or a programme could not begin, 130 interrupted.
 """
 
 import argparse
+import ast
 import importlib
 import json
 import sys
@@ -18,80 +21,88 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from emg_gpt2.base.command_line import Parser, with_status
+from emg_gpt2.base.command_line import Parser
+from emg_gpt2.base.errors import exit_status
 from emg_gpt2.base.files import make_folder, replace_file
+from stress.process import CannotForkError
 from stress.row import Row
 
-PROGRAMMES = {  # modules of this folder → what they try
-    "hostile": "recordings and windows files from strangers",
-    "hostile_models": "model folders, checkpoints and runs from strangers",
-    "fuzz": "damaged files: flipped bits, swapped blocks, cut ends",
-    "properties": "windows, splits and decisions on random recordings",
-    "faults": "kills, full and read-only disks, files that change",
-    "numbers": "odd numbers, shapes and classes",
-    "limits": "runs at the same moment, memory",
-    "supply": "packages, sources, downloads",
-}
 HEADER = ("programme", "what was tried", "times", "refused", "right", "lost", "longest", "memory")
-
-Say = Callable[[str], None]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the programmes of the command line; returns the exit status."""
-    return with_status("stress", lambda: stress(parse(argv), Console(stderr=True, highlight=False)))
+    return exit_status("stress", lambda: run(parse(argv), Console(stderr=True, highlight=False)))
+
+
+def programmes() -> dict[str, str]:
+    """Name → what it tries, of every programme, read without importing it."""
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("[a-z]*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if any(isinstance(node, ast.FunctionDef) and node.name == "rows" for node in tree.body):
+            about = ast.get_docstring(tree).partition("\n")[0].rstrip(".")
+            found[path.stem] = about[0].lower() + about[1:]
+    return found
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line; raises EMGError for what is wrong with it."""
-    parser = Parser(prog="python -m tools.stress", description="Try to make the pipeline lose something.")
-    add = parser.add_argument
-    listed = "; ".join(f"{name}: {about}" for name, about in PROGRAMMES.items())
-    add("programmes", nargs="*", type=programme, metavar="PROGRAMME", help=f"{listed} (all)")
-    add("--nightly", action="store_true", help="as often as the README's table says, which takes an hour")
-    add("--seed", type=int, default=0, help="of all that is drawn (%(default)s)")
-    add(
-        "--out",
-        type=Path,
-        default=Path("runs/stress"),
-        metavar="DIR",
-        help="for stress.json and stress.md (%(default)s)",
-    )
+    parser = Parser(prog="python -m stress", description="Try to make the pipeline lose something.")
+    add, listed = parser.add_argument, "; ".join(f"{name}: {about}" for name, about in programmes().items())
+    add("programmes", nargs="*", type=known_programme, metavar="PROGRAMME", help=f"{listed} (all)")
+    add("--nightly", action="store_true", help="as often as the table in the documentation says, which takes an hour")
+    add("--seed", type=int, default=0, help="of all that is drawn at random (%(default)s)")
+    where = "for stress.json and stress.md (%(default)s)"
+    add("--out", type=Path, default=Path("runs/stress"), metavar="DIR", help=where)
     return parser.parse_args(argv)
 
 
-def programme(name: str) -> str:
+def known_programme(name: str) -> str:
     """An argparse type."""
-    if name not in PROGRAMMES:
-        raise argparse.ArgumentTypeError(f"{name} is none of {', '.join(PROGRAMMES)}")
+    if name not in programmes():
+        raise argparse.ArgumentTypeError(f"{name} is none of {', '.join(programmes())}")
     return name
 
 
-def stress(args: argparse.Namespace, console: Console) -> int:
-    """Run the programmes one after the other, write the table after each; returns 1 where something was lost."""
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Run the programmes one after the other, write the table after each row; returns 1 where something was lost."""
     make_folder(args.out)
     rows, began = [], time.monotonic()
-    for name in args.programmes or PROGRAMMES:
-        with tempfile.TemporaryDirectory(prefix="stress-") as folder:
-            for row in rows_of(name)(args.nightly, Path(folder), args.seed, say_with(console, name)):
-                rows.append(row)
-                console.print(f"{name}: {row.tried}: {row.times} times, {len(row.lost)} lost", markup=False)
-                write_results(rows, args, args.out)
+    for name in args.programmes or programmes():
+        log = lambda words, name=name: console.print(f"{name}: {words}", markup=False, soft_wrap=True)  # noqa: E731
+        for row in rows_of(name, args, log):
+            rows.append(row)
+            log(f"{row.tried}: {row.times} times, {len(row.lost)} lost")
+            write_results(rows, args)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    for table in (rows, in_all(rows)):
+    for table in (rows, sums(rows)):
         print_table(table, console)
-    print_lost(rows, console)
+    for row in rows:
+        for sentence in row.lost:
+            console.print(f"lost: {row.tried}: {sentence}", markup=False, soft_wrap=True)
     print(f"\n{args.out}: stress.json, stress.md ({time.monotonic() - began:.0f} s)")
     return 1 if any(row.lost for row in rows) else 0
 
 
-def rows_of(name: str) -> Callable[[bool, Path, int, Say], Iterator[Row]]:
-    """The function `rows` of a programme: (nightly, a folder of its own, seed, say) → one row after the other."""
-    return importlib.import_module(f"stress.{name}").rows
+def rows_of(name: str, args: argparse.Namespace, log: Callable[[str], None]) -> Iterator[Row]:
+    """The rows of a programme, one after the other; one with a note where the system cannot fork."""
+    with tempfile.TemporaryDirectory(prefix="stress-") as folder:
+        try:
+            yield from importlib.import_module(f"stress.{name}").rows(args.nightly, Path(folder), args.seed, log)
+        except CannotForkError as error:
+            yield Row(name, programmes()[name], note=f"not tried: {error}")
 
 
-def say_with(console: Console, name: str) -> Say:
-    return lambda words: console.print(f"{name}: {words}", markup=False, soft_wrap=True)
+# ---- tables -----------------------------------------------------------------------------------------------------
+
+
+def sums(rows: list[Row]) -> list[Row]:
+    """One row per programme."""
+    found, about = {}, programmes()
+    for row in rows:
+        found.setdefault(row.programme, Row(row.programme, about[row.programme])).include(row)
+    return list(found.values())
 
 
 def cells(row: Row) -> list[str]:
@@ -111,33 +122,13 @@ def print_table(rows: list[Row], console: Console) -> None:
     console.print()
 
 
-def in_all(rows: list[Row]) -> list[Row]:
-    """One row per programme."""
-    sums = {}
-    for row in rows:
-        total = sums.setdefault(row.programme, Row(row.programme, PROGRAMMES[row.programme]))
-        total.refused, total.right, total.lost = (
-            total.refused + row.refused,
-            total.right + row.right,
-            total.lost + row.lost,
-        )
-        total.seconds, total.megabytes = max(total.seconds, row.seconds), max(total.megabytes, row.megabytes)
-    return list(sums.values())
-
-
-def print_lost(rows: list[Row], console: Console) -> None:
-    for row in rows:
-        for sentence in row.lost:
-            console.print(f"lost: {row.tried}: {sentence}", markup=False, soft_wrap=True)
-
-
-def write_results(rows: list[Row], args: argparse.Namespace, out: Path) -> None:
-    """stress.json: every row, with what was lost; stress.md: the tables of docs/stress.md and the README."""
-    described = {"nightly": args.nightly, "seed": args.seed, "rows": [row.described() for row in rows]}
-    text = json.dumps(described, indent=1, ensure_ascii=False)
-    tables = "\n\n".join(map(as_markdown, (in_all(rows), rows)))
-    for name, content in (("stress.json", text), ("stress.md", tables)):
-        replace_file(out / name, lambda path, content=content: path.write_text(content + "\n", encoding="utf-8"))
+def write_results(rows: list[Row], args: argparse.Namespace) -> None:
+    """stress.json: every row, with what was lost; stress.md: the tables of the documentation."""
+    content = {"nightly": args.nightly, "seed": args.seed, "rows": [row.as_json() for row in rows]}
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    tables = "\n\n".join(map(as_markdown, (sums(rows), rows))) + "\n"
+    replace_file(args.out / "stress.json", lambda path: path.write_text(text, encoding="utf-8"))
+    replace_file(args.out / "stress.md", lambda path: path.write_text(tables, encoding="utf-8"))
 
 
 def as_markdown(rows: list[Row]) -> str:

@@ -1,8 +1,8 @@
-"""Files with flipped bits, swapped blocks and cut ends through the readers, each kind in thousands.
+"""Damaged files: flipped bits, swapped blocks, cut ends.
 
-A read has to end in an EMGError or in a right result, within PATIENCE and MEMORY (of `children`), and the interpreter
-has to live on. Right is what was written. Where a format has no checksum, a change can go through: then right is what
-another reader finds in the file, h5py alone for HDF5, and Python's csv and zipfile for CSV.
+A read has to end in an EMGError or in a right result, within the limits of stress.process. Right is what was written.
+Where a format has no checksum, a change can go unnoticed: then right is what another reader finds in the file, h5py
+alone for HDF5, and Python's csv and zipfile for CSV.
 """
 
 import csv
@@ -15,37 +15,37 @@ from tempfile import TemporaryDirectory
 import h5py
 import numpy as np
 import pandas as pd
-from rich.console import Console
 
 from emg_gpt2.base.errors import EMGError
-from emg_gpt2.commands import simulate
 from emg_gpt2.raw import hdf5
 from emg_gpt2.raw.putemg import read_recording
 from emg_gpt2.raw.recording import LABEL_COLUMN, Recording
-from emg_gpt2.settings import PreprocessingSettings, Settings
+from emg_gpt2.settings import Settings
 from emg_gpt2.windows.reading import WindowSet, load_windows, open_windows
-from Preprocessing import preprocess
-from stress.children import Job, try_all
+from stress.process import run_batches
 from stress.row import Row
+from stress.scripts import make_recordings, make_windows
 
 FEW, MANY = 40, 5_000  # files of each kind
+BATCH = 20  # files that a process reads, unless one of them ends it
 ROWS = 3_000  # of a recording: short, so that many of a file's bytes are its structure
 BLOCK = 4_096  # bytes, the largest that is swapped, overwritten, left out or put in
 EXTREMES = [0, 1, 0x7F, 0xFF, 0xFFFF, 2**31 - 1, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1]
 STEM = "emg_gestures-03-repeats_short-2018-05-11-11-05-00-000"
+SMALL = "--subjects 3 --sessions 1 --repetitions 1 --channels 3 --sampling-rate 500"
 
-Recorded = tuple[np.ndarray, np.ndarray, np.ndarray]  # time (N,), emg (N, C), labels (N,)
+Table = tuple[np.ndarray, np.ndarray, np.ndarray]  # time (N,), emg (N, C), labels (N,)
 
 
-def rows(nightly: bool, folder: Path, seed: int, say: Callable[[str], None]) -> Iterator[Row]:
+def rows(nightly: bool, folder: Path, seed: int, log: Callable[[str], None]) -> Iterator[Row]:
     """One row per kind of file."""
     make_files(folder)
     for kind in KINDS:
         count = MANY if nightly else FEW
-        say(f"{count} damaged files: {kind}")
+        log(f"{count} damaged files: {kind}")
         row = Row("fuzz", f"damaged {kind}")
-        for end in try_all([Job(try_file, (kind, folder, seed, number)) for number in range(count)]):
-            row.add(*end)
+        for ended in run_batches([(try_file, kind, folder, seed, number) for number in range(count)], BATCH):
+            row.add_call(ended)
         yield row
 
 
@@ -53,17 +53,16 @@ def rows(nightly: bool, folder: Path, seed: int, say: Callable[[str], None]) -> 
 
 
 def make_files(folder: Path) -> None:
-    """A short simulated recording in every format, and the windows of two."""
-    options = ["--subjects", "3", "--sessions", "1", "--repetitions", "1", "--channels", "3", "--sampling-rate", "500"]
-    simulate.write_all(simulate.parse([str(folder / "raw"), *options]), Console(quiet=True))
-    settings = {"RAW": [folder / "raw"], "DATA_LOCATION": folder / "windows.parquet"}
-    preprocess(sorted((folder / "raw").iterdir()), PreprocessingSettings(**settings), Console(quiet=True))
-    table = pd.read_hdf(next((folder / "raw").glob("*repeats_short*"))).iloc[:ROWS]
-    for kind in ("hdf5", "zip"):
-        simulate.write(table, folder / f"{STEM}.{kind}")
+    """A short simulated recording in every format, and the windows of three."""
+    raw = make_recordings(folder, SMALL)
+    make_windows(raw, folder / "windows.parquet", "--filter", "putemg")
+    table = pd.read_hdf(next(raw.glob("*repeats_short*"))).iloc[:ROWS]
     (folder / "plain").mkdir()
-    table.to_hdf(folder / "plain" / f"{STEM}.hdf5", key="data", format="table", index=False)
+    stored = {"key": "data", "format": "table", "index": False}
+    table.to_hdf(folder / f"{STEM}.hdf5", **stored, complevel=5, complib="zlib")
+    table.to_hdf(folder / "plain" / f"{STEM}.hdf5", **stored)
     table.to_csv(folder / f"{STEM}.csv")
+    table.to_csv(folder / f"{STEM}.zip", compression={"method": "zip", "archive_name": f"{STEM}.csv"})
 
 
 # ---- damage -----------------------------------------------------------------------------------------------------
@@ -139,8 +138,8 @@ DAMAGES = {f.__name__: f for f in (flip, truncate, swap, overwrite, leave_out, p
 
 
 def try_file(kind: str, folder: Path, seed: int, number: int) -> str:
-    """How reading a damaged file ended: "refused", "right", or what was wrong."""
-    source, read, right = KINDS[kind]
+    """The outcome of reading a damaged file: "refused", "right", or what was wrong."""
+    source, read, is_right = KINDS[kind]
     rng = np.random.default_rng([seed, list(KINDS).index(kind), number])
     content, words = damage((folder / source).read_bytes(), rng)
     with TemporaryDirectory(dir=folder) as place:
@@ -152,25 +151,25 @@ def try_file(kind: str, folder: Path, seed: int, number: int) -> str:
             return "refused"
         except Exception as error:  # a traceback, to the user
             return f"{source} with {words}: {type(error).__name__}: {error}"
-        return "right" if right(found, folder / source, path) else f"{source} with {words}: a wrong result"
+        return "right" if is_right(found, folder / source, path) else f"{source} with {words}: a wrong result"
 
 
 def is_recorded(found: Recording, whole: Path, damaged: Path) -> bool:
-    """As the whole file has it, or as another reader finds it in the damaged one."""
+    """Whether it is what the whole file holds, or what another reader finds in the damaged one."""
     if same(found, other_reader(whole)):
         return True
     try:
         return same(found, other_reader(damaged))
-    except Exception:  # what it may raise is its own affair
+    except Exception:  # the other reader may raise anything
         return False
 
 
-def same(found: Recording, other: Recorded) -> bool:
+def same(found: Recording, other: Table) -> bool:
     ours = found.time, found.emg, found.labels
     return all(a.shape == b.shape and np.allclose(a, b, rtol=1e-7, atol=1e-9) for a, b in zip(ours, other, strict=True))
 
 
-def other_reader(path: Path) -> Recorded:
+def other_reader(path: Path) -> Table:
     """The recording in a file, read without this project's readers."""
     if path.suffix == ".hdf5":
         return by_h5py(path)
@@ -181,44 +180,41 @@ def other_reader(path: Path) -> Recorded:
     return by_csv(path.read_bytes())
 
 
-def by_h5py(path: Path) -> Recorded:
+def by_h5py(path: Path) -> Table:
     """All rows at once, inflated and checked by HDF5 itself."""
     with h5py.File(path) as file:
         table, places = file["data/table"][:], hdf5.column_places(file["data/table"])
     columns = {name: table[block][:, number] for name, (block, number) in places.items()}
-    return recorded(table["index"], columns)
+    return chosen(table["index"], columns)
 
 
-def by_csv(content: bytes) -> Recorded:
+def by_csv(content: bytes) -> Table:
     header, *lines = csv.reader(io.StringIO(content.decode(errors="replace"), newline=""))
     numbers = [i for i, name in enumerate(header) if i == 0 or name.startswith("EMG_") or name == LABEL_COLUMN]
     values = np.array([[float(line[i]) for i in numbers] for line in lines if line])
     columns = dict(zip([header[i] for i in numbers], values.T, strict=True))
-    return recorded(values[:, 0], columns)
+    return chosen(values[:, 0], columns)
 
 
-def recorded(time: np.ndarray, columns: dict[str, np.ndarray]) -> Recorded:
+def chosen(time: np.ndarray, columns: dict[str, np.ndarray]) -> Table:
+    """Of all columns those that a recording has."""
     channels = sorted((name for name in columns if name.startswith("EMG_")), key=lambda name: int(name[4:]))
     return time, np.stack([columns[name] for name in channels], 1).astype(np.float32), columns[LABEL_COLUMN]
 
 
 def read_windows(path: Path) -> tuple[WindowSet, np.ndarray]:
-    """The file as main.py reads it, and as tools read a few of its windows."""
+    """The file as main.py reads it, and as commands read a few of its windows."""
     windows = load_windows(Settings(DATA_LOCATION=path))
     some = np.arange(0, len(windows.table), 7)
     return windows, open_windows(path).emg[some]
 
 
 def is_written(found: tuple[WindowSet, np.ndarray], whole: Path, _: Path) -> bool:
-    """A windows file has checksums, so that nothing but what was written is right."""
+    """Whether it is what was written: a windows file has checksums, so nothing else is right."""
     windows, some = found
     expected, expected_some = read_windows(whole)
-    return (
-        windows.metadata == expected.metadata
-        and windows.table.equals(expected.table)
-        and np.array_equal(windows.emg, expected.emg)
-        and np.array_equal(some, expected_some)
-    )
+    tables = windows.metadata == expected.metadata and windows.table.equals(expected.table)
+    return tables and np.array_equal(windows.emg, expected.emg) and np.array_equal(some, expected_some)
 
 
 KINDS = {  # what is damaged → a whole file, its reader, and whether what was found is right

@@ -1,11 +1,14 @@
-"""What the fork server imports, in the surroundings that a small script is best run in: one thread, no downloads."""
+"""What the fork server imports: one thread, no hub, no proxy, none of the user's settings; the scripts; this folder."""
 
 import importlib
 import os
+from pathlib import Path
 
-os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
 for variable in [name for name in os.environ if name.upper().startswith("EMG_")]:
     del os.environ[variable]
 
-for script in ("Preprocessing", "main", "tools.evaluate", "tools.predict", "tools.simulate"):
-    importlib.import_module(script)
+SCRIPTS = ("Preprocessing", "main", "emg_gpt2.commands.evaluate", "emg_gpt2.commands.predict")
+OWN = [f"stress.{path.stem}" for path in sorted(Path(__file__).parent.glob("[a-z]*.py"))]
+for module in (*SCRIPTS, *OWN):
+    importlib.import_module(module)

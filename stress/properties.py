@@ -1,7 +1,7 @@
-"""Properties of labels, windows, splits and decisions that hold for whatever is drawn: tests/test_properties.py.
+"""Windows, splits and decisions on random recordings.
 
-Without --nightly the examples are those of the tests, the same every time. With it they are 25 times as many, and
-the seed decides which. An example is one recording, file of windows or signal, with settings to use on it.
+The properties are those of tests/test_properties.py, nightly ones too. Without --nightly the examples are those of the tests, the same every time. With it they are 25 times as many, and
+the seed decides which. An example is one recording, windows file or signal, with settings to use on it.
 """
 
 import base64
@@ -16,21 +16,21 @@ from xml.etree import ElementTree
 
 from stress.row import Row
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 TESTS = "tests/test_properties.py"  # or one of them: tests/test_properties.py::test_…
 PACKAGES = ("pytest", "hypothesis")
 LONGEST = 1000  # characters of an example in a sentence
 
 
-def rows(nightly: bool, folder: Path, seed: int, say: Callable[[str], None]) -> Iterator[Row]:
-    """One row a property, after all have been tried; one that says why where they cannot be."""
-    if problem := what_is_missing():
-        yield Row("properties", "whatever is drawn", note=f"not tried: {problem}")
+def rows(nightly: bool, folder: Path, seed: int, log: Callable[[str], None]) -> Iterator[Row]:
+    """One row per property, after all have been tried; a single one with the reason where they cannot be."""
+    if problem := missing():
+        yield Row("properties", "random recordings", note=f"not tried: {problem}")
         return
     choice = ["--hypothesis-profile=nightly", f"--hypothesis-seed={seed}"] if nightly else []
-    status = run_tests([TESTS, *choice, f"--junitxml={folder / 'report.xml'}"], say)
+    status = run_tests([TESTS, *choice, f"--junitxml={folder / 'report.xml'}"], log)
     if status not in (0, 1) or not (folder / "report.xml").exists():
-        row = Row("properties", "whatever is drawn")
+        row = Row("properties", "random recordings")
         row.add(f"the tests did not run, status {status}; see python -m pytest {TESTS}")
         yield row
         return
@@ -40,23 +40,23 @@ def rows(nightly: bool, folder: Path, seed: int, say: Callable[[str], None]) -> 
         yield row_of(case, statistics.get(case.get("name"), ""), choice)
 
 
-def what_is_missing() -> str:
+def missing() -> str:
     if absent := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         return f"{', '.join(absent)} missing; pip install -r requirements-test.txt"
     path = ROOT / TESTS.partition("::")[0]
     return "" if path.exists() else f"{path} is not there; run it in a checkout of the repository"
 
 
-def run_tests(arguments: list[str], say: Callable[[str], None]) -> int:
-    """pytest's exit status; says of every property whether it held, as soon as it is known."""
+def run_tests(arguments: list[str], log: Callable[[str], None]) -> int:
+    """Run pytest, and log of every property whether it held; returns the exit status."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("EMG_", "PYTEST_"))}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", *arguments]
+    command = [sys.executable, "-m", "pytest", "-v", "-m", "", "--tb=short", "-p", "no:cacheprovider", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
         for line in process.stdout:
             if found := re.search(r"::(test_\w+) (PASSED|FAILED|ERROR)", line):
-                say(f"{words(found[1])}: {'held' if found[2] == 'PASSED' else 'failed'}")
+                log(f"{words(found[1])}: {'held' if found[2] == 'PASSED' else 'failed'}")
     return process.returncode
 
 

@@ -1,4 +1,4 @@
-"""What lies in a folder, so that two runs of the same command can be compared."""
+"""The files of a folder, so that the results of two runs of the same command can be compared."""
 
 import hashlib
 import json
@@ -10,29 +10,29 @@ import pyarrow.parquet as pq
 from PIL import Image
 from safetensors import safe_open
 
-# What says when and how long, not what.
-UNLIKE = {"log.txt", "report.html", "README.md", "sweep.journal", "sweep.png", "env.json"}
+# Files that hold times: their content is not compared.
+TIMED = {"log.txt", "report.html", "README.md", "sweep.journal", "sweep.png", "env.json"}
 GROWING = {"history.csv", "sweep.csv", "history.json", "epoch.json", "settings.json", "config.json"}
 PLACES = {"RUN_DIR", "RESUME", "model", "data"}
 
 
 @dataclass(frozen=True)
 class Content:
-    """A file's content, but for clocks and places; `final`: it is written once, when all is done."""
+    """A file's content without times and places; final: the file is written once, when all is done."""
 
     digest: str
     final: bool
 
 
 def snapshot(folder: Path) -> dict[str, Content]:
-    """Of every file below, hidden ones too, by its path in the folder."""
+    """Path → content of every file in the folder, at any depth, hidden ones too."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): _content(path) for path in files}
 
 
 def _content(path: Path) -> Content:
     weights = path.suffix in (".safetensors", ".bin", ".pkl")  # replaced when a better epoch comes
-    final = not weights and path.name not in UNLIKE | GROWING
+    final = not weights and path.name not in TIMED | GROWING
     try:
         return Content(_digest(path), final)
     except (OSError, ValueError, KeyError):
@@ -40,7 +40,7 @@ def _content(path: Path) -> Content:
 
 
 def _digest(path: Path) -> str:
-    if path.name in UNLIKE:
+    if path.name in TIMED:
         return ""
     if path.suffix == ".json":
         return json.dumps(_timeless(json.loads(path.read_text(encoding="utf-8"))), sort_keys=True)
@@ -60,7 +60,7 @@ def _timeless(value):
 
 
 def difference(expected: dict[str, Content], found: dict[str, Content]) -> str:
-    """In a sentence; nothing where there is none."""
+    """What differs, in a sentence; empty where nothing does."""
     missing, stray = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or stray:
         return "; ".join([*(f"{name} is missing" for name in missing), *(f"{name} stays behind" for name in stray)])
@@ -69,7 +69,7 @@ def difference(expected: dict[str, Content], found: dict[str, Content]) -> str:
 
 
 def flaw(path: Path) -> str:
-    """Why a file is not whole, in a sentence; nothing where it is."""
+    """Why a file is not whole, in a sentence; empty where it is."""
     try:
         if path.suffix in CHECKS:
             CHECKS[path.suffix](path)

@@ -1,8 +1,12 @@
-"""The supply chain: what is installed, what the sources call, and what the downloader takes from a server that lies."""
+"""Packages, sources, downloads.
+
+Installed versions and their known vulnerabilities, calls in the sources that run data, and a server that lies.
+"""
 
 import ast
 import hashlib
 import io
+import json
 import os
 import pickle
 import re
@@ -13,18 +17,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
-
-import requests
 
 from emg_gpt2.raw.hdf5 import PlainUnpickler
 from stress.intruder import Intruder
 from stress.row import Row
+from stress.scripts import start
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 PROGRAMME = "supply"
 PIN = re.compile(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!-]+)")  # no local version such as +cpu, no address, no marker
-ADVISORIES = "https://api.osv.dev/v1/querybatch"  # those of PyPI and GitHub among others, as pip-audit has them
 FORBIDDEN = {  # what runs whatever a file or a string holds, or unpacks wherever an archive says
     *("eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.loads"),
     *("torch.load", "torch.hub.load", "joblib.load", "numpy.lib.format.read_array", "pandas.read_pickle"),
@@ -33,25 +36,25 @@ FORBIDDEN = {  # what runs whatever a file or a string holds, or unpacks whereve
 FORBIDDEN_METHODS = {"extractall", "load_state", "read_hdf", "read_pickle", "from_pickle"}
 SAFE = {"shell": False, "trust_remote_code": False, "allow_pickle": False, "weights_only": True}  # keyword → its value
 GUARDED = {  # a class that is tried below, and programmes of this folder that read what they have just made
-    ("EMG_hdf5.py", "pickle.Unpickler"),
-    *((f"tools/stress/{name}.py", "pandas.read_hdf") for name in ("fuzz", "limits")),
-    ("tools/stress/trial.py", "pandas.read_pickle"),
+    ("emg_gpt2/raw/hdf5.py", "pickle.Unpickler"),
+    *((f"stress/{name}.py", "pandas.read_hdf") for name in ("fuzz", "limits", "numbers")),
 }
+FOLDERS = ("", "emg_gpt2/**/", "benchmarks/", "stress/")  # with sources
 STEM = "emg_gestures-03-sequential-2018-05-11-11-10-52-120"
 MAGIC = b"\x89HDF\r\n\x1a\n"
 RIGHT = MAGIC + b"right" * 1000
 
-Say = Callable[[str], None]
 Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
-def rows(nightly: bool, folder: Path, seed: int, say: Say) -> Iterator[Row]:
-    """Packages, advisories, sources, the unpickler, downloads; `seed` has no use, nothing is drawn."""
+def rows(nightly: bool, folder: Path, seed: int, log: Callable[[str], None]) -> Iterator[Row]:
+    """Packages, advisories, sources, the unpickler, downloads; nothing is drawn at random."""
     yield pinned(ROOT)
-    yield audited(read_pins(ROOT / "constraints.txt"), ADVISORIES)
+    log("known vulnerabilities")
+    yield audited(ROOT / "constraints.txt")
     yield sources(ROOT)
     yield unpickler(folder)
-    say("downloads from a server that lies")
+    log("downloads from a server that lies")
     yield downloads(folder, nightly)
 
 
@@ -80,35 +83,44 @@ def pinned(root: Path) -> Row:
     for path in [*sorted(root.glob("requirements*.txt")), root / "constraints.txt"]:
         for line in lines_of(path):
             match = PIN.fullmatch(line)
-            row.add(pin_end(match, locked) if match else f"{path.name}: {line} is no exact pin")
+            row.add(pin_outcome(match, locked) if match else f"{path.name}: {line} is no exact pin")
     return row
 
 
-def pin_end(match: re.Match, locked: dict[str, str]) -> str:
+def pin_outcome(match: re.Match, locked: dict[str, str]) -> str:
     name, wanted = match.groups()
     if locked.get(normalised(name)) != wanted:
         return f"{name} is {wanted} in one file and {locked.get(normalised(name))} in constraints.txt"
     try:
         found = version(name).partition("+")[0]
     except PackageNotFoundError:
-        return "right"  # what a single tool or a test needs may be left out
+        return "right"  # what a single command or a test needs may be left out
     return "right" if found == wanted else f"{name} {found} is installed, {wanted} is pinned"
 
 
-def audited(pins: dict[str, str], address: str) -> Row:
-    """Ask OSV (osv.dev) for known vulnerabilities of every pinned version."""
+def audited(constraints: Path) -> Row:
+    """Known vulnerabilities of every pinned version, from pip-audit, which asks osv.dev."""
+    if find_spec("pip_audit") is None:
+        return audit_row("", "pip-audit is not installed; pip install -r requirements-test.txt")
+    command = [sys.executable, "-m", "pip_audit", "-r", constraints, "--no-deps", "--disable-pip"]
+    command += ["--vulnerability-service", "osv", "--format", "json", "--progress-spinner", "off"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    reason = done.stderr.rstrip().rpartition("\n")[2].partition(":")[0]
+    return audit_row(done.stdout, f"the database is not reachable ({reason})")
+
+
+def audit_row(output: str, reason: str) -> Row:
+    """output: pip-audit's JSON; reason: why there is none, where there is none or it says nothing of any package."""
     row = Row(PROGRAMME, "known vulnerabilities of the pinned packages")
-    queries = [{"package": {"name": name, "ecosystem": "PyPI"}, "version": pin} for name, pin in pins.items()]
-    try:
-        answer = requests.post(address, json={"queries": queries}, timeout=30)
-        answer.raise_for_status()
-        results = answer.json()["results"]
-    except (requests.RequestException, ValueError, KeyError) as error:
-        row.note = f"not audited: no database could be reached ({type(error).__name__})"
-        return row
-    for (name, pin), found in zip(pins.items(), results, strict=True):
-        known = ", ".join(one["id"] for one in found.get("vulns", []))
-        row.add(f"{name} {pin} has {known}" if known else "right")
+    packages = json.loads(output)["dependencies"] if output else []
+    for package in packages:
+        known = ", ".join(one["id"] for one in package.get("vulns", []))
+        if "skip_reason" not in package:
+            row.add(f"{package['name']} {package['version']} has {known}" if known else "right")
+    if not row.times:
+        row.note = f"not audited: {reason}"
+    elif row.times < len(packages):
+        row.note = f"{len(packages) - row.times} packages are not in the database"
     return row
 
 
@@ -118,7 +130,7 @@ def audited(pins: dict[str, str], address: str) -> Row:
 def sources(root: Path) -> Row:
     """A try is a file of the project, its tests apart."""
     row = Row(PROGRAMME, "sources that call nothing that runs data")
-    for path in sorted([*root.glob("*.py"), *root.glob("tools/**/*.py")]):
+    for path in sorted(path for folder in FOLDERS for path in root.glob(f"{folder}*.py")):
         name = path.relative_to(root).as_posix()
         found = offences(path.read_text(encoding="utf-8"), name)
         row.add(f"{name}: {'; '.join(found)}" if found else "right")
@@ -126,7 +138,7 @@ def sources(root: Path) -> Row:
 
 
 def offences(source: str, name: str) -> list[str]:
-    """What a source should not have, with its line."""
+    """Calls in a source that run data, with their lines."""
     tree = ast.parse(source)
     full = full_names(tree)
     found = [(node.lineno, told) for node in ast.walk(tree) if (told := offence(node, full, name))]
@@ -160,7 +172,7 @@ def offence(node: ast.AST, full: dict[str, str], name: str) -> str:
 
 
 def unpickler(folder: Path) -> Row:
-    """The one of EMG_hdf5, for the column names of pandas's HDF5 files, in every protocol."""
+    """The class that reads the column names of pandas's HDF5 files, with pickles of every protocol."""
     row, trace = Row(PROGRAMME, "pickles given to the guarded unpickler"), folder / "executed"
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         for content in (Intruder(trace), [["EMG_1"], Intruder(trace)], os.remove, subprocess.Popen):
@@ -180,37 +192,25 @@ def downloads(folder: Path, nightly: bool) -> Row:
     row = Row(PROGRAMME, "downloads from a server that lies")
     cases = lies() if nightly else {name: lie for name, lie in lies().items() if name != "an endless body"}
     for name, (answers, status) in cases.items():
-        end = download(folder / name.replace(" ", "-"), answers, status)
-        row.add(end if end in ("refused", "right") else f"{name}: {end}")
+        row.add(download(folder / name.replace(" ", "-"), answers, status), case=name)
     row.note = "" if nightly else "the endless body, 2 GB of it, with --nightly"
     return row
 
 
 def download(folder: Path, answers: dict[str, Answer], status: int) -> str:
+    """The outcome of a download that should end with that status."""
     place = folder / "inside" / "raw"
+    place.parent.mkdir(parents=True)
     with serving(answers) as address:
-        command = [
-            sys.executable,
-            "-m",
-            "emg_gpt2",
-            "download",
-            str(place),
-            "--retries",
-            "0",
-            "--download-url",
-            address,
-        ]
-        own = {name: value for name, value in os.environ.items() if not name.startswith("EMG_")}
-        open_way = own | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-        done = subprocess.run(command, cwd=ROOT, env=open_way, capture_output=True, text=True, timeout=300)
+        ended = start("emg_gpt2 download", [place, "--retries", "0", "--download-url", address], place.parent).end()
     files = [path for path in folder.rglob("*") if path.is_file()]
     wrong = [path for path in files if path.suffix == ".hdf5" and path.read_bytes() != RIGHT]
     outside = [path for path in files if path.parent != place]
     if wrong or outside:
         return f"{(wrong + outside)[0]} is there"
-    if done.returncode != status or "Traceback" in done.stderr:
-        return f"the exit status is {done.returncode}: {done.stdout[-300:]}{done.stderr[-300:]}"
-    return "right" if status == 0 else "refused"
+    if ended.status != status or not ended.tidy:
+        return f"the exit status is {ended.status}: {ended.output[-500:]!r}"
+    return "refused" if status else "right"
 
 
 def lies() -> dict[str, tuple[dict[str, Answer], int]]:

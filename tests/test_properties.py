@@ -59,7 +59,8 @@ from emg_gpt2.raw.filter import CausalFilter
 from emg_gpt2.raw.resample import Resampler, resample
 from emg_gpt2.settings import Settings
 from emg_gpt2.study.calibration import cut_repetitions, windows_of_session
-from emg_gpt2.study.protocols import PROTOCOLS, folds_of
+from emg_gpt2.study.folds import folds_of
+from emg_gpt2.study.protocols import PROTOCOLS
 from emg_gpt2.windows.reading import WindowSet, load_windows, open_windows
 
 T = TypeVar("T")

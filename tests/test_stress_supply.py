@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from emg_gpt2.commands import download
+from emg_gpt2.commands.download import main
+from emg_gpt2.raw import download
 from stress import supply
 
 GOOD = {"records.txt", "Data-HDF5/MD5SUMS", f"Data-HDF5/{supply.STEM}.hdf5"}
@@ -117,7 +118,7 @@ def test_an_endless_body_ends_at_the_limit(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(download, "MAX_FILE_BYTES", 3 << 20)
     answers, status = supply.lies()["an endless body"]
     with supply.serving(answers) as address:
-        assert download.main([str(tmp_path), "--retries", "0", "--download-url", address]) == status == 3
+        assert main([str(tmp_path), "--retries", "0", "--download-url", address]) == status == 3
     assert "it is larger than 3.1 MB, and so no recording" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 

@@ -17,7 +17,7 @@ from emg_gpt2.live.signals import every_window
 from emg_gpt2.model.build import load_model
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.model.normalise import Reference
-from emg_gpt2.windows.cut import SETTINGS_KEPT
+from emg_gpt2.settings import Role, Settings
 
 REJECTED = -1  # in place of a class index
 
@@ -25,8 +25,8 @@ REJECTED = -1  # in place of a class index
 def load_for_decisions(source: Path | str) -> EMGForSequenceClassification:
     """Load a saved model to this process's device; raises EMGError, also where it does not say how to make windows."""
     model = load_model(source)
-    if missing := sorted(set(SETTINGS_KEPT) - set(model.config.preprocessing)):
-        raise EMGError(f"{source}: the model does not say how its windows were made ({missing[0]}); train it again")
+    if missing := sorted(Settings.with_role(Role.WINDOWS) - set(model.config.preprocessing)):
+        raise EMGError(f"{source}: the model does not say how its windows were made ({missing[0]}); train it anew")
     return model.to(PartialState().device)
 
 

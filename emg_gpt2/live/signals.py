@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from emg_gpt2.base.errors import EMGError
+from emg_gpt2.base.errors import EMGError, named
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.raw.filter import CausalFilter, apply_filter
 from emg_gpt2.raw.putemg import RECORDING_NAME, read_recording
-from emg_gpt2.raw.recording import Recording, constant_channels, named
+from emg_gpt2.raw.recording import Recording, constant_channels
 from emg_gpt2.raw.resample import Resampler, resample
 from emg_gpt2.windows.cut import COUNT_STEP, RATE_TOLERANCE, check_size, unit_of
 

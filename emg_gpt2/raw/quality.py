@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.signal import welch
 
-from emg_gpt2.raw.power_line import LINE_FREQUENCIES
+from emg_gpt2.raw.filter import LINE_FREQUENCIES
 from emg_gpt2.raw.recording import Recording
 
 FLAT_S = 0.25  # as long as a window; electrodes on skin (flexemg, armband) hold a value for at most 10 ms

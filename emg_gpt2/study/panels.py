@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import LogLocator
 
-from emg_gpt2.raw.power_line import LINE_FREQUENCIES
+from emg_gpt2.raw.filter import LINE_FREQUENCIES
 from emg_gpt2.raw.quality import Finding, Spectrum
 from emg_gpt2.raw.recording import Recording
 from emg_gpt2.results.figures import BLUE, GREY, ORANGE, plt

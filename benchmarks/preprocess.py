@@ -1,30 +1,29 @@
-"""What preprocessing costs by stage, and the ways in which windows can be stored: `python -m tools.benchmark`."""
+"""What preprocessing costs: by stage, and as a whole command beside a process that only reads and writes."""
 
+import argparse
 import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 from statistics import median
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measure import ROOT, print_wide, simulate
 from emg_gpt2.base.errors import EMGError
-from emg_gpt2.raw.putemg import read_recording
-from emg_gpt2.settings import PreprocessingSettings, Settings, read_settings
-from emg_gpt2.windows import cut, parts
-from Preprocessing import preprocess as run_preprocessing
+from emg_gpt2.settings import PreprocessingSettings, read_settings
+from emg_gpt2.windows import parts
+from Preprocessing import preprocess
 
-ROOT = Path(__file__).parent.parent
 COPIES = 8
 STAGES = {  # function of EMG_windows → the stage that it belongs to
     "describe_file": "read",
@@ -36,8 +35,6 @@ STAGES = {  # function of EMG_windows → the stage that it belongs to
     "write_windows": "write",
 }
 REFERENCE_COST = 0.70  # s per second of recording, of the data set's own filter on 24 channels and one core
-ENCODINGS = ("PLAIN", "BYTE_STREAM_SPLIT", "DELTA_BINARY_PACKED")
-CODECS = (("none", None), ("snappy", None), ("lz4", None), ("zstd", 1), ("zstd", 3), ("zstd", 6))
 TIMER = """
 import json, os, subprocess, sys, time
 began = time.perf_counter()
@@ -61,26 +58,17 @@ with pa.memory_map(windows) as file:
 """
 
 
-def simulate(folder: Path, console: Console) -> Path:
-    """A recording of putEMG's full size: 24 channels, 341 s."""
-    console.print("simulating a full-size recording")
-    what = ["--subjects", "03", "--sessions", "1", "--trajectories", "repeats_long"]
-    command = [sys.executable, "-m", "emg_gpt2", "simulate", folder / "raw", *what]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return next((folder / "raw").iterdir())
-
-
-# ---- preprocess -----------------------------------------------------------------------------------------------
-
-
-def preprocess(recording: Path, folder: Path, runs: int, console: Console) -> dict:
-    """Preprocessing.py by stage and as a whole command, beside reading and writing alone."""
+def measure(args: argparse.Namespace, console: Console) -> dict:
+    """One recording and copies of it, with one worker and with as many as there are cores."""
     results = []
-    for count, workers in ((1, 1), (COPIES, 1), (COPIES, os.cpu_count())):
-        console.print(f"{count} recordings, {workers} workers, {runs + 1} runs")
-        copies = copy_recording(recording, folder / f"copies-{count}", count)
-        results.append(measure_commands(copies, workers, folder, runs) | measure_stages(copies, folder))
-    print_preprocess(results, console)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        recording = args.recording or simulate(folder, console)
+        for count, workers in ((1, 1), (COPIES, 1), (COPIES, os.cpu_count())):
+            console.print(f"{count} recordings, {workers} workers, {args.runs + 1} runs")
+            copies = copy_recording(recording, folder / f"copies-{count}", count)
+            results.append(measure_commands(copies, workers, folder, args.runs) | measure_stages(copies, folder))
+    print_table(results, console)
     return {"preprocess": results}
 
 
@@ -140,10 +128,10 @@ def measure_stages(copies: list[Path], folder: Path) -> dict:
     output.unlink(missing_ok=True)
     functions = {name: getattr(parts, name) for name in STAGES}
     for name, function in functions.items():
-        setattr(parts, name, _clocked(function, STAGES[name], spent))
+        setattr(parts, name, clocked(function, STAGES[name], spent))
     try:
         settings = read_settings(PreprocessingSettings, [str(copies[0].parent), "--data-location", str(output)])
-        results = run_preprocessing(copies, settings, Console(file=io.StringIO()))
+        results = preprocess(copies, settings, Console(file=io.StringIO()))
     finally:
         for name, function in functions.items():
             setattr(parts, name, function)
@@ -151,7 +139,7 @@ def measure_stages(copies: list[Path], folder: Path) -> dict:
     return {"seconds_of_recording": seconds, "stages": {name: value / seconds for name, value in spent.items()}}
 
 
-def _clocked(function: Callable, stage: str, spent: dict[str, float]) -> Callable:
+def clocked(function: Callable, stage: str, spent: dict[str, float]) -> Callable:
     def clocked(*args, **options):
         began = time.process_time()
         result = function(*args, **options)
@@ -163,7 +151,7 @@ def _clocked(function: Callable, stage: str, spent: dict[str, float]) -> Callabl
     return clocked
 
 
-def print_preprocess(results: list[dict], console: Console) -> None:
+def print_table(results: list[dict], console: Console) -> None:
     table = Table("", *(f"{r['recordings']} rec., {r['workers']} workers" for r in results), box=None)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -177,73 +165,3 @@ def print_preprocess(results: list[dict], console: Console) -> None:
     table.add_row("peak memory, MB", *(f"{r['command']['peak_mb']:.0f}" for r in results))
     table.add_row("output, MB", *(f"{r['output_mb']:.1f}" for r in results))
     print_wide(table, console)
-
-
-# ---- storage --------------------------------------------------------------------------------------------------
-
-
-def storage(recording: Path, folder: Path, runs: int, console: Console) -> dict:
-    """Size, speed and error of the ways in which windows can be stored."""
-    exact, rows = exact_windows(recording), []
-    numbers = {
-        "float32": (exact, 1),
-        "float16": (exact.astype(np.float16), 1),
-        **{f"int32, 1/{n} count": (np.rint(exact * n).astype(np.int32), 1 / n) for n in (8, 4, 2, 1)},
-        "int16, 1/4 count": (np.rint(exact * 4).astype(np.int16), 1 / 4),
-    }
-    for (name, (values, scale)), encoding, codec in product(numbers.items(), ENCODINGS, CODECS):
-        if values.dtype.kind == "f" and encoding == "DELTA_BINARY_PACKED":
-            continue
-        error = rms(values * np.float32(scale) - exact)
-        described = {"values": name, "encoding": encoding, "codec": " ".join(map(str, filter(None, codec)))}
-        described |= {"error_rms_counts": error, "error_relative": error / rms(exact)}
-        rows.append(described | measure_storage(values, encoding, codec, folder / "storage.parquet", runs))
-    print_storage(rows, console)
-    return {"windows": len(exact), "samples": exact[0].size, "storage": rows}
-
-
-def exact_windows(path: Path) -> np.ndarray:
-    """(n, T, C) float32 windows of a recording as they are before they are stored, in counts."""
-    settings, recording = Settings(), read_recording(path)
-    emg, rate = cut.filter_and_resample(recording, settings)
-    described = {"sampling_rate": recording.sampling_rate, "unit": "count"}
-    layout = cut.agreed_layout(recording.name, recording.channels, described, None, settings)
-    first = cut.cut_windows(recording, rate, len(emg), layout, settings).first
-    return emg[first[:, None] + np.arange(layout.window)]
-
-
-def rms(values: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
-
-
-def measure_storage(values: np.ndarray, encoding: str, codec: tuple, path: Path, runs: int) -> dict[str, float]:
-    """Size in MB, and the median seconds that writing and reading on one thread take."""
-    lists = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values[0].size)
-    table, written, read = pa.table({"emg": lists}), [], []
-    options = dict(zip(("compression", "compression_level"), codec, strict=True)) | {"use_dictionary": False}
-    options |= {"column_encoding": {"emg.list.element": encoding}, "row_group_size": parts.WINDOWS_PER_ROW_GROUP}
-    for _ in range(runs):
-        written.append(seconds(lambda: pq.write_table(table, path, **options)))
-        read.append(seconds(lambda: pq.read_table(path, use_threads=False)))
-    return {"mb": path.stat().st_size / 1e6, "write_s": median(written), "read_s": median(read)}
-
-
-def seconds(action: Callable) -> float:
-    began = time.perf_counter()
-    action()
-    return time.perf_counter() - began
-
-
-def print_storage(rows: list[dict], console: Console) -> None:
-    table = Table("values", "encoding", "codec", "MB", "write, s", "read, s", "error, counts RMS", "relative", box=None)
-    for column in table.columns[3:]:
-        column.justify = "right"
-    for row in sorted(rows, key=lambda row: row["mb"]):
-        figures = [f"{row['mb']:.2f}", f"{row['write_s']:.3f}", f"{row['read_s']:.3f}"]
-        errors = [f"{row['error_rms_counts']:.4f}", f"{row['error_relative']:.1e}"]
-        table.add_row(row["values"], row["encoding"], row["codec"], *figures, *errors)
-    print_wide(table, console)
-
-
-def print_wide(table: Table, console: Console) -> None:
-    Console(file=console.file, width=120).print(table)  # a narrow terminal breaks the lines, not the names
