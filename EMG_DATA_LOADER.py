@@ -3,15 +3,11 @@
 Groups are split, never windows: no two parts share a raw sample, not even through overlapping windows.
 """
 
-import mmap
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,6 +16,7 @@ import torch
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.raw.resample import resampled_rate
 from emg_gpt2.settings import Settings
+from emg_gpt2.windows.feed import Batch, Feed
 from emg_gpt2.windows.reading import WindowSet
 
 REPETITION = ["subject", "session", "recording", "TRAJ_GT", "repetition"]
@@ -40,9 +37,6 @@ PARTS = ("train", "validation", "test")
 MIN_TRAINING_WINDOWS = 5  # per class; fewer cannot be told from noise
 EVALUATION_BATCH = 256  # windows; no gradients are kept, so it may be larger than BATCH_SIZE
 STATISTICS_WINDOWS = 4_000  # enough for a standard deviation to two digits, and bounded for any file
-
-
-# ---- reading --------------------------------------------------------------------------------------------------
 
 
 # ---- splitting ------------------------------------------------------------------------------------------------
@@ -354,65 +348,3 @@ def batches(windows: WindowSet, rows: np.ndarray, batch_size: int) -> Iterator["
 def cut_rows(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """The rows of each batch, the last of which may be smaller."""
     return [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
-
-
-class Batch(NamedTuple):
-    """emg (B, T, C) float32 in the file's unit, targets (B,) class indices, rows (B,) of the windows."""
-
-    emg: torch.Tensor
-    targets: torch.Tensor
-    rows: torch.Tensor
-
-
-class Feed:
-    """Brings windows to the device that computes with them.
-
-    All of them lie on a GPU where they take at most half of its free memory. Else a batch is read, from memory or from
-    a mapped file, and sent from page-locked memory while the one before it is computed.
-    """
-
-    def __init__(self, windows: WindowSet, device: torch.device):
-        self.windows, self.scale, self.device = windows, windows.metadata["scale"], device
-        base = getattr(windows.emg, "base", None)
-        self.file = base if isinstance(base, mmap.mmap) else None
-        if self.file and hasattr(mmap, "MADV_RANDOM"):
-            self.file.madvise(mmap.MADV_RANDOM)  # else a window brings ten times its size from the disk
-        self.there = None
-        whole = device.type == "cuda" and isinstance(windows.emg, np.ndarray)  # others are made as they are read
-        if whole and windows.emg.nbytes <= torch.cuda.mem_get_info(device)[0] / 2:
-            self.there = torch.from_numpy(windows.emg).to(device)
-
-    def __call__(self, parts: Iterable[np.ndarray]) -> Iterator[Batch]:
-        """A batch for the rows of every part, read one or two batches ahead."""
-        waiting = deque()
-        with ThreadPoolExecutor(1) as reader:
-            for rows in parts:
-                waiting.append(reader.submit(self.read, rows))
-                if len(waiting) > 2:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-
-    def read(self, rows: np.ndarray) -> Batch:
-        if self.file and hasattr(mmap, "MADV_WILLNEED"):
-            self._announce(rows)
-        chosen, targets = (self._bring(torch.from_numpy(part)) for part in (rows, self.windows.targets[rows]))
-        if self.device.type == "cpu":  # by numpy: torch would start threads that disturb those of the model
-            emg = torch.from_numpy(self.windows.emg[rows].astype(np.float32) * np.float32(self.scale))
-        elif self.there is None:
-            emg = self._bring(torch.from_numpy(self.windows.emg[rows])).float() * self.scale
-        else:
-            emg = self.there[chosen].float() * self.scale
-        return Batch(emg, targets, chosen)
-
-    def _announce(self, rows: np.ndarray) -> None:
-        """Let the system read all windows of a batch from the disk at once, not page by page."""
-        size = self.windows.emg[0].nbytes
-        for first in (rows * size).tolist():
-            start = first // mmap.PAGESIZE * mmap.PAGESIZE
-            self.file.madvise(mmap.MADV_WILLNEED, start, first + size - start)
-
-    def _bring(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self.device.type != "cuda":
-            return tensor.to(self.device)
-        return tensor.pin_memory().to(self.device, non_blocking=True)

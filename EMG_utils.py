@@ -8,7 +8,6 @@ import platform
 import shutil
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,29 +27,31 @@ from sklearn.metrics import (
 )
 from torch.nn import functional as F  # noqa: N812
 
-from EMG_DATA_LOADER import EVALUATION_BATCH, Batch, Feed, cut_rows
+from EMG_DATA_LOADER import EVALUATION_BATCH, cut_rows
 from emg_gpt2 import __version__
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import remove_folder, replace_folder
 from emg_gpt2.base.interrupts import deferred_signals
 from emg_gpt2.base.log import progress
 from emg_gpt2.model.model import EMGForSequenceClassification
-from emg_gpt2.results.figures import BLUE, FEW_CLASSES, GREY, ORANGE, curves, finish, plt, save
+from emg_gpt2.results.figures import BLACK, BLUE, FEW_CLASSES, GREY, ORANGE, epoch_axes, finish, plt, save
 from emg_gpt2.settings import Settings
 from emg_gpt2.training.device import (
     has_share,
     is_main_process,
     make_accelerator,
+    of_main_process,
     own_share,
     wait_for_everyone,
     with_memory_errors,
 )
 from emg_gpt2.training.finite import NotFiniteError, check_validation
-from emg_gpt2.training.history import best_epoch
+from emg_gpt2.training.history import Histories, best_epoch
 from emg_gpt2.training.new_model import new_model
-from emg_gpt2.training.task import Task, refit_task
+from emg_gpt2.training.task import Task
 from emg_gpt2.training.tracker import Tracker
-from emg_gpt2.training.trainer import Trainer
+from emg_gpt2.training.trainer import Trainer, TrainingBatch
+from emg_gpt2.windows.feed import Batch, Feed
 from emg_gpt2.windows.reading import WindowSet
 
 logger = logging.getLogger("emg_gpt2.EMG_utils")
@@ -74,14 +75,14 @@ def fit(
 ) -> list[dict]:
     """Train the model; returns the history, one row per epoch.
 
-    epochs: that the schedule is made for (0: NUM_EPOCHS); stop_after: how many of them to train (0: all), fewer where
-    PATIENCE epochs brought no lower loss on the validation part. With a `run` folder, history.csv is replaced after
-    every epoch, and best_model/ and last/ at the end and now and then between two steps; the training goes on from
-    last/ where there is one. `after_epoch` gets every row, and ends the training where it raises; `tracker`
-    logs every row, and learning rate and loss of single steps.
+    epochs: that the learning rate is scheduled for (0: NUM_EPOCHS); stop_after: how many of them to train (0: all).
+    Training stops early after PATIENCE epochs without a lower loss on the validation part. run: a folder that gets
+    history.csv after every epoch, and best_model/ and last/ at the end and between some steps; where it has a last/,
+    training goes on from there. after_epoch: called with every row; it ends the training by raising. tracker: logs
+    every row, and learning rate and loss of single steps.
 
-    Raises NotFiniteError where loss, gradient or weights are not finite, when best_model/ and the batch (bad_batch.csv)
-    are written, and KeyboardInterrupt after SIGINT or SIGTERM, when the step is whole and the checkpoint written.
+    Raises NotFiniteError where loss, gradient or weights are not finite, after best_model/ and the batch
+    (bad_batch.csv) were written, and KeyboardInterrupt after SIGINT or SIGTERM, once a checkpoint is written.
     """
     trainer = Trainer(model, task, settings, epochs or settings.NUM_EPOCHS, run, tracker)
     last = stop_after or trainer.epochs
@@ -96,7 +97,7 @@ def fit(
                 trainer.pause()
                 fresh = True
         except NotFiniteError as error:
-            raise NotFiniteError(f"{error}{trainer.keep_best()}") from None
+            raise NotFiniteError(f"{error}{trainer.write_best()}") from None
     trainer.finish(fresh)
     return trainer.history
 
@@ -105,36 +106,32 @@ LIVE_FIGURES = ("loss {task.fields[loss]:.3f}", "accuracy {task.fields[accuracy]
 
 
 def train_epoch(trainer: Trainer, bar: Progress) -> None:
-    """Forward, loss, backward, clip, step, for every batch of the training part that is left in the epoch."""
+    """Forward, loss, backward, clip, step, for every batch that is left in the epoch. Raises NotFiniteError."""
     trainer.module.train()
     for batch in trainer.batches(bar):
-        logits = trainer.logits(batch)  # (b, K) of this process's share of the batch
-        loss = weighted_loss(logits, batch.own.targets, trainer.class_weight, trainer.targets(batch.rows))
-        loss = loss * has_share(batch.rows)
+        logits = trainer.logits(batch.own, batch.draws)  # (b, K) of this process's share of the batch
+        loss = share_of_loss(logits, batch, trainer)
         trainer.optimizer.zero_grad()
-        trainer.accelerator.backward(loss * trainer.processes)  # the gradients are averaged over the processes
+        trainer.accelerator.backward(loss * trainer.processes)  # because gradients are averaged over the processes
         norm = trainer.accelerator.clip_grad_norm_(trainer.module.parameters(), trainer.settings.CLIP)
         trainer.optimizer.step()
-        trainer.after_step(batch, logits, loss, norm)
+        trainer.end_step(batch, logits, loss, norm)
+    trainer.check_weights()  # no loss has shown yet what the last step did to them
 
 
-def weighted_loss(
-    logits: torch.Tensor, targets: torch.Tensor, class_weight: torch.Tensor, batch_targets: torch.Tensor
-) -> torch.Tensor:
-    """The share of logits (b, K), targets (b,) in the weighted mean cross entropy of a batch with `batch_targets`."""
-    summed = F.cross_entropy(logits, targets, class_weight, reduction="sum")
-    return summed / class_weight[batch_targets].sum()
+def share_of_loss(logits: torch.Tensor, batch: TrainingBatch, trainer: Trainer) -> torch.Tensor:
+    """This process's share of the batch's cross entropy, the mean weighted by class; logits (b, K)."""
+    summed = F.cross_entropy(logits, batch.own.targets, trainer.class_weight, reduction="sum")
+    return summed / trainer.total_weight(batch) * batch.counts
 
 
 def validate(trainer: Trainer) -> dict:
-    """Loss, accuracy and balanced accuracy on the validation part, empty where there is none.
-
-    Raises NotFiniteError.
-    """
+    """Loss, accuracy and balanced accuracy on the validation part, empty without one. Raises NotFiniteError."""
     rows, windows = trainer.task.split.validation, trainer.task.windows
     if not len(rows):
         return {}
-    probabilities = predict(trainer.evaluation_logits, trainer.feed, rows)
+    trainer.module.eval()
+    probabilities = predict(trainer.logits, trainer.feed, rows)
     check_validation(probabilities, rows, trainer.where, windows, trainer.run)
     target, predicted = windows.targets[rows], probabilities.argmax(1)
     return {
@@ -147,15 +144,16 @@ def validate(trainer: Trainer) -> dict:
 def refit(task: Task, settings: Settings, history: list[dict], run: Path, tracker: Tracker | None = None) -> list[dict]:
     """Train anew on training and validation part together, for as many epochs as the validation part chose.
 
-    history: of the first training. The result takes the place of the run's best_model/; refit/ holds the second
-    history, which is returned, and the state to resume from.
+    task: whose training part holds the validation part (`fitted_task`); history: of the first training. The result
+    takes the place of the run's best_model/; refit/ holds the second history, which is returned, and a state to resume
+    from.
     """
-    whole, epochs = refit_task(task, settings), best_epoch(history) + 1
-    logger.info(f"training anew on the validation part too: {len(whole.split.train)} windows, {epochs} epochs")
+    epochs = best_epoch(history) + 1
+    logger.info(f"training anew on the validation part too: {len(task.split.train)} windows, {epochs} epochs")
     if tracker:
         tracker.begin_part("refit/")
     try:
-        again = fit(new_model(whole, settings), whole, settings, run / "refit", stop_after=epochs, tracker=tracker)
+        again = fit(new_model(task, settings), task, settings, run / "refit", stop_after=epochs, tracker=tracker)
     except NotFiniteError as error:
         raise EMGError(f"training anew: {error}; that of the first training is in {run / 'best_model'}") from None
     refitted = run / "refit" / "best_model"
@@ -170,27 +168,32 @@ def refit(task: Task, settings: Settings, history: list[dict], run: Path, tracke
 
 
 class Evaluation(NamedTuple):
-    """What a test gives: figures for metrics.json, and the (n, K) probabilities of the test windows."""
+    """Of a test: figures for metrics.json, and the (n, K) probabilities of the test windows."""
 
     metrics: dict
     probabilities: np.ndarray
 
 
+@with_memory_errors
 def evaluate(model: EMGForSequenceClassification, task: Task, settings: Settings) -> Evaluation:
     """Test the model on the test part, measured against the references of `task`; the same on every process."""
-    accelerator = make_accelerator(settings)
-    model.to(accelerator.device)
-    feed = Feed(task.windows, accelerator.device)
-    logits_of = partial(model_logits, model, task, accelerator)
-    probabilities = predict(logits_of, feed, task.split.test)
-    metrics = compute_metrics(task.windows, task.split.test, probabilities)
-    metrics |= {"seconds_per_window": seconds_per_window(logits_of, feed, task.split.test)}
+    accelerator, rows = make_accelerator(settings), task.split.test
+    model.to(accelerator.device).eval()
+    feed, references = Feed(task.windows, accelerator.device), task.references.to(accelerator.device)
+
+    def logits_of(batch: Batch) -> torch.Tensor:
+        with accelerator.autocast():
+            return model(batch.emg, references.of(batch.rows)).logits  # (B, K)
+
+    probabilities = predict(logits_of, feed, rows)
+    seconds = of_main_process(seconds_per_window(logits_of, feed, rows) if is_main_process() else None)
+    metrics = compute_metrics(task.windows, rows, probabilities) | {"seconds_per_window": seconds}
     return Evaluation(metrics | facts_of_device(accelerator), probabilities)
 
 
 @torch.no_grad()  # inference mode would lock the buffers that processes share
 def predict(logits_of: Callable[[Batch], torch.Tensor], feed: Feed, rows: np.ndarray) -> np.ndarray:
-    """(n, K) probabilities of the windows `rows`, from the logits of a batch; each on one of the processes."""
+    """(n, K) probabilities of the windows `rows`; logits_of: a batch's logits (B, K). Each process takes a share."""
     processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     parts, found = cut_rows(rows, EVALUATION_BATCH * processes), []
     for part, batch in zip(parts, feed(map(own_share, parts)), strict=True):
@@ -199,15 +202,6 @@ def predict(logits_of: Callable[[Batch], torch.Tensor], feed: Feed, rows: np.nda
         found.append(counting.softmax(1).float().cpu().numpy())
     found = gather_object(found)  # the parts of the first process, then those of the second
     return np.concatenate([one for first in range(len(parts)) for one in found[first :: len(parts)]])
-
-
-def model_logits(
-    model: EMGForSequenceClassification, task: Task, accelerator: Accelerator, batch: Batch
-) -> torch.Tensor:
-    """(B, K) of a batch, in evaluation mode and the precision of the accelerator."""
-    model.eval()
-    with accelerator.autocast():
-        return model(batch.emg, task.references.of(batch.rows.cpu()).to(batch.emg.device)).logits
 
 
 @torch.no_grad()
@@ -222,7 +216,7 @@ def seconds_per_window(logits_of: Callable[[Batch], torch.Tensor], feed: Feed, r
 
 
 def facts_of_device(accelerator: Accelerator) -> dict:
-    """Where the figures were made."""
+    """Device, processes, precision and versions, for metrics.json."""
     precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
     return {
         "device": str(accelerator.device),
@@ -233,19 +227,22 @@ def facts_of_device(accelerator: Accelerator) -> dict:
 
 
 def versions() -> dict[str, str]:
-    """Of this project, Python and the libraries that compute."""
+    """Versions of this project, Python and the libraries that compute."""
     libraries = {"torch": torch, "transformers": transformers, "numpy": np, "pandas": pd}
     own = {"emg_gpt2": __version__, "python": platform.python_version()}
     return own | {name: library.__version__ for name, library in libraries.items()}
 
 
 def evaluate_linear_path(model: EMGForSequenceClassification, task: Task) -> dict:
-    """Accuracy and balanced accuracy of the model's linear path alone on the validation part; empty without either."""
-    rows, feed = task.split.validation, Feed(task.windows, model.device)
+    """Accuracies of the model's linear path alone on the validation part, on the CPU; empty without either."""
+    rows, feed = task.split.validation, Feed(task.windows, torch.device("cpu"))
     if model.linear is None or not len(rows):
         return {}
-    references = task.references.to(model.device)
-    logits_of = lambda batch: model.linear_logits(model.normalise(batch.emg, references.of(batch.rows))[1])  # noqa: E731
+
+    def logits_of(batch: Batch) -> torch.Tensor:
+        _, covariance = model.normalise(batch.emg, task.references.of(batch.rows))
+        return model.linear_logits(covariance)  # (B, K)
+
     target, predicted = task.windows.targets[rows], predict(logits_of, feed, rows).argmax(1)
     return {
         "validation_accuracy": accuracy_score(target, predicted),
@@ -305,41 +302,37 @@ def balanced_loss(target: np.ndarray, probabilities: np.ndarray) -> float:
 # ---- curves and confusion matrix --------------------------------------------------------------------------------
 
 
-def draw_history(history: list[dict], refitted: list[dict], linear: dict, chance: float, note: str, run: Path) -> None:
-    """accuracy.png and loss.png from one row of history per epoch.
-
-    refitted: the history of the second training, empty without one; linear: figures of the linear path alone, empty
-    without one; chance: balanced accuracy of guessing.
-    """
-    epochs, best = [row["epoch"] for row in history], best_epoch(history)
-    again = [row["epoch"] for row in refitted]
-    figure, axes = curves("accuracy")
-    axes.plot(epochs, [row["train_accuracy"] for row in history], "o-", color=GREY, label="training, accuracy")
-    axes.plot(epochs, [row["validation_accuracy"] for row in history], "s--", color=BLUE, label="validation, accuracy")
-    balanced = [row["validation_balanced_accuracy"] for row in history]
-    axes.plot(epochs, balanced, "D-", color=ORANGE, label="validation, balanced accuracy")
-    kept = {"ms": 13, "mfc": "none", "ls": "none", "color": ORANGE, "label": f"chosen: epoch {best + 1}"}
-    axes.plot(epochs[best], balanced[best], "o", **kept)
-    if linear:
-        alone = linear["validation_balanced_accuracy"]
-        axes.axhline(alone, ls="-.", color=BLUE, label=f"linear path alone, validation, balanced ({alone:.3f})")
-    if refitted:
-        axes.plot(
-            again, [row["train_accuracy"] for row in refitted], "x:", color=GREY, label="second training, accuracy"
-        )
-    axes.axhline(chance, ls=":", color=GREY, label=f"chance, balanced ({chance:.3f})")
+def draw_history(histories: Histories, chance: float, note: str, run: Path) -> None:
+    """accuracy.png and loss.png, over the epochs; chance: balanced accuracy of guessing."""
+    first, best = pd.DataFrame(histories.first), best_epoch(histories.first)
+    figure, axes = epoch_axes("accuracy")
+    axes.plot(first["epoch"], first["train_accuracy"], "o-", color=GREY, label="training")
+    axes.plot(first["epoch"], first["validation_accuracy"], "s--", color=BLUE, label="validation")
+    balanced = first["validation_balanced_accuracy"]
+    axes.plot(first["epoch"], balanced, "D-", color=ORANGE, label="validation, balanced")
+    circle = {"ms": 13, "mfc": "none", "ls": "none", "color": ORANGE}
+    axes.plot(best + 1, balanced[best], "o", **circle, label=f"chosen: epoch {best + 1}")
+    draw_second_training(axes, histories, "train_accuracy")
+    if histories.linear_path:
+        alone = histories.linear_path["validation_balanced_accuracy"]
+        axes.axhline(alone, ls="-.", lw=1, color=BLACK, label=f"linear path alone, validation, balanced: {alone:.3f}")
+    axes.axhline(chance, ls=":", color=GREY, label=f"chance, balanced: {chance:.3f}")
     axes.set_ylim(0, 1.03)
-    finish(figure, axes, note, run / "accuracy.png")
-    figure, axes = curves("cross entropy (nat)")
-    axes.plot(epochs, [row["train_loss"] for row in history], "o-", color=GREY, label="training, as optimised")
-    axes.plot(epochs, [row["validation_loss"] for row in history], "s--", color=BLUE, label="validation")
-    if refitted:
-        axes.plot(
-            again, [row["train_loss"] for row in refitted], "x:", color=GREY, label="second training, as optimised"
-        )
-    axes.axvline(epochs[best], ls=":", color=ORANGE, label=f"chosen: epoch {best + 1}")
+    finish(figure, axes, note, run / "accuracy.png", columns=2)
+    figure, axes = epoch_axes("cross entropy (nat)")
+    axes.plot(first["epoch"], first["train_loss"], "o-", color=GREY, label="training, as optimised")
+    axes.plot(first["epoch"], first["validation_loss"], "s--", color=BLUE, label="validation")
+    draw_second_training(axes, histories, "train_loss")
+    axes.axvline(best + 1, ls=":", color=ORANGE, label=f"chosen: epoch {best + 1}")
     axes.set_ylim(bottom=0)
-    finish(figure, axes, note, run / "loss.png")
+    finish(figure, axes, note, run / "loss.png", columns=2)
+
+
+def draw_second_training(axes, histories: Histories, column: str) -> None:
+    """One column of the second training's history, where there was one."""
+    if second := histories.second:
+        points = [row["epoch"] for row in second], [row[column] for row in second]
+        axes.plot(*points, "^:", color=BLACK, ms=8, mfc="none", label="second training, validation part included")
 
 
 def draw_confusion_matrix(metrics: dict, title: str, note: str, run: Path) -> None:

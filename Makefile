@@ -1,25 +1,37 @@
-# make: install and train on the bundled sample; make test: install what tests need and run them.
+# make: install, then train on the bundled sample. make test: install what the tests need, then run them.
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: run test lint
+.PHONY: run test nightly lint docs wheel
 run: .venv/installed
 	$(BIN)/python main.py
 
 test: .venv/tested
-	$(BIN)/python -m pytest -n 2 --dist loadfile  # two processes, a file each
+	$(PYTEST)
+
+nightly: .venv/tested  # what takes long; `make test` leaves it out
+	$(PYTEST) -m nightly
 
 lint: .venv/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: .venv/tested  # the site, in site/
+	$(BIN)/mkdocs build --quiet --strict
+
+wheel: .venv/tested  # in an empty environment, outside the checkout
+	$(BIN)/python -m pytest tests/test_wheel.py -m nightly
+
 .venv/installed: requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements.txt
+	$(INSTALL) -r requirements.txt
 	@touch $@
 
 .venv/tested: requirements-test.txt requirements-optional.txt .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-test.txt
+	$(INSTALL) -r requirements-test.txt
 	@touch $@

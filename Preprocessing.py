@@ -16,24 +16,23 @@ if __name__ == "__main__":  # before the imports, which take seconds
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from joblib import delayed
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from emg_gpt2.base.errors import EMGError, exit_status
-from emg_gpt2.base.files import remove_lock
 from emg_gpt2.base.log import progress, start_log
 from emg_gpt2.raw.putemg import find_recordings
 from emg_gpt2.settings import PreprocessingSettings, Settings, read_settings
 from emg_gpt2.windows.cut import Layout, class_names
-from emg_gpt2.windows.parts import Part, Result, Workshop, finished_parts, join, process
+from emg_gpt2.windows.parts import Part, Result, Workshop, finished_parts, join_parts, open_workshop, process
 from emg_gpt2.windows.workers import open_workers
 
 
@@ -60,7 +59,7 @@ def preprocess(paths: list[Path], settings: Settings, console: Console) -> list[
     output = Path(os.path.realpath(settings.DATA_LOCATION))
     if any(path.resolve() == output for path in paths):
         raise EMGError(f"{settings.DATA_LOCATION}: the output would replace a recording; set another DATA_LOCATION")
-    with _explained(settings), _workshop(output, settings) as workshop, _counter(len(paths)) as count:
+    with _explained(settings), open_workshop(output, settings) as workshop, _counter(len(paths)) as count:
         results, layout = _make_parts(paths, finished_parts(output, settings), workshop, count)
         results = _without_twins(paths, results)
         parts = [result.part for result in results if result.part]
@@ -68,7 +67,7 @@ def preprocess(paths: list[Path], settings: Settings, console: Console) -> list[
             _print_skipped(results, console)
             raise EMGError(f"none of the {len(paths)} files gave a window; nothing was written, see the reasons above")
         joined = workshop.folder / "joined.parquet"
-        join(parts, layout, settings, joined)
+        join_parts(parts, layout, settings, joined)
         os.replace(joined, output)
     return results
 
@@ -76,7 +75,7 @@ def preprocess(paths: list[Path], settings: Settings, console: Console) -> list[
 def _make_parts(
     paths: list[Path], earlier: dict[str, Part], workshop: Workshop, count: Callable[[Result], Result]
 ) -> tuple[list[Result], Layout | None]:
-    """One result per file, in order, and the layout, which the first good recording sets before the others begin."""
+    """One result per file, in order; and the layout, which the first good recording sets before the others begin."""
     results, layout = [], None
     if workshop.settings.CLUSTER:  # whose workers stand in other folders
         paths = [path.absolute() for path in paths]
@@ -93,7 +92,7 @@ def _make_parts(
 
 
 def _without_twins(paths: list[Path], results: list[Result]) -> list[Result]:
-    """Of several files of the same recording, the first that could be read stays."""
+    """Of several files of the same recording, keep the first that could be read."""
     kept, seen = [], set()
     for path, result in zip(paths, results, strict=True):
         if result.part and result.name in seen:
@@ -106,7 +105,7 @@ def _without_twins(paths: list[Path], results: list[Result]) -> list[Result]:
 
 @contextmanager
 def _explained(settings: Settings) -> Iterator[None]:
-    """Turn what the disk and the workers can come to into one EMGError."""
+    """Turn what can go wrong with the disk, the memory and the workers into one EMGError."""
     place, again = settings.DATA_LOCATION, "run the same command again, which goes on from here"
     if place.exists() and not place.is_file():
         raise EMGError(f"{place}: the output is a folder or a device; name a file")
@@ -123,37 +122,12 @@ def _explained(settings: Settings) -> Iterator[None]:
         raise EMGError(f"{place}: the output cannot be written ({reason}); choose another place") from None
 
 
-@contextmanager
-def _workshop(output: Path, settings: Settings) -> Iterator[Workshop]:
-    """A hidden folder beside the output for the finished recordings: it stays until the output is complete.
-
-    One run at a time may use it; what a killed run has left half-written is removed.
-    """
-    folder = output.with_name(f".{output.name}.parts")
-    folder.mkdir(exist_ok=True)
-    lock = FileLock(folder / "lock", timeout=0)
-    lock.acquire()
-    try:
-        _remove(folder.glob("*.tmp"))
-        yield Workshop(folder, settings)
-        _remove(folder.glob("*.parquet"))
-    finally:
-        remove_lock(lock)
-        with suppress(OSError):  # there are finished recordings, or another run's
-            folder.rmdir()
-
-
-def _remove(files: Iterable[Path]) -> None:
-    for file in files:
-        file.unlink(missing_ok=True)
-
-
 # ---- what the user sees ---------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _counter(total: int) -> Iterator[Callable[[Result], Result]]:
-    """Counts each result that goes through it, in a progress bar."""
+    """A function that shows each result that it is given in a progress bar, and returns it."""
     with progress() as bar:
         task = bar.add_task("recordings", total=total)
 

@@ -25,13 +25,15 @@ from rich.console import Console
 
 from emg_gpt2.base.errors import EMGError, exit_status
 from emg_gpt2.model.build import load_model
+from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.results.finished import write_results
 from emg_gpt2.results.run import open_run, resumed_settings, write_settings, write_split
-from emg_gpt2.settings import Role, Settings, read_settings
+from emg_gpt2.settings import Settings, read_settings
 from emg_gpt2.training.device import is_main_process, join_processes
+from emg_gpt2.training.history import Histories
 from emg_gpt2.training.new_model import new_model
 from emg_gpt2.training.sweep import search
-from emg_gpt2.training.task import Task, fitted_task, load_task
+from emg_gpt2.training.task import Task, fitted_task, load_task, log_task
 from emg_gpt2.training.tracker import require_tracker, tracking
 from EMG_utils import evaluate, evaluate_linear_path, fit, refit
 
@@ -57,9 +59,9 @@ def start() -> None:
     require_tracker(settings)
     task = load_task(settings)
     with open_run(settings, Console(highlight=False, quiet=not is_main_process())) as run:
-        describe(task, settings)
+        log_task(task, settings)
+        write_split(task, run)  # refuses other data than those of a resumed run, before its settings are replaced
         write_settings(settings, run)
-        write_split(task, run)
         experiment(task, settings, run)
 
 
@@ -70,37 +72,23 @@ def experiment(task: Task, settings: Settings, run: Path) -> None:
         write_settings(settings, run)
     with tracking(settings, run) as tracker:
         model = new_model(task, settings)
-        parameters, trained = model.num_parameters(), model.num_parameters(only_trainable=True)
-        weights = f"{settings.MODEL_NAME}, {model.config.weights} weights"
-        logger.info(f"{weights}: {parameters:,} parameters, {trained:,} trained")
-        linear = evaluate_linear_path(model, task)
+        log_model(model, settings)
+        linear_path = evaluate_linear_path(model, task)
         history = fit(model, task, settings, run, tracker=tracker)
-        again = refit(task, settings, history, run, tracker) if settings.REFIT else []
+        fitted = fitted_task(task, settings)  # with REFIT the validation part belongs to its training part
+        second = refit(fitted, settings, history, run, tracker) if settings.REFIT else []
         best = load_model(run / "best_model")
-        test = evaluate(best, fitted_task(task, settings), settings)
+        test = evaluate(best, fitted, settings)
         tracker.begin_part("test/")
         tracker.log({name: test.metrics[name] for name in TRACKED}, 1)
-        write_results(run, best, task, settings, history, again, test, linear)
+        write_results(run, best, task, settings, Histories(history, second, linear_path), test)
 
 
-def describe(task: Task, settings: Settings) -> None:
-    """Log what the windows are, what was asked for and is not in the file, and how they were split."""
-    about, windows, split = task.windows.metadata, task.windows, task.split
-    logger.info(
-        f"{settings.DATA_LOCATION}: {len(windows.table)} windows of {about['window']} samples at "
-        f"{about['sampling_rate']:g} Hz, {len(about['channels'])} channels, {len(windows.classes)} classes"
-    )
-    if about["note"]:
-        logger.info(about["note"])
-    for name in sorted(settings.given & settings.with_role(Role.WINDOWS, Role.LABELS)):
-        logger.warning(f"{name} is the file's own; run Preprocessing.py to change it")
-    logger.info(split.description)
-    for part in ("validation", "test"):
-        absent = set(range(task.classes)) - set(windows.targets[getattr(split, part)])
-        if absent:
-            names = ", ".join(windows.class_names[index] for index in sorted(absent))
-            logger.warning(f"the {part} part has no window of {names}; balanced accuracy is over the other classes")
-    logger.info(f"{len(split.train)} windows to train, {len(split.validation)} to validate, {len(split.test)} to test")
+def log_model(model: EMGForSequenceClassification, settings: Settings) -> None:
+    """Log what the backbone starts from, and the numbers of parameters."""
+    parameters, trained = model.num_parameters(), model.num_parameters(only_trainable=True)
+    weights = f"{settings.MODEL_NAME}, {model.config.weights} weights"
+    logger.info(f"{weights}: {parameters:,} parameters, {trained:,} trained")
 
 
 if __name__ == "__main__":

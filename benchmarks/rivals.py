@@ -31,7 +31,7 @@ from benchmarks.measure import (
     training_flops,
 )
 from EMG_DATA_LOADER import read_emg, split_windows
-from emg_gpt2.model.backbone import hub_answers
+from emg_gpt2.model.files import hub_answers
 from emg_gpt2.settings import Settings
 from emg_gpt2.training.new_model import new_model
 from emg_gpt2.training.task import load_task

@@ -1,3 +1,3 @@
 """Surface-EMG gesture classification on a language-model backbone."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

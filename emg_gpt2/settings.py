@@ -21,6 +21,9 @@ ABOUT = """Every setting in these groups is also a constant of ENV.py and an env
 NUM_EPOCHS, EMG_NUM_EPOCHS. A flag goes before the variable, and that before ENV.py."""
 
 
+TokenKind = Literal["covariance", "power", "bands", "raw"]  # each has a class in model/tokens.py
+
+
 class Role(Enum):
     """What a setting changes; the value is the title of its group in --help and ENV.py."""
 
@@ -151,7 +154,7 @@ class Settings(BaseModel):
     LINEAR_PATH: Annotated[bool, Role.MODEL] = True
     """Add the logits of a linear classifier on log covariances, fitted in closed form, to the backbone's."""
 
-    TOKENS: Annotated[list[Literal["covariance", "power", "bands", "raw"]], Role.MODEL] = ["covariance", "power"]
+    TOKENS: Annotated[list[TokenKind], Role.MODEL] = ["covariance", "power"]
     """Tokens, kind after kind: log covariance of the window; per patch power of learned or fixed bands, or raw."""
 
     PATCH_MS: Annotated[float, Role.MODEL] = Field(50.0, gt=0)
@@ -329,16 +332,23 @@ def read_settings(model: type[AnySettings] = Settings, argv: list[str] | None = 
     command: of `python -m emg_gpt2`, for --help; empty for a script. Raises EMGError that names each wrong setting, its
     value and its legal range.
     """
-    titles = {role: role.value for role in Role}
-    groups = {name: titles[role] for name in model.model_fields if (role := role_of(model, name))}
-    ordered = {name: title for title in titles.values() for name, one in groups.items() if one == title}
-    parser = SettingsParser(model, ordered, program(command), ABOUT)
+    groups = {name: role.value for role in Role for name in model.model_fields if role_of(model, name) is role}
+    parser = SettingsParser(model, groups, program(command), ABOUT)
     given = _variables() | parser.parse(sys.argv[1:] if argv is None else argv)
     try:
         settings = model(**_changed_in_env_file() | given)
     except ValidationError as error:
         raise EMGError("; ".join(_explain(model, detail) for detail in error.errors())) from None
     settings._given = frozenset(given)
+    return settings
+
+
+def settings_of_main(given: Settings, own: set[str], by: str) -> Settings:
+    """The settings of main.py among those of a command; `by` sets those in `own`: EMGError where one is given."""
+    if refused := sorted(given.given & own):
+        raise EMGError(f"{by} sets {', '.join(refused)} itself; leave out {', '.join(map(flag, refused))}")
+    settings = Settings(**{name: getattr(given, name) for name in Settings.model_fields.keys() - own})
+    settings._given = given.given & Settings.model_fields.keys()
     return settings
 
 

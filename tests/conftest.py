@@ -1,12 +1,15 @@
 """Small simulated recordings through the real command line, made once per test run."""
 
+import importlib
 import io
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +48,22 @@ def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> subproces
     variables |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | environment
     arguments = [sys.executable, *map(str, command)]
     return subprocess.run(arguments, cwd=cwd, env=variables, capture_output=True, text=True, timeout=600)
+
+
+def call(script: str, *arguments: str | Path) -> subprocess.CompletedProcess:
+    """`run("main.py", …)` in this process, which saves the seconds that the imports take."""
+    main, command = importlib.import_module(script.removesuffix(".py")).main, [script, *map(str, arguments)]
+    streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2)]
+    argv, handlers, threads = sys.argv, logging.getLogger().handlers[:], torch.get_num_threads()
+    sys.argv = command
+    torch.set_num_threads(1)
+    try:
+        with redirect_stdout(streams[0]), redirect_stderr(streams[1]):
+            status = main()
+    finally:
+        sys.argv, logging.getLogger().handlers[:] = argv, handlers
+        torch.set_num_threads(threads)
+    return subprocess.CompletedProcess(command, status, *(one.buffer.getvalue().decode() for one in streams))
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +117,7 @@ def trained(small_file, tiny_gpt2, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
     parts = ["--train-on", "03/2018-05-11/*", "--test-on", "03/2018-06-14/*", "--no-refit", "--num-epochs", "1"]
     backbone = ["--model-name", tiny_gpt2, "--pretrained", "never", "--precision", "fp32"]
-    done = run("main.py", "--data-location", small_file, *parts, *backbone, "--run-dir", folder)
+    done = call("main.py", "--data-location", small_file, *parts, *backbone, "--run-dir", folder)
     assert done.returncode == 0, done.stderr
     return folder
 

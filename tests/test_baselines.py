@@ -16,9 +16,9 @@ from sklearn.preprocessing import StandardScaler
 
 from EMG_DATA_LOADER import Split, split_windows
 from emg_gpt2.base.errors import EMGError
-from emg_gpt2.commands import baselines
-from emg_gpt2.commands.baselines import CLASSIFIERS, SCALINGS, channel_deviation, evaluate_baselines, scaled_features
 from emg_gpt2.settings import Settings
+from emg_gpt2.study import baselines
+from emg_gpt2.study.baselines import CLASSIFIERS, SCALINGS, channel_deviation, evaluate_baselines, scaled_features
 from emg_gpt2.study.features import FEATURE_SETS, compute_features
 from emg_gpt2.windows.reading import WindowSet, load_windows
 
@@ -261,9 +261,9 @@ def test_many_windows_are_thinned_for_the_slow_classifiers(monkeypatch):
     said = io.StringIO()
     monkeypatch.setattr(baselines, "FEW_WINDOWS", 24)
     windows, split = made_windows()
-    drawn = baselines.draw_windows(windows, split.train[::-1], seed=5)
+    drawn = baselines.sample_windows(windows, split.train[::-1], seed=5)
     assert np.bincount(windows.targets[split.train[::-1][drawn]]).tolist() == [12, 12]
-    assert drawn.tolist() == baselines.draw_windows(windows, split.train[::-1], seed=5).tolist()
+    assert drawn.tolist() == baselines.sample_windows(windows, split.train[::-1], seed=5).tolist()
     found = evaluate_baselines(windows, split)
     assert {(one["classifier"] in ("kNN", "SVM"), one["train_windows"]) for one in found} == {(True, 24), (False, 40)}
     monkeypatch.setattr(baselines, "Console", lambda **_: Console(file=said, width=100))

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, STEM, run
 
-from emg_gpt2.commands import download
+from emg_gpt2.raw import download
 from emg_gpt2.raw.putemg import read_recording
 
 LONG = "emg_gestures-03-repeats_long-2018-05-11-11-05-00-695"

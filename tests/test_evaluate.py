@@ -21,8 +21,8 @@ from filelock import FileLock
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.commands.evaluate import main
 from emg_gpt2.settings import Settings
-from emg_gpt2.study.people import METRICS, compare, interval, over_people, read_fold_figures
-from emg_gpt2.study.protocols import folds_of, reported_figures
+from emg_gpt2.study.folds import folds_of, reported_figures
+from emg_gpt2.study.people import METRICS, compare_methods, interval, over_people, read_fold_figures
 from emg_gpt2.windows.reading import WindowSet, load_windows
 
 LONG, SHORT = "emg_gestures-{}-repeats_long-{}-11-05-00-595", "emg_gestures-{}-repeats_short-{}-11-15-26-340"
@@ -403,7 +403,7 @@ def test_baselines_stand_beside_ours_fold_by_fold(tmp_path):
         (folder / "env.json").write_text(json.dumps({"SCALE": "session"}))
         method = {"features": "RMS", "classifier": "LDA", "scaling": "session", "per_subject": scores[1]}
         (folder / "baselines.json").write_text(json.dumps({"baselines": [method]}))
-    first, second = compare(read_fold_figures(runs))
+    first, second = compare_methods(read_fold_figures(runs))
     assert (first["features"], first["scaling"], first["accuracy"]["mean"]) == ("ours", "session", pytest.approx(0.7))
     assert [second[name] for name in ("features", "classifier", "scaling")] == ["RMS", "LDA", "session"]
     assert second["balanced_accuracy"]["mean"] == pytest.approx(0.5)

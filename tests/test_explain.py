@@ -19,7 +19,7 @@ from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.settings import Settings
 from emg_gpt2.study.forearm import grid_shape, largest_move, read_filters
-from emg_gpt2.study.occlusion import choose, parts_of, replace_band, replace_level, replace_moment, resample
+from emg_gpt2.study.occlusion import choose_windows, parts_of, replace_band, replace_level, replace_moment, resample
 from emg_gpt2.windows.reading import load_windows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -210,7 +210,7 @@ def test_replacements_by_hand():
 
 def test_donors_are_of_other_repetitions_of_the_day(planted_file):
     windows = load_windows(Settings(DATA_LOCATION=planted_file))
-    chosen, table = choose(windows, np.arange(len(windows.table)), seed=0), windows.table
+    chosen, table = choose_windows(windows, np.arange(len(windows.table)), seed=0), windows.table
     own = table.iloc[chosen.rows].reset_index(drop=True)
     assert own.groupby(["session", "TRAJ_GT"]).size().eq(48).all()  # all that there are
     for draws, same in ((chosen.same, True), (chosen.any, False)):
@@ -221,7 +221,7 @@ def test_donors_are_of_other_repetitions_of_the_day(planted_file):
             assert (donor[key] != own[key]).any(axis=1).all()
             share = (donor["TRAJ_GT"] == own["TRAJ_GT"]).mean()
             assert share == 1 if same else abs(share - 0.25) < 0.08
-    assert len(choose(windows, np.flatnonzero(table["repetition"] < 2), seed=0).rows) == 256
+    assert len(choose_windows(windows, np.flatnonzero(table["repetition"] < 2), seed=0).rows) == 256
 
 
 def test_bootstrap_is_over_units():

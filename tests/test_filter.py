@@ -1,14 +1,17 @@
 """The signal path against the data set's own output, and against sinusoids of known amplitude."""
 
 import math
+import sys
+import types
 
 import numpy as np
 import pytest
-from conftest import SHARED, needs_shared
+from conftest import ROOT, SHARED, needs_shared, run
 from scipy.optimize import minimize
 from scipy.signal import butter, resample_poly, sosfiltfilt
 
 from emg_gpt2.base.errors import EMGError
+from emg_gpt2.raw import power_line
 from emg_gpt2.raw.filter import apply_filter, forward_and_backward
 from emg_gpt2.raw.power_line import LineError, Lines, search
 from emg_gpt2.raw.resample import resample
@@ -24,6 +27,14 @@ def amplitude(signal: np.ndarray, time: np.ndarray, frequency: float) -> np.ndar
 
 def rms(signal: np.ndarray) -> np.ndarray:
     return np.sqrt(np.mean(np.square(signal, dtype=np.float64), axis=0))
+
+
+def test_putemg_agrees_with_the_reference_on_two_channels():
+    """The small file of the tests: every fifth sample of a span of 10 s (tests/data/README.md)."""
+    with np.load(ROOT / "tests" / "data" / "putemg_filter.npz") as stored:
+        raw, expected, start, step = (stored[name] for name in ("raw", "filtered", "start", "step"))
+    filtered = apply_filter(raw, start + step * np.arange(len(raw)), "putemg", BAND)[: 5 * len(expected) : 5]
+    assert (rms(filtered - expected) / rms(expected) <= 1e-3).all()
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +240,21 @@ def test_a_large_offset_does_not_round_the_signal():
 def test_a_rate_far_above_the_wanted_one_is_refused():
     with pytest.raises(EMGError, match="more than 4000 times SAMPLE_RATE"):
         resample(np.zeros((10, 1), np.float32), 500_000.0, 100.0)
+
+
+@pytest.mark.parametrize("module", [None, types.SimpleNamespace(setulb=lambda: None)], ids=["missing", "another"])
+def test_the_filter_does_without_the_private_routine_of_scipy(module, monkeypatch):
+    signal, time = with_line(12, 49.99)
+    expected = apply_filter(signal, time, "putemg", BAND)
+    monkeypatch.setitem(sys.modules, "scipy.optimize._lbfgsb", module)
+    power_line.fast_search_works.cache_clear()
+    np.testing.assert_array_equal(apply_filter(signal, time, "putemg", BAND), expected)
+    power_line.fast_search_works.cache_clear()
+
+
+def test_other_filters_do_not_import_the_private_routine():
+    done = run("-c", "import sys, emg_gpt2.raw.filter; sys.exit('emg_gpt2.raw.power_line' in sys.modules)")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("start", [5.0, 333.0])

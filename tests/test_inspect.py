@@ -16,9 +16,10 @@ from matplotlib.image import AxesImage
 
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.commands import inspect
+from emg_gpt2.raw import quality
 from emg_gpt2.results.figures import ORANGE, plt
 from emg_gpt2.settings import Settings, read_settings
-from emg_gpt2.study import panels
+from emg_gpt2.study import inspecting, panels
 
 OTHER_DAY = "emg_gestures-03-sequential-2018-06-14-11-10-52-120"
 
@@ -42,7 +43,7 @@ def look(folder, emg: np.ndarray, *flags: str, labels: np.ndarray | None = None,
     """Findings as the terminal prints them, and the figure, of a recording at 1000 Hz whose clock begins at 5 s."""
     labels = rest_then_fist(len(emg)) if labels is None else labels
     path = write_raw(raw_table(emg, labels), folder / f"{STEM}.hdf5")
-    report, figure = inspect.inspect_recording(path, read_settings(Settings, [*flags]), ring)
+    report, figure = inspecting.inspect_recording(path, read_settings(Settings, [*flags]), ring)
     return [str(finding) for finding in report.findings], figure
 
 
@@ -112,7 +113,7 @@ def test_single_samples_are_clipped_only_at_the_limits_of_the_converter():
     emg[::1000, 2] = -2048
     emg[1::1000, 3] = 2047
     emg[1, 3] = 0  # and 9 are too few
-    assert [(f.channel, f.kind) for f in inspect.find_clipped(emg)] == [(1, "clipped"), (2, "clipped")]
+    assert [(f.channel, f.kind) for f in quality.find_clipped(emg)] == [(1, "clipped"), (2, "clipped")]
 
 
 def test_ten_times_the_noise_at_rest_is_named_with_its_factor(tmp_path):
@@ -148,8 +149,8 @@ def test_noise_is_sought_in_the_quietest_label_where_there_is_no_rest(tmp_path):
 
 def test_a_channel_that_differs_as_others_do_is_not_noisy():
     rms = np.array([[1, 2, 4, 8, 16, 32, 64]])  # 64 is 8 times the median, and two octaves are the usual distance
-    assert inspect.find_noisy(rms, {0: "idle"}) == []
-    assert inspect.find_noisy(np.array([[8, 8, 8, 8, 8, 8, 64]]), {0: "idle"}) == [
+    assert quality.find_noisy(rms, {0: "idle"}) == []
+    assert quality.find_noisy(np.array([[8, 8, 8, 8, 8, 8, 64]]), {0: "idle"}) == [
         (6, "noisy", "8.0 times the median channel's RMS during idle")
     ]
 
@@ -166,7 +167,7 @@ def test_a_line_is_named_that_the_filter_leaves_in_the_signal(tmp_path, hertz, f
 
 def test_simulated_recordings_give_no_false_alarm(raw_folder):
     for path in sorted(raw_folder.glob("*.hdf5")):
-        report, _ = inspect.inspect_recording(path, Settings(), 8)
+        report, _ = inspecting.inspect_recording(path, Settings(), 8)
         plt.close("all")
         table = pd.read_hdf(path)
         loose = [
@@ -227,10 +228,10 @@ def test_labels_are_drawn_where_they_are_and_named(tmp_path):
 
 def test_gestures_go_by_number_where_one_has_no_name(tmp_path):
     labels = np.repeat([0, 1, 5], [4000, 3000, 3000])
-    names = inspect.label_names(labels, Settings())
+    names = inspecting.label_names(labels, Settings())
     assert names == {0: "gesture 0", 1: "gesture 1", 5: "gesture 5"}
     renamed = read_settings(Settings, ["--class-names=0=rest,1=left,5=right"])
-    assert list(inspect.label_names(labels, renamed).values()) == ["rest", "left", "right"]
+    assert list(inspecting.label_names(labels, renamed).values()) == ["rest", "left", "right"]
 
 
 def test_rings_may_be_incomplete(tmp_path):
@@ -254,7 +255,7 @@ def test_a_windows_file_shows_every_day_and_gesture(tmp_path):
     first = np.rint(np.where(labels[:, None] == 0, [[100, 400]], [[800, 800]]) * tone)  # counts
     second = np.rint(np.array([[300, 200]]) * tone)
     path = windows_of(tmp_path, {STEM: first, OTHER_DAY: second}, "--filter", "none", labels=labels)
-    report, figure = inspect.inspect_windows(path, Settings(), 8)
+    report, figure = inspecting.inspect_windows(path, Settings(), 8)
     counts, per_day, per_gesture = maps(figure)
     assert counts.tolist() == [[31, 15], [31, 15]]
     mixed = [np.sqrt((31 * square + 15 * 800**2) / 46) for square in (100**2, 400**2)]
@@ -273,13 +274,13 @@ def test_a_bad_electrode_is_named_with_its_day(tmp_path):
     loud[:, 2] *= 10
     still[:500, 4] = 0  # 3 of the 31 + 15 windows lie wholly inside
     path = windows_of(tmp_path, {STEM: still, OTHER_DAY: loud}, "--filter", "none", labels=labels)
-    noisy, flat = inspect.inspect_windows(path, Settings(), 8)[0].finding_lines()
+    noisy, flat = inspecting.inspect_windows(path, Settings(), 8)[0].finding_lines()
     assert re.fullmatch(r"EMG_3 noisy: \S+ times the median channel's RMS during idle on 03 2018-06-14", noisy)
     assert flat == "EMG_5 flat: in 6.5% of the windows of 03 2018-05-11"
 
 
 def test_simulated_windows_are_counted_and_have_no_noisy_channel(windows_file):
-    report, figure = inspect.inspect_windows(windows_file, Settings(), 8)
+    report, figure = inspecting.inspect_windows(windows_file, Settings(), 8)
     table = pd.read_parquet(windows_file, columns=["subject", "session", "TRAJ_GT"])
     expected = table.groupby(["subject", "session", "TRAJ_GT"]).size().unstack()
     assert maps(figure)[0].tolist() == expected.to_numpy().tolist()
@@ -293,8 +294,8 @@ def test_a_large_file_is_drawn_from_a_sample_and_says_so(tmp_path, monkeypatch):
     labels = np.repeat([0, 2], [4000, 2000])
     emg = np.rint(np.where(labels == 0, 100, 800) * np.sin(2 * np.pi * 100 * np.arange(6000) / 1000))[:, None]
     path = windows_of(tmp_path, {STEM: emg, OTHER_DAY: emg}, "--filter", "none", labels=labels)
-    monkeypatch.setattr(inspect, "SAMPLE_WINDOWS", 40)
-    report, figure = inspect.inspect_windows(path, Settings(), 8)
+    monkeypatch.setattr(inspecting, "SAMPLE_WINDOWS", 40)
+    report, figure = inspecting.inspect_windows(path, Settings(), 8)
     said = "RMS, spectrum and findings are of 40 windows, drawn at random"
     assert report.facts[1] == said
     assert said in {text.get_text() for text in figure.findobj(plt.Text)}
@@ -318,7 +319,7 @@ def test_a_parquet_that_is_no_windows_file_is_refused_in_a_sentence(tmp_path, me
     else:
         pq.write_table(pa.table({"emg": [1.0]}).replace_schema_metadata(metadata), path)
     with pytest.raises(EMGError, match=f"^{re.escape(str(path))}: {reason}"):
-        inspect.inspect_windows(path, Settings(), 8)
+        inspecting.inspect_windows(path, Settings(), 8)
 
 
 # ---- the command line -----------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ from conftest import run
 
 from EMG_DATA_LOADER import (
     PARTS,
-    Feed,
     Split,
     batches,
     class_weights,
@@ -28,6 +27,7 @@ from EMG_DATA_LOADER import (
 )
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.settings import Settings
+from emg_gpt2.windows.feed import Feed
 from emg_gpt2.windows.reading import WindowSet, load_windows
 
 SPLITS = ["trajectory", "repetition", "session", "subject", "random"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,16 +16,24 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, run
+from conftest import ROOT, call
+from huggingface_hub import constants
+from rich.console import Console
 from safetensors.torch import load_file
 
 from EMG_DATA_LOADER import read_emg
+from emg_gpt2 import __version__
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.model.build import load_model
 from emg_gpt2.model.normalise import measure_reference
+from emg_gpt2.results.figures import finish
 from emg_gpt2.results.run import open_run, resumed_settings
-from emg_gpt2.settings import Settings
+from emg_gpt2.settings import Role, Settings, read_settings
+from emg_gpt2.training.history import Histories
+from emg_gpt2.training.task import load_task, warn_of_other_windows
+from emg_gpt2.training.trainer import Trainer
 from emg_gpt2.windows.reading import WindowSet, load_windows
+from EMG_utils import draw_history, evaluate_linear_path
 
 CODES = [0, 1, 2, 3, 6, 7, 8, 9]
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # so small a model waits for its threads more than it computes
@@ -34,7 +43,7 @@ SMALL = {
     "BATCH_SIZE": 64,
     "PRECISION": "fp32",
     "TOKENS": "covariance,bands",
-    "NUM_EPOCHS": 4,
+    "NUM_EPOCHS": 3,
     "REFIT": False,
 }
 
@@ -82,6 +91,18 @@ def one_sentence(text: str) -> str:
     return lines[0]
 
 
+def compare_runs(one: Path, other: Path, but: set[str] = frozenset()) -> None:
+    """Bit for bit, but for the clock and the figures `but` of metrics.json."""
+    for inside in (".", "refit"):
+        if (other / inside).exists():
+            pd.testing.assert_frame_equal(history(one / inside), history(other / inside), check_exact=True)
+    for file in ("best_model/model.safetensors", "predictions.parquet"):
+        assert (one / file).read_bytes() == (other / file).read_bytes()
+    metrics, expected = read(one, "metrics.json"), read(other, "metrics.json")
+    assert {key for key, value in metrics.items() if value != expected[key]} == {"seconds", "seconds_per_window"} | but
+    assert {path.name for path in one.iterdir()} == {path.name for path in other.iterdir()}
+
+
 # ---- a whole run ----------------------------------------------------------------------------------------------
 
 
@@ -89,11 +110,10 @@ def one_sentence(text: str) -> str:
 def finished(windows_file, tiny_gpt2, tmp_path_factory) -> Path:
     """A run on two people with the default split, tokens, balance and refit."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    settings = {"LR": 2e-3, "BATCH_SIZE": 64, "PRECISION": "fp32", "FILTERS": 6, "NUM_EPOCHS": 3}
-    settings |= {"DATA_LOCATION": windows_file, "MODEL_NAME": tiny_gpt2, "RUN_DIR": folder}
-    done = run("main.py", *flags(**settings), **ONE_THREAD)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    settings = {"LR": 2e-3, "BATCH_SIZE": 64, "PRECISION": "fp32", "FILTERS": 6, "NUM_EPOCHS": 2}
+    settings |= {"DATA_LOCATION": windows_file, "MODEL_NAME": tiny_gpt2, "RUN_DIR": folder, "SAMPLING_RATIO": 0.25}
+    done = call("main.py", *flags(**settings))
+    assert (done.returncode, done.stderr) == (0, "")
     return folder
 
 
@@ -104,7 +124,7 @@ def windows(windows_file) -> WindowSet:
 
 @pytest.fixture(scope="session")
 def split(finished) -> pd.DataFrame:
-    return pd.read_csv(finished / "split.csv", dtype={"subject": str})
+    return pd.read_csv(finished / "split.csv", dtype={"subject": str}, keep_default_na=False)
 
 
 @pytest.fixture(scope="session")
@@ -117,7 +137,7 @@ def test_the_run_folder_is_complete(finished):
     names |= set(FIGURES) | {"best_model", "last", "refit", "report.html", "tensorboard"}
     assert {path.name for path in finished.iterdir()} == names
     assert (finished / "best_model" / "model.safetensors").is_file()
-    assert len(read(finished / "last", "history.json")) == 3
+    assert len(read(finished / "last", "history.json")) == 2
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -132,7 +152,7 @@ def test_the_figures_are_not_blank(finished, name):
 def test_the_settings_of_the_run_are_written_down(finished, windows_file, tiny_gpt2):
     saved = read(finished, "env.json")
     assert set(saved) == set(Settings.model_fields)
-    assert saved["NUM_EPOCHS"] == 3
+    assert saved["NUM_EPOCHS"] == 2
     assert saved["DATA_LOCATION"] == str(windows_file)
     assert saved["MODEL_NAME"] == str(tiny_gpt2)
 
@@ -150,11 +170,12 @@ def test_metrics_hold_what_the_readme_promises(finished, tiny_gpt2):
     own = 6 * 25 + 2 * 48 + 48 * 32 + 32 + 36 * 32 + 32 + 32 * 8 + 8 + 1
     assert metrics["trainable_parameters"] == backbone + own
     assert metrics["parameters"] == backbone + own + 36 * 8 + 8
-    assert (metrics["split"], metrics["weights"], metrics["epochs"]) == ("trajectory", "pretrained", 3)
+    assert (metrics["split"], metrics["weights"], metrics["epochs"]) == ("trajectory", "pretrained", 2)
     assert metrics["classes"] == dict(zip(map(str, CODES), metrics["per_class"], strict=True))
     assert metrics["classes"]["6"] == "pinch index"
-    assert metrics["versions"]["torch"] == torch.__version__
+    assert metrics["versions"] | {"torch": torch.__version__, "emg_gpt2": __version__} == metrics["versions"]
     assert metrics["seconds"] == pytest.approx(pd.read_csv(finished / "history.csv")["seconds"].sum())
+    assert 1e-5 < metrics["seconds_per_window"] < 1
     assert "leaky" not in metrics["split_description"]
 
 
@@ -181,7 +202,7 @@ def test_metrics_follow_from_the_predictions(finished, predictions):
 
 def test_split_and_predictions_tell_the_same_windows(finished, split, predictions, windows):
     metrics, parts = read(finished, "metrics.json"), split["part"].value_counts()
-    assert parts.to_dict() == {
+    assert parts.drop("").to_dict() == {
         "train": metrics["n_train"], "validation": metrics["n_val"], "test": metrics["n_test"]
     }  # fmt: skip
     identity = ["TRAJ_GT", "subject", "session", "trajectory", "recording", "repetition"]
@@ -190,6 +211,9 @@ def test_split_and_predictions_tell_the_same_windows(finished, split, prediction
     assert np.allclose(predictions["start"], test["start"])
     assert split[identity].astype(str).equals(windows.table[identity].astype(str))
     assert not set(test["recording"]) & set(split.loc[split["part"] != "test", "recording"])
+    assert predictions.attrs == {
+        "split": metrics["split_description"], "weights": "pretrained", "data_note": metrics["data_note"]
+    }  # fmt: skip
 
 
 @torch.inference_mode()
@@ -215,9 +239,9 @@ def test_the_probabilities_are_those_of_the_saved_model(finished, split, predict
 
 
 def test_the_saved_model_knows_its_data(finished, split, windows):
-    """The scale is that of 4000 windows of the training part, which by then holds the validation part."""
+    """The scale is that of the training part, which by then holds the validation part."""
     model, metadata = load_model(finished / "best_model"), windows.metadata
-    train = windows.emg[split["part"] != "test"].astype(np.float64).reshape(-1, 8) * 0.25
+    train = windows.emg[split["part"].isin(["train", "validation"])].astype(np.float64).reshape(-1, 8) * 0.25
     assert np.allclose(model.scale, train.std(0), rtol=0.05)
     described = model.config
     assert described.class_codes == CODES
@@ -231,7 +255,7 @@ def test_the_saved_model_knows_its_data(finished, split, windows):
 
 def test_the_model_is_trained_anew_for_as_many_epochs_as_turned_out_best(finished):
     rows, metrics = history(finished), read(finished, "metrics.json")
-    assert rows["epoch"].tolist() == [1, 2, 3]
+    assert rows["epoch"].tolist() == [1, 2]
     assert metrics["best_epoch"] == rows["validation_loss"].argmin() + 1
     assert metrics["refit"]
     again = history(finished / "refit")
@@ -259,8 +283,6 @@ def test_without_refit_the_epoch_that_is_best_on_the_validation_part_is_kept(und
 def test_simulated_gestures_are_learned(finished):
     """Chance is 1/8; the folds of one run are too few windows for a closer bound."""
     assert read(finished, "metrics.json")["balanced_accuracy"] > 0.35
-    rows = pd.read_csv(finished / "history.csv")
-    assert rows["train_loss"].iloc[-1] < rows["train_loss"].iloc[0]
 
 
 def test_the_log_tells_the_run(finished):
@@ -269,12 +291,12 @@ def test_the_log_tells_the_run(finished):
     assert "trajectory held out, fold 0" in log
     assert "validation by repetition" in log
     assert "pretrained weights" in log
-    assert all(f"epoch {epoch}/3: " in log for epoch in (1, 2, 3))
+    assert all(f"epoch {epoch}/2: " in log for epoch in (1, 2))
     assert f"balanced accuracy {read(finished, 'metrics.json')['balanced_accuracy']:.3f} (chance 0.125)" in log
     assert "leaky" not in log
 
 
-# ---- the same again, interrupted and resumed ------------------------------------------------------------------
+# ---- the linear path alone, and the curves --------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -285,17 +307,110 @@ def small_flags(small_file, tiny_gpt2) -> list[str]:
 @pytest.fixture(scope="session")
 def undisturbed(small_flags, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "undisturbed"
-    done = run("main.py", *small_flags, *flags(RUN_DIR=folder), **ONE_THREAD)
+    done = call("main.py", *small_flags, *flags(RUN_DIR=folder))
     assert done.returncode == 0, done.stderr
     return folder
 
 
-def test_the_same_seed_gives_the_same_result(undisturbed, small_flags, tmp_path):
-    done = run("main.py", *small_flags, *flags(RUN_DIR=tmp_path / "again"), **ONE_THREAD)
-    assert done.returncode == 0, done.stderr
-    pd.testing.assert_frame_equal(history(tmp_path / "again"), history(undisturbed), check_exact=True)
-    for name in ("best_model/model.safetensors", "predictions.parquet"):
-        assert (tmp_path / "again" / name).read_bytes() == (undisturbed / name).read_bytes()
+@torch.inference_mode()
+def test_the_linear_path_alone_is_measured_on_the_validation_part(undisturbed):
+    """Without REFIT the saved model's linear path is the one that was measured: it never trains."""
+    settings = Settings(**read(undisturbed, "env.json"))
+    task, model = load_task(settings), load_model(undisturbed / "best_model")
+    rows = torch.from_numpy(task.split.validation)
+    _, covariance = model.normalise(read_emg(task.windows, task.split.validation), task.references.of(rows))
+    called, true = model.linear(covariance).argmax(1).numpy(), task.windows.targets[rows]
+    expected = {
+        "validation_accuracy": (called == true).mean(),
+        "validation_balanced_accuracy": np.mean([(called == true)[true == label].mean() for label in range(8)]),
+    }
+    assert read(undisturbed, "metrics.json")["linear_path"] == pytest.approx(expected)
+    model.linear = None
+    assert evaluate_linear_path(model, task) == {}
+
+
+def test_the_curves_show_the_linear_path_and_the_second_training(tmp_path, monkeypatch):
+    """What matplotlib is given, by label; and no label is cut off at the edge of the picture."""
+    drawn = {}
+
+    def note_lines(figure, axes, note, path, columns):
+        drawn[path.name] = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
+        if path.exists():
+            return
+        finish(figure, axes, note, path, columns)
+        edge = figure.legends[0].get_window_extent()
+        assert edge.x0 >= 0
+        assert edge.x1 <= figure.bbox.x1
+
+    monkeypatch.setattr("EMG_utils.finish", note_lines)
+    figures = ("train_accuracy", "validation_accuracy", "validation_balanced_accuracy", "train_loss", "validation_loss")
+    first = [{"epoch": epoch} | dict.fromkeys(figures, epoch / 4) for epoch in (1, 2, 3)]
+    second = [{"epoch": 1, "train_accuracy": 0.5, "train_loss": 0.25}]
+    draw_history(Histories(first, second, {"validation_balanced_accuracy": 0.625}), 0.125, "note", tmp_path)
+    accuracy, loss = drawn["accuracy.png"], drawn["loss.png"]
+    assert list(accuracy["linear path alone, validation, balanced: 0.625"]) == [0.625, 0.625]
+    assert list(accuracy["second training, validation part included"]) == [0.5]
+    assert list(loss["second training, validation part included"]) == [0.25]
+    draw_history(Histories(first, [], {}), 0.125, "note", tmp_path)
+    assert not any("second" in label or "linear" in label for label in [*drawn["accuracy.png"], *drawn["loss.png"]])
+
+
+# ---- interrupted and resumed ----------------------------------------------------------------------------------
+
+
+def test_an_interrupted_run_is_resumed_with_moved_data_and_another_tracker(
+    small_flags, undisturbed, small_file, tmp_path, monkeypatch
+):
+    """SIGTERM, as a cluster sends it, after the second step of epoch 2, and again of epoch 3."""
+    folder, end_step = tmp_path / "run", Trainer.end_step
+    (tmp_path / "moved").mkdir()
+    moved = shutil.copy(small_file, tmp_path / "moved" / "w.parquet")
+
+    def end_step_and_stop(trainer, *given):
+        if trainer.epoch == stopped_in and trainer.sums.step == 1:
+            signal.raise_signal(signal.SIGTERM)
+        end_step(trainer, *given)
+
+    monkeypatch.setattr(Trainer, "end_step", end_step_and_stop)
+    changed = flags(RESUME=folder, DATA_LOCATION=moved, TRACKER="none")
+    for stopped_in, arguments in ((2, [*small_flags, *flags(RUN_DIR=folder)]), (3, changed)):
+        done = call("main.py", *arguments)
+        assert done.returncode == 130
+        assert one_sentence(done.stderr) == f"main.py: interrupted; go on with --resume {folder}"
+        assert len(read(folder / "last", "history.json")) == stopped_in - 1
+        assert read(folder / "last", "epoch.json")["step"] == 2
+    stopped_in, done = None, call("main.py", *flags(RESUME=folder))
+    assert (done.returncode, done.stderr) == (0, "")
+    saved = read(folder, "env.json")
+    assert (saved["DATA_LOCATION"], saved["TRACKER"], saved["RESUME"]) == (str(moved), "none", None)
+    compare_runs(folder, undisturbed, but={"data"})
+
+
+@pytest.mark.nightly
+def test_a_finished_run_that_is_resumed_is_tested_again(undisturbed, tmp_path):
+    folder = shutil.copytree(undisturbed, tmp_path / "run")
+    done = call("main.py", *flags(RESUME=folder))
+    assert (done.returncode, done.stderr) == (0, "")
+    compare_runs(folder, undisturbed)
+
+
+def test_settings_that_change_the_result_cannot_be_changed_by_a_resumed_run(undisturbed):
+    def resumed(*argv: str) -> Settings:
+        return resumed_settings(read_settings(Settings, [*flags(RESUME=undisturbed), *argv]))
+
+    free = resumed("--memory-gb=1", "--tracker=mlflow", "--model-saving-dir=elsewhere")
+    assert (1.0, "mlflow", Path("elsewhere")) == (free.MEMORY_GB, free.TRACKER, free.MODEL_SAVING_DIR)
+    assert (3e-3, undisturbed) == (free.LR, free.RESUME)
+    with pytest.raises(EMGError, match=r"^RESUME goes on with the run's own settings; leave out LR, RUN_DIR, SEED$"):
+        resumed("--seed=1", "--lr=1e-3", "--workers=2", "--run-dir=other")
+
+
+def test_a_resumed_run_refuses_other_data_and_keeps_its_settings(undisturbed, windows_file):
+    before = (undisturbed / "env.json").read_bytes()
+    done = call("main.py", *flags(RESUME=undisturbed, DATA_LOCATION=windows_file))
+    assert done.returncode == 1
+    assert "split.csv: the run was started on other data or another split" in one_sentence(done.stderr)
+    assert (undisturbed / "env.json").read_bytes() == before
 
 
 def test_ctrl_c_after_a_checkpoint_says_how_to_go_on(small_flags, tmp_path):
@@ -305,8 +420,21 @@ def test_ctrl_c_after_a_checkpoint_says_how_to_go_on(small_flags, tmp_path):
     assert f"go on with --resume {tmp_path / 'run'}" in one_sentence(errors)
 
 
+def test_an_interrupt_before_the_first_step_removes_the_folder(small_flags, tmp_path, monkeypatch):
+    """The advice is to run the same command again, so the same RUN_DIR must be free."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("main.new_model", interrupt)
+    done = call("main.py", *small_flags, *flags(RUN_DIR=tmp_path / "run"))
+    assert done.returncode == 130
+    assert one_sentence(done.stderr) == "main.py: interrupted; run the same command again"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.nightly
 def test_ctrl_c_before_the_first_step_says_what_works(small_flags, tmp_path):
-    """The advice is to run the same command again, so that must be possible in the same RUN_DIR."""
     command, split = [*small_flags, *flags(RUN_DIR=tmp_path / "run")], tmp_path / "run" / "split.csv"
     process = start(*command)
     _, errors = stop(process, split, signal.SIGINT)
@@ -328,59 +456,84 @@ WRONG = {
     "split": ({"SPLIT": "subject"}, ["single subject", "choose another SPLIT"]),
     "occupied": ({"RUN_DIR": ROOT / "tests"}, ["results already", "RESUME"]),
     "model": ({"MODEL_NAME": "gtp2"}, ["MODEL_NAME = gtp2", "distilgpt2"]),
+    "rings": ({"ROTATION": 1, "RING": 3}, ["ROTATION = 1 turns rings of RING = 3 electrodes, not 8; set RING"]),
 }
 
 
-@pytest.fixture(scope="session")
-def failures(small_flags, tmp_path_factory) -> dict[str, tuple[int, str]]:
-    """Exit status and standard error of each wrong command; two at a time."""
-    base = tmp_path_factory.mktemp("wrong")
-
-    def fail(name):
-        done = run("main.py", *small_flags, *flags(**{"RUN_DIR": base / name} | WRONG[name][0]), **ONE_THREAD)
-        return done.returncode, done.stderr
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(WRONG, pool.map(fail, WRONG), strict=True))
-
-
 @pytest.mark.parametrize("name", WRONG)
-def test_what_the_user_can_put_right_is_said_in_one_sentence(failures, name):
-    status, errors = failures[name]
-    assert status == 1
-    message = one_sentence(errors)
+def test_what_the_user_can_put_right_is_said_in_one_sentence(small_flags, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    done = call("main.py", *small_flags, *flags(**{"RUN_DIR": tmp_path / name} | WRONG[name][0]))
+    assert done.returncode == 1
+    message = one_sentence(done.stderr)
     assert all(words in message for words in WRONG[name][1]), message
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "the memory is full; lower BATCH_SIZE, BLOCKS or MEMORY_GB, then go on with --resume"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "the memory is full; lower BATCH_SIZE"),
+        (OSError(28, "No space left on device", "x"), "x: No space left on device; free or mend the place, then go on"),
+    ],
+)
+def test_an_error_after_a_checkpoint_says_to_resume(small_flags, tmp_path, monkeypatch, error, said):
+    def fail(trainer, fresh):
+        trainer._write_checkpoint()
+        raise error
+
+    monkeypatch.setattr(Trainer, "finish", fail)
+    small = flags(RUN_DIR=tmp_path / "run", SAMPLING_RATIO=0.2, NUM_EPOCHS=1)
+    done = call("main.py", *small_flags, *small)
+    assert done.returncode == 1
+    assert said in one_sentence(done.stderr)
+    assert (tmp_path / "run" / "last" / "history.json").is_file()
+
+
+def test_settings_of_the_windows_file_are_named_where_they_differ(caplog):
+    """FILTER comes from a flag, WINDOW_MS and LEGAL_VALUES from ENV.py: a sentence each for flags, one for the rest."""
+    settings = read_settings(Settings, ["--filter", "causal", "--stride-ms", "125", "--data-note", "mine"])
+    made_with = settings.model_dump(mode="json", include=settings.with_role(Role.WINDOWS))
+    made_with |= {"FILTER": "putemg", "WINDOW_MS": 200.0, "LEGAL_VALUES": [0, 1]}
+    with caplog.at_level("WARNING"):
+        warn_of_other_windows(made_with, settings)
+    assert caplog.messages == [
+        "FILTER is putemg in the file, not causal; run Preprocessing.py to change it",
+        "DATA_NOTE is the file's own; run Preprocessing.py to change it",
+        "the windows were made with WINDOW_MS 200, LEGAL_VALUES 0,1, not as ENV.py has it; Preprocessing.py makes "
+        "others",
+    ]
 
 
 # ---- run folders ----------------------------------------------------------------------------------------------
 
 
+def made(settings: Settings) -> Path:
+    """The folder that a run with these settings gets."""
+    with open_run(settings, Console(quiet=True)) as run:
+        return run
+
+
 def test_a_folder_with_results_is_not_written_to(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     with pytest.raises(EMGError, match="results already"):
-        open_run(Settings(RUN_DIR=finished))
+        made(Settings(RUN_DIR=finished))
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
 def test_an_empty_folder_and_a_new_one_are_taken(tmp_path):
     (tmp_path / "empty").mkdir()
     for name in ("empty", "new/deeper"):
-        assert open_run(Settings(RUN_DIR=tmp_path / name)) == tmp_path / name
+        assert made(Settings(RUN_DIR=tmp_path / name)) == tmp_path / name
         assert (tmp_path / name).is_dir()
 
 
 def test_a_file_is_no_run_folder(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(EMGError, match=str(tmp_path / "file")):
-        open_run(Settings(RUN_DIR=tmp_path / "file"))
+        made(Settings(RUN_DIR=tmp_path / "file"))
     assert (tmp_path / "file").read_text() == "mine"
-
-
-def test_two_runs_of_the_same_second_have_their_own_folders(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    folders = [open_run(Settings()) for _ in range(5)]
-    assert len(set(folders)) == 5
-    assert all(folder.parent == Path("runs") and folder.is_dir() for folder in folders)
 
 
 def test_runs_that_start_at_the_same_moment_have_their_own_folders(tmp_path, monkeypatch):
@@ -389,11 +542,13 @@ def test_runs_that_start_at_the_same_moment_have_their_own_folders(tmp_path, mon
 
     def one(_):
         together.wait()
-        return open_run(Settings())
+        return made(Settings())
 
-    for _ in range(20):
+    for _ in range(5):
         with ThreadPoolExecutor(8) as pool:
-            assert len(set(pool.map(one, range(8)))) == 8
+            folders = set(pool.map(one, range(8)))
+        assert len(folders) == 8
+        assert all(folder.parent == Path("runs") and folder.is_dir() for folder in folders)
 
 
 def test_runs_that_start_at_the_same_moment_do_not_share_the_run_dir(tmp_path):
@@ -402,19 +557,19 @@ def test_runs_that_start_at_the_same_moment_do_not_share_the_run_dir(tmp_path):
     def one(number):
         together.wait()
         try:
-            return open_run(Settings(RUN_DIR=tmp_path / f"{number // 8}"))
+            return made(Settings(RUN_DIR=tmp_path / f"{number // 8}"))
         except EMGError as error:
             return "there are results already" in str(error)
 
     with ThreadPoolExecutor(8) as pool:
-        for number in range(0, 160, 8):
+        for number in range(0, 40, 8):
             ends = list(pool.map(one, range(number, number + 8)))
             assert sorted(ends, key=str) == [tmp_path / f"{number // 8}", *[True] * 7]
 
 
 def test_a_run_without_a_checkpoint_cannot_be_resumed(tmp_path):
     with pytest.raises(EMGError, match="no checkpoint is there"):
-        open_run(Settings(RESUME=tmp_path))
+        made(Settings(RESUME=tmp_path))
 
 
 def test_a_folder_of_something_else_cannot_be_resumed(tmp_path):

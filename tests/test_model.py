@@ -1,26 +1,22 @@
-"""Windows → tokens → GPT-2 → logits; weights from and into folders."""
+"""Windows → reference → tokens → GPT-2 → logits."""
 
-import json
-import logging
 import math
-import pickle
-from pathlib import Path
+from typing import get_args
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, GPT2Model
+from transformers import Trainer, TrainingArguments
 
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.model.augment import Augmentation, turn_rings
-from emg_gpt2.model.build import build_model, load_model
+from emg_gpt2.model.build import build_model
 from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.layers import Dropout
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.model.normalise import POWER_FLOOR, SPREAD_FLOOR, Reference, log_covariance, measure_reference
 from emg_gpt2.model.tokens import TOKENISERS
-from stress.intruder import Intruder
+from emg_gpt2.settings import TokenKind
+from emg_gpt2.training.adapt import train_last
 
 CHANNELS, WINDOW, PATCH, RATE = ["a", "b", "c"], 250, 25, 1000.0
 MATRICES = {f"{layer}.{kind}" for layer in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj") for kind in
@@ -100,8 +96,12 @@ def test_the_first_samples_are_left_out_where_patches_do_not_fit():
     made, emg = model("raw", patch=30), noise(1.0)
     signal, covariance = made.normalise(emg, made.reference)
     assert torch.allclose(
-        made.tokenise(signal, covariance)[:, 0], made.tokenisers["raw"](signal[:, 10:40])[:, 0], atol=1e-6
+        made.tokenise(signal, covariance)[:, 0], made.tokenisers["raw"](signal[:, 10:40], covariance)[:, 0], atol=1e-6
     )
+
+
+def test_every_kind_of_tokens_that_can_be_set_has_a_tokeniser():
+    assert list(TOKENISERS) == list(get_args(TokenKind))
 
 
 @pytest.mark.parametrize("tokens", TOKENISERS)
@@ -173,7 +173,7 @@ def test_the_raw_tokens_are_linear_in_the_patch():
     """And so cannot express power: the part of a token that depends on the signal doubles with it."""
     made, emg = model("raw"), noise(1.0)
     bias = made.tokenisers["raw"].linear.bias
-    once, twice = made.tokenisers["raw"](emg) - bias, made.tokenisers["raw"](2 * emg) - bias
+    once, twice = (made.tokenisers["raw"](signal, None) - bias for signal in (emg, 2 * emg))
     assert torch.allclose(twice, 2 * once, atol=1e-5)
 
 
@@ -182,7 +182,14 @@ def test_a_tone_lights_up_its_band(hertz, band):
     """A patch of 25 samples padded to 50 has bins of 20 Hz, and 20, 40, 60, 90, 140, 250, 500 Hz fall on bins
     1, 2, 3, 4, 7, 12, 25: the bands hold the bins 1, 2, 3, 4-6, 7-11 and 12-24."""
     made = model("bands")
-    assert made.tokenisers["bands"].bands() == [[1], [2], [3], [4, 5, 6], [*range(7, 12)], [*range(12, 25)]]
+    assert made.tokenisers["bands"].bands() == [
+        range(1, 2),
+        range(2, 3),
+        range(3, 4),
+        range(4, 7),
+        range(7, 12),
+        range(12, 25),
+    ]
     powers = log_power(made, tone(hertz, channel=2))[0, 2]  # (bands, P)
     # a tone of few cycles has a spectrum that depends on its phase in the patch, so the mean over patches decides
     assert powers.exp().mean(1).argmax() == band
@@ -212,7 +219,7 @@ def test_a_patch_makes_its_own_token_alone(tokens):
     made, emg = model(tokens), noise()
     altered = emg.clone()
     altered[:, 3 * PATCH : 4 * PATCH] *= 3
-    changed = (made.tokenisers[tokens](altered) != made.tokenisers[tokens](emg)).any(2).any(0)
+    changed = (made.tokenisers[tokens](altered, None) != made.tokenisers[tokens](emg, None)).any(2).any(0)
     assert changed.tolist() == [patch == 3 for patch in range(10)]
 
 
@@ -291,7 +298,7 @@ def test_the_covariance_turns_with_the_channels(turn):
 def test_every_window_is_turned_by_itself_within_the_range():
     rings = Augmentation(config(channels=list("abcdef"), ring=6, rotation=1))
     signal = torch.arange(6.0).expand(200, 10, 6)
-    turned, covariance = rings(signal, torch.arange(21.0).expand(200, 21), rings.draw(200, seed=0))
+    turned, covariance = rings(signal, torch.arange(21.0).expand(200, 21), rings.sample(200, seed=0))
     kinds = {tuple(window[0].int().tolist()) for window in turned}
     assert kinds == {(1, 2, 3, 4, 5, 0), (0, 1, 2, 3, 4, 5), (5, 0, 1, 2, 3, 4)}
     moved = covariance[:, 0].int()  # of the pair of channel 0 with itself; pairs 0, 6 and 20 are those of a, b and f
@@ -301,32 +308,32 @@ def test_every_window_is_turned_by_itself_within_the_range():
 def test_noise_has_the_standard_deviation_that_was_set():
     signal, covariance = torch.zeros(2000, 10, 3), torch.zeros(2000, 6)
     augment = Augmentation(config(noise=0.5))
-    same, noisy = augment(signal, covariance, augment.draw(2000, seed=0))
+    same, noisy = augment(signal, covariance, augment.sample(2000, seed=0))
     assert torch.equal(same, signal)
     assert noisy.std().item() == pytest.approx(0.5, rel=0.05)
 
 
 def test_rings_that_do_not_fit_are_refused():
     with pytest.raises(EMGError, match="ROTATION = 1 turns rings of RING = 8 electrodes, not 3; set RING"):
-        model(rotation=1)
+        Augmentation(config(rotation=1))
+
+
+def test_so_many_turns_that_they_fill_the_memory_are_refused():
+    """20,001 turns of 100 channels are 10^8 pairs, 0.8 GB. The model alone has no need of them."""
+    large = config(rotation=10_000, ring=100, channels=[f"E{number}" for number in range(100)])
+    with pytest.raises(EMGError, match="ROTATION = 10000 takes too much memory for 100 channels"):
+        Augmentation(large)
+    EMGForSequenceClassification(large)
 
 
 def test_chance_is_a_function_of_the_seed_and_comes_in_shares():
     augment = Augmentation(config(channels=list("abcdef"), ring=6, rotation=2, noise=1.0))
-    drawn, again, other = (augment.draw(20, seed) for seed in (1, 1, 2))
+    drawn, again, other = (augment.sample(20, seed) for seed in (1, 1, 2))
     assert all(torch.equal(one, same) for one, same in zip(drawn, again, strict=True))
     assert not torch.equal(drawn.noise, other.noise)
     half = drawn.of(torch.arange(10, 20))
     assert torch.equal(half.noise, drawn.noise[10:])
     assert torch.equal(half.turn, drawn.turn[10:])
-
-
-def test_nothing_is_augmented_unless_chance_is_drawn():
-    made = model("covariance", channels=list("abcdef"), ring=6, rotation=2, noise=1.0)
-    emg = torch.randn(3, WINDOW, 6, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(made(emg=emg).logits, made(emg=emg).logits)
-    draws = made.augmentation.draw(3, seed=0)
-    assert not torch.equal(made(emg=emg, draws=draws).logits, made(emg=emg).logits)
 
 
 # ---- reference ------------------------------------------------------------------------------------------------
@@ -395,230 +402,27 @@ def trained(made: EMGForSequenceClassification) -> set[str]:
 def test_the_last_blocks_train_and_below_them_the_norms_alone(blocks, frozen):
     made = model(backbone={"n_embd": 32, "n_head": 2, "n_layer": 3})
     every = set(dict(made.named_parameters()))
-    made.train_last(blocks)
+    train_last(made, blocks)
     fixed = {f"backbone.h.{block}.{name}" for block in frozen for name in MATRICES}
     assert every - trained(made) == fixed | {"linear.weight", "linear.bias"}
-    made.train_last(3)
+    train_last(made, 3)
     assert every - trained(made) == {"linear.weight", "linear.bias"}
 
 
-# ---- saved models ---------------------------------------------------------------------------------------------
+# ---- transformers' own training ---------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=list(TOKENISERS))
-def saved(request, tmp_path) -> tuple[EMGForSequenceClassification, Path]:
-    """A model that took a few training steps' worth of changes in every buffer and parameter, and its folder."""
-    made = model(request.param)
-    made.set_reference(measure_reference(noise(3.0)))
-    with torch.no_grad():
-        for tensor in made.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.add_(0.05 * torch.rand_like(tensor))
-    made.save_pretrained(tmp_path / "model")
-    return made, tmp_path / "model"
-
-
-def test_a_saved_model_rebuilds_itself(saved):
-    made, folder = saved
-    again = load_model(folder)
-    assert not again.training
-    assert torch.equal(again(emg=noise()).logits, made(emg=noise()).logits)
-    assert all(torch.equal(tensor, made.state_dict()[name]) for name, tensor in again.state_dict().items())
-    assert torch.equal(again.scale, made.scale)
-    assert torch.equal(again.centre, made.centre)
-    described = again.config
-    assert described.class_codes == [0, 1, 6, 9]
-    assert described.class_names == ["idle", "fist", "pinch index", "pinch small"]
-    assert described.id2label == dict(enumerate(described.class_names))
-    assert (described.sampling_rate, described.window, described.patch) == (1000.0, 250, 25)
-    assert (described.channels, described.unit) == (["a", "b", "c"], "count")
-    assert described.preprocessing == {"FILTER": "putemg", "BAND_HZ": [20.0, 700.0]}
-    assert not [name for name in load_file(folder / "model.safetensors") if "wte" in name]
-
-
-def empty(folder):
-    for path in folder.iterdir():
-        path.unlink()
-
-
-def no_weights(folder):
-    (folder / "model.safetensors").unlink()
-
-
-def truncated(folder):
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def missing_tensor(folder):
-    tensors = load_file(folder / "model.safetensors")
-    del tensors["head.bias"]
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-
-
-def missing_scale(folder):
-    tensors = load_file(folder / "model.safetensors")
-    del tensors["spread"]
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-
-
-def extra_tensor(folder):
-    tensors = load_file(folder / "model.safetensors")
-    save_file(tensors | {"backbone.h.2.ln_1.weight": torch.ones(32)}, folder / "model.safetensors", {"format": "pt"})
-
-
-def other_shape(folder):
-    tensors = load_file(folder / "model.safetensors")
-    save_file(tensors | {"head.bias": torch.ones(5)}, folder / "model.safetensors", {"format": "pt"})
-
-
-def broken_config(folder):
-    (folder / "config.json").write_text("{")
-
-
-def unknown_tokens(folder):
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokens": ["wavelets"]}))
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [empty, no_weights, truncated, missing_tensor, missing_scale, extra_tensor, other_shape, broken_config,
-     unknown_tokens],
-)  # fmt: skip
-def test_a_folder_that_does_not_fit_is_refused(tmp_path, damage):
-    model().save_pretrained(tmp_path)
-    damage(tmp_path)
-    with pytest.raises(EMGError, match=str(tmp_path)):
-        load_model(tmp_path)
-
-
-def test_a_language_model_is_no_gesture_model(tiny_gpt2):
-    with pytest.raises(EMGError, match=str(tiny_gpt2)):
-        load_model(tiny_gpt2)
-
-
-@pytest.mark.parametrize("how", ["load_model", "auto", "require"])
-def test_a_pickle_is_never_executed(tmp_path, tiny_gpt2, how):
-    trace = tmp_path / "executed"
-    pickle.loads(pickle.dumps(Intruder(trace))).close()
-    assert trace.exists()  # it would work
-    trace.unlink()
-    folder = tmp_path / "model"
-    if how == "load_model":
-        model().save_pretrained(folder)
-        (folder / "model.safetensors").unlink()
-    else:
-        folder.mkdir()
-        (folder / "config.json").write_bytes((tiny_gpt2 / "config.json").read_bytes())
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Intruder(trace)))
-    if how == "auto":
-        assert build_model(config(), str(folder), "auto", 2).config.weights == "random"
-    else:
-        with pytest.raises(EMGError):
-            load_model(folder) if how == "load_model" else build_model(config(), str(folder), how, 2)
-    assert not trace.exists()
-
-
-# ---- language-model weights -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=[GPT2Model, GPT2LMHeadModel], ids=["GPT2Model", "GPT2LMHeadModel"])
-def gpt2_folder(request, tiny_gpt2, tmp_path) -> Path:
-    """The same weights as transformers saves them without and with the language-model head."""
-    if request.param is GPT2Model:
-        return tiny_gpt2
-    whole = GPT2LMHeadModel(GPT2Config.from_pretrained(tiny_gpt2))
-    whole.transformer.load_state_dict(GPT2Model.from_pretrained(tiny_gpt2).state_dict())
-    whole.save_pretrained(tmp_path)
-    assert "transformer.h.0.attn.c_attn.weight" in load_file(tmp_path / "model.safetensors")
-    return tmp_path
-
-
-@pytest.mark.parametrize("pretrained", ["auto", "require"])
-@pytest.mark.parametrize("blocks", [1, 2, 3, 8])
-def test_the_first_blocks_hold_the_language_models_weights(gpt2_folder, tiny_gpt2, pretrained, blocks):
-    weights = load_file(tiny_gpt2 / "model.safetensors")
-    kept = {n: t for n, t in weights.items() if n != "wte.weight" and not (n[0] == "h" and int(n[2]) >= blocks)}
-    made = build_model(config(), str(gpt2_folder), pretrained, blocks)
-    held = made.backbone.state_dict()
-    assert held.keys() == kept.keys()
-    assert all(torch.equal(held[name], tensor) for name, tensor in kept.items())
-    assert made.config.weights == "pretrained"
-    assert len(made.backbone.h) == made.config.backbone["n_layer"] == min(blocks, 3)
-
-
-def test_never_leaves_the_weights_out_and_keeps_the_shape(tiny_gpt2):
-    weights = load_file(tiny_gpt2 / "model.safetensors")
-    made = build_model(config(), str(tiny_gpt2), "never", 2)
-    assert made.config.weights == "random"
-    assert made.backbone.wpe.weight.shape == weights["wpe.weight"].shape
-    same = [name for name, tensor in made.backbone.state_dict().items() if torch.equal(tensor, weights[name])]
-    assert same == []
-
-
-@pytest.fixture
-def shape_only(tiny_gpt2, tmp_path) -> Path:
-    (tmp_path / "config.json").write_bytes((tiny_gpt2 / "config.json").read_bytes())
-    return tmp_path
-
-
-def test_without_weights_auto_says_in_one_line_that_they_are_random(shape_only, caplog):
-    with caplog.at_level(logging.WARNING, "EMG_build"):
-        made = build_model(config(), str(shape_only), "auto", 2)
-    assert made.config.weights == "random"
-    assert made.config.backbone["n_embd"] == 32
-    messages = [record.getMessage() for record in caplog.records if record.name == "EMG_build"]
-    assert len(messages) == 1
-    assert "random weights" in messages[0]
-    assert str(shape_only) in messages[0]
-    assert "\n" not in messages[0]
-
-
-def test_without_weights_require_stops(shape_only):
-    with pytest.raises(EMGError, match=f"{shape_only}: no weights"):
-        build_model(config(), str(shape_only), "require", 2)
-
-
-@pytest.mark.parametrize("pretrained", ["auto", "require"])
-@pytest.mark.parametrize("damage", [truncated, missing_tensor], ids=["truncated", "a tensor missing"])
-def test_damaged_weights_are_never_replaced_by_random_ones(tiny_gpt2, tmp_path, pretrained, damage):
-    for path in tiny_gpt2.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    if damage is missing_tensor:
-        tensors = load_file(tmp_path / "model.safetensors")
-        del tensors["h.1.mlp.c_fc.weight"]
-        save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    else:
-        damage(tmp_path)
-    with pytest.raises(EMGError, match=str(tmp_path)):
-        build_model(config(), str(tmp_path), pretrained, 2)
-
-
-@pytest.mark.parametrize("pretrained", ["auto", "never"])
-def test_a_folder_of_another_architecture_is_refused(tmp_path, pretrained):
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    BertModel(BertConfig(vocab_size=11, **shape)).save_pretrained(tmp_path)
-    with pytest.raises(EMGError, match=str(tmp_path)):
-        build_model(config(), str(tmp_path), pretrained, 2)
-
-
-def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(EMGError, match=f"MODEL_NAME = {tmp_path}"):
-        build_model(config(), str(tmp_path), "auto", 2)
-
-
-def test_more_patches_than_positions_are_refused(tiny_gpt2, tmp_path):
-    shape = json.loads((tiny_gpt2 / "config.json").read_text()) | {"n_positions": 9}
-    (tmp_path / "config.json").write_text(json.dumps(shape))
-    with pytest.raises(EMGError, match=r"11 tokens .* 9; raise PATCH_MS"):
-        build_model(config(), str(tmp_path), "never", 2)
-
-
-def test_the_seed_decides_the_weights(tiny_gpt2):
-    def head(seed):
-        torch.manual_seed(seed)
-        return build_model(config(), str(tiny_gpt2), "auto", 2).head.weight.detach().numpy()
-
-    assert np.array_equal(head(1), head(1))
-    assert not np.array_equal(head(1), head(2))
+def test_the_trainer_of_transformers_trains_it(tmp_path):
+    """Two steps of two half batches: the loss of a step is the mean over its four windows."""
+    still = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    made = model("covariance", dropout=0.0, backbone={"n_embd": 32, "n_head": 2, "n_layer": 1} | still)
+    labels = torch.tensor([0, 1, 2, 3])
+    windows = [{"emg": emg, "labels": label} for emg, label in zip(noise(windows=4), labels, strict=True)]
+    expected = made(emg=noise(windows=4), labels=labels).loss.item()
+    options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 2, "logging_steps": 1}
+    arguments = TrainingArguments(tmp_path, **options, use_cpu=True, report_to="none", save_strategy="no")
+    before = made.head.weight.detach().clone()
+    trainer = Trainer(made, arguments, train_dataset=windows)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-3)
+    assert not torch.equal(made.head.weight, before)

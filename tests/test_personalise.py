@@ -16,11 +16,13 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 from sklearn.preprocessing import StandardScaler
 
 from emg_gpt2.base.errors import EMGError
-from emg_gpt2.commands.personalise import adapt, best_factor, check_apart, main, order_of_repetitions
+from emg_gpt2.commands.personalise import main
 from emg_gpt2.model.build import load_model
 from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.model.normalise import measure_reference
+from emg_gpt2.study.adapting import adapt, best_factor
+from emg_gpt2.study.calibration import check_apart, order_of_repetitions
 from emg_gpt2.windows.reading import WindowSet
 
 DAY = "2018-06-14"  # the second of person 03

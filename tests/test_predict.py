@@ -13,8 +13,9 @@ from conftest import STEM, cut, raw_table, write_raw
 
 from EMG_DATA_LOADER import read_emg
 from emg_gpt2.commands.predict import main
-from emg_gpt2.live.decisions import REJECTED, Classifier, FixedReference, RunningReference, Smoother, mixed
+from emg_gpt2.live.decisions import REJECTED, Classifier, Smoother
 from emg_gpt2.live.judging import figures_of, pooled, truth_of
+from emg_gpt2.live.references import FixedReference, RunningReference, mixed
 from emg_gpt2.model.build import load_model
 from emg_gpt2.model.normalise import Reference, measure_reference
 from emg_gpt2.settings import Settings

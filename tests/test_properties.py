@@ -49,16 +49,18 @@ from EMG_DATA_LOADER import (
     split_windows,
 )
 from emg_gpt2.base.errors import EMGError
-from emg_gpt2.commands.personalise import cut_repetitions, windows_of_session
-from emg_gpt2.live.decisions import REJECTED, Classifier, FixedReference, RunningReference, Smoother
+from emg_gpt2.live.decisions import REJECTED, Classifier, Smoother
 from emg_gpt2.live.judging import truth_of
+from emg_gpt2.live.references import FixedReference, RunningReference
 from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.model.normalise import measure_reference
 from emg_gpt2.raw.filter import CausalFilter
 from emg_gpt2.raw.resample import Resampler, resample
 from emg_gpt2.settings import Settings
-from emg_gpt2.study.protocols import PROTOCOLS, folds_of
+from emg_gpt2.study.calibration import cut_repetitions, windows_of_session
+from emg_gpt2.study.folds import folds_of
+from emg_gpt2.study.protocols import PROTOCOLS
 from emg_gpt2.windows.reading import WindowSet, load_windows, open_windows
 
 T = TypeVar("T")

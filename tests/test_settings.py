@@ -1,40 +1,15 @@
-"""Settings: flag before variable before default, and one sentence for everything that is wrong."""
+"""Settings: flag before variable before ENV.py before default, and one sentence for everything that is wrong."""
+
+import ast
+import re
 
 import pytest
-from conftest import run
+from conftest import ROOT, run
 
+from emg_gpt2.base.constants import read_constants
 from emg_gpt2.base.errors import EMGError
-from emg_gpt2.settings import PreprocessingSettings, Settings, flag, read_settings
+from emg_gpt2.settings import PreprocessingSettings, Role, Settings, flag, read_settings, role_of
 
-MODULES = [
-    "ENV",
-    "EMG_help",
-    "EMG_start",
-    "EMG_hdf5",
-    "EMG_recording",
-    "EMG_filter",
-    "EMG_format",
-    "EMG_windows",
-    "EMG_files",
-    "EMG_workers",
-    "Preprocessing",
-    "EMG_DATA_LOADER",
-    "EMG_model",
-    "EMG_build",
-    "EMG_card",
-    "EMG_utils",
-    "EMG_decisions",
-    "EMG_checkpoint",
-    "EMG_trainer",
-    "EMG_tracker",
-    "EMG_sweep",
-    "EMG_run",
-    "EMG_figures",
-    "EMG_plots",
-    "EMG_report",
-]
-MODULES += ["main", "tools.simulate", "tools.download", "tools.inspect", "tools.benchmark"]
-MODULES += ["tools.predict", "tools.stream", "tools.export", "tools.explain", "tools.report", "stress.__main__"]
 SCRIPTS = ("main.py", "Preprocessing.py")
 
 # A legal value of every setting that is not its default: as it is written, and as it is read.
@@ -143,10 +118,95 @@ def one_sentence(text: str) -> str:
     return text
 
 
+# ---- the schema and ENV.py ------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("settings_class", [Settings, PreprocessingSettings])
 def test_every_setting_says_what_it_is(settings_class):
     for name, field in settings_class.model_fields.items():
         assert field.description, name
+
+
+def test_every_setting_has_a_role():
+    assert [name for name in Settings.model_fields if role_of(Settings, name) is None] == []
+    assert sum(len(Settings.with_role(role)) for role in Role) == len(Settings.model_fields)
+    assert role_of(PreprocessingSettings, "RAW") is None
+
+
+def test_env_py_has_the_defaults_of_the_schema_by_role_and_a_comment_on_each():
+    constants, defaults = read_constants(ROOT / "ENV.py"), Settings.model_construct()
+    for name, value in constants.items():
+        default = getattr(defaults, name)
+        assert value == (str(default) if name == "DATA_LOCATION" else default), name
+    roles = list(Role)
+    in_order = sorted(Settings.model_fields, key=lambda name: roles.index(role_of(Settings, name)))
+    assert list(constants) == in_order
+    lines = (ROOT / "ENV.py").read_text(encoding="utf-8").splitlines()
+    titles = [line.removeprefix("# ---- ") for line in lines if line.startswith("# ---- ")]
+    assert titles == [role.value for role in Role]
+    begun = [line for line in lines if re.match(r"[A-Z_]+ = ", line)]
+    assert [line.partition(" ")[0] for line in begun if "  # " not in line] == []
+
+
+def test_env_py_needs_no_import():
+    statements = ast.parse((ROOT / "ENV.py").read_text(encoding="utf-8")).body[1:]
+    assert {type(statement) for statement in statements} == {ast.Assign}
+
+
+@pytest.fixture
+def env_file(tmp_path, monkeypatch):
+    """Write ENV.py into the current folder, far from any script."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "bin" / "script.py")])
+    return lambda text: (tmp_path / "ENV.py").write_text(text, encoding="utf-8")
+
+
+def test_constants_of_env_py_are_taken_and_variables_and_flags_go_first(env_file, monkeypatch):
+    env_file('NUM_EPOCHS = 5\nSEED = 7\nLR = 3e-4\nTOKENS = ["raw"]\nCLASS_NAMES = {0: "rest"}\nRUN_DIR = "here"\n')
+    settings = read_settings(argv=[])
+    assert (settings.NUM_EPOCHS, settings.TOKENS, settings.CLASS_NAMES) == (5, ["raw"], {0: "rest"})
+    assert settings.model_fields_set == {"NUM_EPOCHS", "SEED", "TOKENS", "CLASS_NAMES", "RUN_DIR"}  # LR is the default
+    assert settings.given == frozenset()
+    monkeypatch.setenv("EMG_NUM_EPOCHS", "6")
+    assert read_settings(argv=[]).NUM_EPOCHS == 6
+    settings = read_settings(argv=["--num-epochs", "4", "--no-refit"])
+    assert (settings.NUM_EPOCHS, settings.SEED) == (4, 7)
+    assert settings.given == {"NUM_EPOCHS", "REFIT"}
+
+
+def test_settings_that_are_made_in_code_read_nothing_from_outside(env_file, monkeypatch):
+    env_file("SEED = 7\n")
+    monkeypatch.setenv("EMG_NUM_EPOCHS", "6")
+    assert (Settings().SEED, Settings().NUM_EPOCHS) == (0, 8)
+
+
+def test_env_py_lies_beside_the_script_or_in_the_current_folder(env_file, tmp_path):
+    env_file("SEED = 1\n")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "ENV.py").write_text("SEED = 2\n")
+    assert read_settings(argv=[]).SEED == 2
+    (tmp_path / "bin" / "ENV.py").unlink()
+    assert read_settings(argv=[]).SEED == 1
+    (tmp_path / "ENV.py").unlink()
+    assert read_settings(argv=[]).SEED == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("NUM_EPOCH = 5", "ENV.py: there is no setting NUM_EPOCH; did you mean NUM_EPOCHS?"),
+        ("NUM_EPOCHS = 0", "NUM_EPOCHS = 0: input should be greater than or equal to 1 (ENV.py, --num-epochs or EMG_N"),
+        ("SEED = 1\nLR = 1e-3 * 2", "ENV.py, line 2: LR should be a plain value"),
+    ],
+)
+def test_a_wrong_constant_of_env_py_is_one_sentence(env_file, text, sentence):
+    env_file(text)
+    with pytest.raises(EMGError) as found:
+        read_settings(argv=[])
+    assert str(found.value).startswith(sentence)
+
+
+# ---- flags and variables --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
@@ -203,34 +263,19 @@ def test_a_flag_used_the_wrong_way_is_named(argument):
         read_settings(Settings, [argument])
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_scripts_refuse_an_unknown_flag(script):
-    done = run(script, "--num-epoch", "3")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert one_sentence(done.stderr).startswith(f"{script}: --num-epoch")
-    assert "did you mean --num-epochs?" in done.stderr
+def test_an_unknown_variable_is_named_with_the_nearest(monkeypatch):
+    monkeypatch.setenv("EMG_WINDOW_SM", "200")
+    with pytest.raises(EMGError, match=r"EMG_WINDOW_SM: .* did you mean EMG_WINDOW_MS\?"):
+        read_settings(argv=[])
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_scripts_refuse_an_unknown_variable(script):
-    done = run(script, EMG_WINDOW_SM="200")
+def test_scripts_refuse_a_wrong_value(script):
+    done = run(script, "nowhere", "--num-epochs", "0") if script == "Preprocessing.py" else run(script, "--lr", "5")
     assert (done.returncode, done.stdout) == (1, "")
-    assert one_sentence(done.stderr).startswith(f"{script}: EMG_WINDOW_SM")
-    assert "did you mean EMG_WINDOW_MS?" in done.stderr
-
-
-def test_preprocessing_refuses_a_wrong_value():
-    done = run("Preprocessing.py", "nowhere", "--stride-ms", "-5")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert one_sentence(done.stderr).startswith("Preprocessing.py: STRIDE_MS = -5")
-    assert "0 < x ≤ 10000" in done.stderr
+    assert re.match(rf"{script}: (NUM_EPOCHS = 0|LR = 5): .*x (≥|≤) 1", one_sentence(done.stderr))
 
 
 def test_preprocessing_asks_for_a_recording():
     with pytest.raises(EMGError, match="nothing was given for RAW"):
         read_settings(PreprocessingSettings, [])
-
-
-def test_importing_prints_nothing_and_reads_no_command_line():
-    done = run("-c", f"import sys; sys.argv += ['--nonsense', '--help']; import {', '.join(MODULES)}", "--more")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -8,6 +8,7 @@ import pytest
 from conftest import STEM, run
 
 from emg_gpt2.commands import simulate
+from emg_gpt2.study import simulator
 
 SMALL = ["--subjects", "3", "--sessions", "1", "--trajectories", "sequential", "--repetitions", "1"]
 SMALL += ["--channels", "2", "--sampling-rate", "500"]
@@ -66,10 +67,10 @@ def test_the_layout_is_putemg_s(tiny_raw):
 
 def test_the_programme_lasts_as_long_as_putemg_s():
     """271 s, 341 s and 263 s (FORMAT.md); seven gestures of 6 and 8 holds, half 3 s and half 1 s for the latter."""
-    assert simulate.programme("repeats_short")[-1].stop == 271
-    assert simulate.programme("repeats_long")[-1].stop == 341
-    assert simulate.programme("sequential")[-1].stop == 263
-    holds = [segment.stop - segment.start for segment in simulate.programme("repeats_long") if segment.label > 0]
+    assert simulator.programme("repeats_short")[-1].stop == 271
+    assert simulator.programme("repeats_long")[-1].stop == 341
+    assert simulator.programme("sequential")[-1].stop == 263
+    holds = [segment.stop - segment.start for segment in simulator.programme("repeats_long") if segment.label > 0]
     assert (holds.count(3), holds.count(1), len(holds)) == (28, 28, 56)
 
 

@@ -18,8 +18,10 @@ import pytest
 from conftest import ROOT, STEM, raw_table, write_raw
 
 from emg_gpt2.commands import predict
-from emg_gpt2.commands.stream import Decider, Joiner, Reader, Troubles, main, parse
+from emg_gpt2.commands.stream import main, parse
+from emg_gpt2.live.packets import Joiner, Reader, Troubles
 from emg_gpt2.live.sources import Packet, Trouble, open_source
+from emg_gpt2.live.streaming import Decider
 from emg_gpt2.model.build import load_model
 from emg_gpt2.raw.putemg import read_recording
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from emg_gpt2.commands.download import main
+from emg_gpt2.raw import download
 from stress import supply
 from stress.row import Row
 
@@ -117,13 +119,11 @@ def test_a_server_that_lies_leaves_nothing(tmp_path):
 
 def test_an_endless_body_ends_at_the_limit(tmp_path, monkeypatch, capsys):
     """The limit is made as small as three pieces of the body."""
-    from emg_gpt2.commands import download
-
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(download, "MAX_FILE_BYTES", 3 << 20)
     answers, status = supply.lies()["an endless body"]
     with supply.serving(answers) as address:
-        assert download.main([str(tmp_path), "--retries", "0", "--download-url", address]) == status == 3
+        assert main([str(tmp_path), "--retries", "0", "--download-url", address]) == status == 3
     assert "it is larger than 3.1 MB, and so no recording" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 

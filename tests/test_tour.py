@@ -10,7 +10,7 @@ from conftest import ROOT
 from nbclient import NotebookClient
 
 TOUR = ROOT / "docs" / "tour.ipynb"
-COPIED = ["*.py", "tools/*.py", "templates/*", "models/*/*", "docs/tour.ipynb"]
+COPIED = ["*.py", "emg_gpt2/**/*.py", "emg_gpt2/**/*.html", "models/*/*", "docs/tour.ipynb"]
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,7 @@ def toured(tmp_path_factory):
     return project / "runs" / "tour", notebook
 
 
+@pytest.mark.nightly
 def test_the_tour_leads_from_signals_to_predictions(toured):
     tour, _ = toured
     chance = 1 / 8
@@ -49,14 +50,22 @@ def test_the_tour_leads_from_signals_to_predictions(toured):
         assert (tour / picture).stat().st_size > 10_000
 
 
+@pytest.mark.nightly
 def test_the_tour_shows_its_pictures_and_plain_text(toured):
-    for notebook in (toured[1], nbformat.read(TOUR, as_version=4)):
-        outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-        assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
-        said = "".join(output["text"] for output in outputs if output.output_type == "stream")
-        assert "\x1b" not in said
-        assert "\r" not in said
-        assert said.count("$ python ") == 6
+    check_outputs(toured[1])
+
+
+def test_the_stored_tour_shows_its_pictures_and_plain_text():
+    check_outputs(nbformat.read(TOUR, as_version=4))
+
+
+def check_outputs(notebook: nbformat.NotebookNode) -> None:
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    said = "".join(output["text"] for output in outputs if output.output_type == "stream")
+    assert "\x1b" not in said
+    assert "\r" not in said
+    assert said.count("$ python ") == 6
 
 
 def test_the_stored_tour_is_small_and_names_no_place_of_the_machine_that_made_it():

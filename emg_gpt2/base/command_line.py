@@ -1,4 +1,4 @@
-"""Command lines: flags of a command, flags of the settings, and one sentence for what is wrong with them."""
+"""Command lines: flags of a command, flags of the settings, and one sentence for a wrong one."""
 
 import argparse
 import difflib
@@ -19,7 +19,7 @@ NO_BREAK = "\xa0"  # keeps `x ≥ 0` on one line
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises EMGError for a wrong command line, with the nearest flag where one is unknown."""
+    """Raises EMGError for a wrong command line, and names the nearest flag where one is unknown."""
 
     def __init__(self, **options):
         super().__init__(**options, allow_abbrev=False)
@@ -61,10 +61,10 @@ def closest(word: str, known: list[str]) -> str:
 
 
 class SettingsParser(Parser):
-    """One flag per field of a pydantic model, in groups; what is parsed are texts, for the model to judge.
+    """One flag per field of a pydantic model, in groups; the values stay texts, which the model checks.
 
-    groups: field → title of its group; a field without one stands among the command's own options. A required field
-    is a positional argument.
+    groups: field → title of its group; a field without one is among the command's own options. A required field is a
+    positional argument.
     """
 
     def __init__(self, model: type[BaseModel], groups: dict[str, str], command: str, epilog: str):
@@ -93,7 +93,7 @@ class SettingsParser(Parser):
 
 
 def program(command: str = "") -> str:
-    """How a user calls what runs: python main.py, python -m emg_gpt2 COMMAND, or emg-gpt2 COMMAND."""
+    """What a user types to start it: python main.py, python -m emg_gpt2 COMMAND, or emg-gpt2 COMMAND."""
     script = Path(sys.argv[0])
     if not command:
         return f"python {script.name}"
@@ -107,7 +107,7 @@ def flag(name: str) -> str:
 
 
 def _join_negative_values(argv: list[str]) -> list[str]:
-    """--flag -1,-3 → --flag=-1,-3: argparse would take the value for a flag."""
+    """--flag -1,-3 → --flag=-1,-3: argparse takes a value that begins with − for a flag."""
     joined = []
     for argument in argv:
         if joined and re.match(r"-\d", argument) and re.fullmatch(r"--[a-z-]+", joined[-1]):
@@ -118,7 +118,7 @@ def _join_negative_values(argv: list[str]) -> list[str]:
 
 
 def _placeholder(kind: Any) -> str:
-    """What stands for a value in --help: float → X, list[int] → N,…, Path | None → PATH; a choice lists its values."""
+    """The word for a value in --help: float → X, list[int] → N,…, Path | None → PATH; a choice lists its values."""
     parts = get_args(kind)
     if get_origin(kind) is Literal:
         return f"{{{','.join(parts)}}}"
@@ -136,7 +136,7 @@ def _help_of(field: FieldInfo) -> str:
 
 
 def as_written(value: Any) -> str:
-    """A value as a command line has it; nothing for None and for what is empty."""
+    """A value as a command line has it; an empty text for None and for an empty value."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):

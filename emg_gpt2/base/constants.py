@@ -9,27 +9,33 @@ from emg_gpt2.base.errors import EMGError
 def read_constants(path: Path) -> dict[str, object]:
     """Return name → value of every line `NAME = value`; values are numbers, texts, booleans, None, lists and dicts.
 
-    Raises EMGError with the line's number for a slip of syntax, and for anything else than a plain constant.
+    Raises EMGError with the number of the line for a syntax error and for anything but a plain constant.
     """
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except SyntaxError as error:
-        raise EMGError(f"{path.name}, line {error.lineno}: {error.msg}; write NAME = value") from None
-    except (OSError, ValueError) as error:
-        raise EMGError(f"{path.name}: the file cannot be read ({error}); save it as UTF-8 text") from None
+        text = path.read_text(encoding="utf-8-sig")  # a Windows editor may begin the file with a mark
+    except (OSError, UnicodeError) as error:
+        raise EMGError(f"{path}: the file cannot be read ({error}); save it as UTF-8 text") from None
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError) as error:  # ValueError: null characters, in Python 3.11
+        where, what = getattr(error, "lineno", None) or 1, getattr(error, "msg", error)
+        raise EMGError(f"{path.name}, line {where}: {what}; write NAME = value") from None
     return dict(_constant(statement, path.name) for statement in tree.body if not _is_text(statement))
 
 
 def _constant(statement: ast.stmt, file: str) -> tuple[str, object]:
-    if not (isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)):
-        raise EMGError(f"{file}, line {statement.lineno}: only lines NAME = value are read there; remove the others")
-    name = statement.targets[0].id
+    where = f"{file}, line {statement.lineno}"
+    match statement:
+        case ast.Assign(targets=[ast.Name(id=name)], value=value):
+            pass
+        case _:
+            raise EMGError(f"{where}: only lines NAME = value are read there; remove the others")
     try:
-        return name, ast.literal_eval(statement.value)
+        return name, ast.literal_eval(value)
     except (ValueError, TypeError):
         raise EMGError(
-            f"{file}, line {statement.lineno}: {name} should be a plain value (a number, a text, True, False, None, "
-            "a list or a dict); expressions are not computed"
+            f"{where}: {name} should be a plain value (a number, a text, True, False, None, a list or a dict); "
+            "expressions are not computed"
         ) from None
 
 

@@ -2,13 +2,24 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from emg_gpt2.base.interrupts import working
 
 
 class EMGError(ValueError):
     """Something that the user can put right: one sentence that says what was found, where, and what to do."""
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Put the file's name before the message of any EMGError."""
+    try:
+        yield
+    except EMGError as error:
+        raise EMGError(f"{path}: {error}") from None
 
 
 def exit_status(
@@ -20,15 +31,17 @@ def exit_status(
     """Return what `work` returns, 0 for None; where it raises, print one sentence and return 1, or 130 after Ctrl-C.
 
     name: what the sentence begins with; again: what to do after an interrupt or a full disk, unless the error has a
-    note (`add_note`) that says it; memory: what to do where the memory is full.
+    note (`add_note`) that says it, the last of which counts; memory: what to do where the memory is full.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # a Windows code page lacks − and ≤
     try:
         with working():
             return work() or 0
+    except BrokenPipeError:  # `| head` has read enough
+        return 1
     except (EMGError, MemoryError, OSError, KeyboardInterrupt) as error:
-        again = next(iter(getattr(error, "__notes__", [])), again)
+        again = [again, *getattr(error, "__notes__", [])][-1]
         print(f"{name}{_process()}: {_sentence(error, again, memory)}", file=sys.stderr)
         return 130 if isinstance(error, KeyboardInterrupt) else 1
 
@@ -44,6 +57,6 @@ def _sentence(error: BaseException, again: str, memory: str) -> str:
 
 
 def _process() -> str:
-    """Which process speaks where several train together (RANK is torchrun's); empty for the first or only one."""
+    """` (process 1)` where several train together; empty for the first or only one. RANK is set by torchrun."""
     rank = os.environ.get("RANK", "0")
     return "" if rank == "0" else f" (process {rank})"

@@ -1,4 +1,4 @@
-"""Results are replaced whole: whoever reads them, and whatever is killed, finds the old ones or the new ones."""
+"""Files and folders that are replaced whole: a reader, also after a kill, finds the old content or the new one."""
 
 import json
 import os
@@ -13,8 +13,14 @@ from filelock import FileLock
 from emg_gpt2.base.errors import EMGError
 
 
+def check_is_file(path: Path) -> None:
+    """Raises EMGError for a folder, and for a pipe or device, whose reading might never end."""
+    if path.exists() and not path.is_file():
+        raise EMGError("this is a folder, a pipe or a device; name a file")
+
+
 def make_folder(folder: Path) -> None:
-    """Raises EMGError where the folder cannot be made or written to."""
+    """Make the folder where there is none; raises EMGError where it cannot be made or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -23,62 +29,63 @@ def make_folder(folder: Path) -> None:
 
 
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` make a file that then takes the place of `path`: a reader sees the old or the new one.
+    """Call `write` with the path of a new file, which then takes the place of `path`.
 
-    What a killed process has left is overwritten by the next one, because the new file's name is always the same.
+    The new file always has the same name, so that the next process overwrites what a killed one has left.
     """
     new = path.with_name(f".{path.stem}.new{path.suffix}")
     try:
-        write(new)
-        put_on_disk(new)
-        os.replace(new, path)
-    except OSError as error:
-        _say_where(error, path)
-        raise
+        with errors_name(path):
+            write(new)
+            put_on_disk(new)
+            os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)
 
 
 @contextmanager
 def new_files(folder: Path) -> Iterator[Path]:
-    """A hidden folder whose files take their places in `folder` in the end, each one whole; after an error, none
-    does."""
+    """Yield a hidden folder; at the end its files move into `folder`, each one whole. After an error none does."""
     new = folder / ".new"
     shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
     new.mkdir()
     try:
-        yield new
-        for file in sorted(new.iterdir()):
-            put_on_disk(file)
-            os.replace(file, folder / file.name)
-    except OSError as error:
-        _say_where(error, folder)
-        raise
+        with errors_name(folder):
+            yield new
+            for file in sorted(new.iterdir()):
+                put_on_disk(file)
+                os.replace(file, folder / file.name)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _say_where(error: OSError, place: Path) -> None:
-    """A full disk is found out while writing, and then the error names no file."""
-    if error.strerror and not error.filename:
-        error.filename = str(place)
+@contextmanager
+def errors_name(place: Path) -> Iterator[None]:
+    """Give an OSError that names no file the name of `place`: a full disk shows while writing, without a name."""
+    try:
+        yield
+    except OSError as error:
+        if error.strerror and not error.filename:
+            error.filename = str(place)
+        raise
 
 
 def put_on_disk(file: Path) -> None:
-    """So that the rename that follows cannot outlive the content when the power fails."""
+    """Wait until the content is on the disk: a rename that follows cannot survive a power failure without it."""
     with file.open("rb+") as written:
         os.fsync(written.fileno())
 
 
 def write_json(path: Path, content: dict) -> None:
+    """Write the content as indented JSON in UTF-8."""
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def remove_lock(lock: FileLock) -> None:
-    """Release a lock whose file is not to stay behind.
+    """Release a lock and remove its file.
 
-    The file goes while the lock is held: a process that waits for it finds that it has no name any more, and makes a
-    new one. After the release, another process could hold it already, and a third one the new one.
+    The file is removed while the lock is held: a process that waits for the lock finds that its file has no name any
+    more, and makes a new one. Removed after the release, the file could already be the lock of another process.
     """
     with suppress(OSError):  # Windows removes no open file
         os.unlink(lock.lock_file)
@@ -89,9 +96,9 @@ def remove_lock(lock: FileLock) -> None:
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new folder that then takes the place of `folder`: a reader sees the old or the new one.
+    """Call `write` with a new folder, which then takes the place of `folder`.
 
-    After an error nothing is left of the new one, on a full disk above all.
+    After an error nothing is left of the new folder, so that it does not fill the disk.
     """
     recover_folder(folder)
     new, old = _beside(folder, "new"), _beside(folder, "old")
@@ -110,7 +117,7 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def recover_folder(folder: Path) -> None:
-    """Undo what a kill in the midst of `replace_folder` has left: the old folder is back in its place, alone."""
+    """Undo a `replace_folder` that was killed: put the old folder back, and remove the rest of the new one."""
     if not folder.exists() and _beside(folder, "old").exists():
         os.replace(_beside(folder, "old"), folder)
     for leftover in (_beside(folder, "new"), _beside(folder, "old")):
@@ -118,7 +125,7 @@ def recover_folder(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """At once: a kill in the midst of the removal leaves no half of it under its name."""
+    """Remove the folder; a kill during the removal leaves no half of it under its name."""
     new = _beside(folder, "new")
     shutil.rmtree(new, ignore_errors=True)
     os.replace(folder, new)

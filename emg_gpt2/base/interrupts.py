@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and closed pipes: a script ends tidily at any moment, also during its imports, which take seconds.
+"""Ctrl-C, SIGTERM and closed pipes: a script ends with one sentence at any moment, also during its slow imports.
 
 Scripts call `start_script` before their other imports.
 """
@@ -16,16 +16,16 @@ from types import FrameType
 STARTING, WORKING, DONE = range(3)
 
 _state = STARTING
-_asked = []  # signals that came during the work
+_signals = []  # that came during the work
 
 
 def start_script() -> None:
-    """Ctrl-C, and SIGTERM as `timeout`, systemd and clusters send it, end the script with a sentence and status 130.
+    """Let Ctrl-C and SIGTERM end the script with a sentence and status 130.
 
-    A reader that goes away (`| head`) leaves no traceback. Processes that the script starts inherit none of it.
+    `timeout`, systemd and clusters send SIGTERM. A reader that goes away (`| head`) leaves no traceback.
     """
     atexit.register(_leave_closed_pipe)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a script in the background ignores Ctrl-C
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored: a shell started it with &
         signal.signal(signal.SIGINT, _interrupt)
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _interrupt)
@@ -33,13 +33,13 @@ def start_script() -> None:
 
 @contextmanager
 def working() -> Iterator[None]:
-    """While the work goes on, a signal raises KeyboardInterrupt, also where a library made another error of it."""
+    """A signal during the work raises KeyboardInterrupt, also where a library turns that into another error."""
     global _state
     _state = WORKING
     try:
         yield
     except Exception:
-        if _asked:
+        if _signals:
             raise KeyboardInterrupt from None
         raise
     finally:
@@ -48,7 +48,7 @@ def working() -> Iterator[None]:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Imports at the beginning of the work: a signal ends the process, as nothing was begun."""
+    """A signal during these imports, at the beginning of the work, ends the process: nothing was begun."""
     global _state
     before, _state = _state, STARTING
     try:
@@ -59,8 +59,8 @@ def importing() -> Iterator[None]:
 
 @contextmanager
 def deferred_signals() -> Iterator[list[int]]:
-    """Yield a list that collects SIGINT and SIGTERM, so that no step is torn apart; the second one acts at once."""
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+    """Yield a list that collects SIGINT and SIGTERM, so that a step can end first; the second signal acts at once."""
+    if threading.current_thread() is not threading.main_thread():  # the only one that receives signals
         yield []
         return
     asked = []
@@ -79,17 +79,17 @@ def deferred_signals() -> Iterator[list[int]]:
 
 def _interrupt(number: int, _: FrameType | None) -> None:
     if _state == WORKING:
-        _asked.append(number)
+        _signals.append(number)
         raise KeyboardInterrupt
-    if _state == DONE:  # nothing is left but the end of the process; a second signal ends one that hangs
+    if _state == DONE:  # the process is about to end; a second signal ends one that hangs
         signal.signal(number, signal.SIG_DFL)
         return
     os.write(2, f"{_script()}: interrupted; nothing was begun, run the same command again\n".encode())
-    os._exit(130)  # an exception would reach libraries that are half imported, and some of them swallow it
+    os._exit(130)  # some libraries swallow an exception while they are imported
 
 
 def _script() -> str:
-    """main.py, or the sub-command of `python -m emg_gpt2`."""
+    """main.py, or the command of `python -m emg_gpt2`."""
     name = Path(sys.argv[0]).name
     return name if name.endswith(".py") and name != "__main__.py" else " ".join(sys.argv[1:2])
 

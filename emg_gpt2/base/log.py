@@ -1,14 +1,24 @@
 """The log of a command, its progress bar, and the time that is left."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Column
 
 PACKAGE = "emg_gpt2"  # the name above all loggers of the project
-
 
 _console: Console | None = None  # of the log, for the progress bars
 
@@ -20,12 +30,9 @@ def start_log(console: Console, file: Path | None = None) -> None:
     """
     global _console
     _console = console
-    handlers = [_ConsoleHandler(console)]
-    if file:
-        handlers.append(logging.FileHandler(file, encoding="utf-8"))
-        handlers[1].setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    handlers = [_ConsoleHandler(console), *([_file_handler(file)] if file else [])]
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=handlers, force=True)
-    logging.raiseExceptions = False  # a full disk is said once, by the command, not for each line of the log
+    logging.raiseExceptions = False  # a full disk is reported once, by the command, not for each line of the log
     logging.getLogger(PACKAGE).setLevel(logging.INFO)
 
 
@@ -33,6 +40,24 @@ def close_log() -> None:
     """Close log files: Windows deletes no folder with an open file."""
     for handler in logging.getLogger().handlers:
         handler.close()
+
+
+@contextmanager
+def also_logged_to(file: Path) -> Iterator[None]:
+    """Send the log to `file` too, with the time."""
+    root, handler = logging.getLogger(), _file_handler(file)
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+def _file_handler(file: Path) -> logging.Handler:
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    return handler
 
 
 class _ConsoleHandler(logging.Handler):
@@ -46,18 +71,21 @@ class _ConsoleHandler(logging.Handler):
         self.console.print(self.format(record), soft_wrap=True, markup=False)
 
 
-def progress(*fields: str) -> Progress:
+def progress(*fields: str, in_bytes: bool = False) -> Progress:
     """A progress bar: description, what is done, `fields`, the time left; only where the log goes to a terminal.
 
-    `fields` are columns of text in rich's notation, such as `loss {task.fields[loss]:.3f}`.
+    `fields` are columns of text in rich's notation, such as `loss {task.fields[loss]:.3f}`; `in_bytes`: what is done
+    are bytes, shown with their rate.
     """
-    texts = [TextColumn(field) for field in fields]
-    description = TextColumn("{task.description}", markup=False)
-    columns = [description, BarColumn(), MofNCompleteColumn(), *texts, TimeRemainingColumn()]
+    whole = {"table_column": Column(no_wrap=True)}  # in a narrow terminal the description gives way
+    description = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1))
+    kinds = [DownloadColumn, TransferSpeedColumn] if in_bytes else [MofNCompleteColumn]
+    numbers = [kind(**whole) for kind in kinds] + [TextColumn(field, **whole) for field in fields]
+    columns = [description, BarColumn(20), *numbers, TimeRemainingColumn(**whole)]
     shown = _console is not None and _console.is_terminal
-    return Progress(*columns, console=_console, transient=True, disable=not shown)
+    return Progress(*columns, console=_console, transient=True, disable=not shown, expand=True)
 
 
 def time_to_go(seconds: float, done: int, left: int) -> str:
-    """Return `, about 0:02:30 to go` from the seconds that what is done took; nothing where nothing is done."""
+    """`, about 0:02:30 to go`, from the seconds that `done` of the steps took; empty where none is done."""
     return f", about {timedelta(seconds=round(seconds / done * left))} to go" if done else ""

@@ -1,4 +1,4 @@
-"""Text from files of strangers: what may be printed, and errors in one line."""
+"""Text from untrusted files: made safe to print; errors in one line."""
 
 import re
 from typing import Annotated
@@ -10,7 +10,7 @@ LONGEST = 300  # characters of a reason
 
 
 def in_short(error: Exception) -> str:
-    """The error's first line without control characters: it may quote a file of a stranger."""
+    """The error's first line without control characters: it may quote an untrusted file."""
     if isinstance(error, ValidationError):
         detail = error.errors()[0]
         where, what = ".".join(map(str, detail["loc"])), detail["msg"].removeprefix("Value error, ")

@@ -1,6 +1,6 @@
-"""What decisions are worth, beside the labels of the recording.
+"""Figures of decisions, from the labels of the recording.
 
-Figures are about windows that lie inside one repetition less its trimmed edges, as those that models are trained on.
+They count windows that lie inside one repetition less its trimmed edges, like the windows that models are trained on.
 """
 
 from typing import NamedTuple
@@ -18,11 +18,10 @@ IDLE = 0  # the label at rest, in putEMG and as a rule elsewhere
 
 
 class Truth(NamedTuple):
-    """Of the windows of one recording or more.
+    """What the labels of one recording or more say of its windows.
 
-    windows: one row each, `label` of all its samples, inside one repetition less its edges (UNLABELLED: there is none),
-    `repetition` in which it ends (index into repetitions, −1: none), and its `end` (s); repetitions: `label` and
-    `start` (s).
+    windows: a row each: `label`, where it lies inside one repetition less its trimmed edges, else UNLABELLED;
+    `repetition` in which it ends, an index into repetitions, or −1; `end` (s). repetitions: `label` and `start` (s).
     """
 
     windows: pd.DataFrame
@@ -32,9 +31,10 @@ class Truth(NamedTuple):
 def truth_of(
     labels: np.ndarray, first: np.ndarray, length: int, rate: float, trims_ms: tuple[float, float], known: list[int]
 ) -> Truth:
-    """The truth of windows of `length` samples that begin at the samples `first` (n,), from (M,) labels at `rate` Hz.
+    """Return the truth of windows of `length` samples from the samples `first` (n,) on, from labels (M,) at `rate` Hz.
 
-    trims_ms: of the start and the end of a repetition; known: labels that count. Times are from the first sample on.
+    trims_ms: what is trimmed from the start and the end of a repetition; known: labels that the model knows. Times
+    count from the first sample.
     """
     start_trim, end_trim = (round(ms * rate / 1000) for ms in trims_ms)
     runs = [run for run in label_runs(labels) if run[2] in known]
@@ -51,7 +51,7 @@ def truth_of(
 
 
 def pooled(truths: list[Truth]) -> Truth:
-    """One after the other; repetitions are numbered on."""
+    """Join truths; the repetitions of each are numbered after those of the one before."""
     before = np.cumsum([0, *(len(one.repetitions) for one in truths)])
     windows = [
         one.windows.assign(repetition=np.where(one.windows["repetition"] < 0, -1, one.windows["repetition"] + offset))
@@ -62,11 +62,11 @@ def pooled(truths: list[Truth]) -> Truth:
 
 
 def figures_of(truth: Truth, decided: np.ndarray) -> dict:
-    """Figures of (n,) decided labels, REJECTED among them; shares are 0 … 1, delays ms.
+    """Return the figures of decided labels (n,), each a label or REJECTED; shares are 0 … 1, delays ms.
 
-    accuracy, balanced accuracy and macro F1 as elsewhere, where a rejected decision is never right; active_error:
-    wrong ones among the decisions for a gesture; instability: changes of the decision inside a repetition (the ideas of
-    Scheme, Hudgins and Englehart, IEEE Trans. Biomed. Eng. 60(6), 2013); None where nothing can be counted.
+    Accuracy, balanced accuracy and macro F1 as elsewhere; a rejected decision is never correct. active_error: share of
+    wrong decisions among those for a gesture; instability: share of changes among successive decisions inside a
+    repetition (after Scheme, Hudgins and Englehart, IEEE Trans. Biomed. Eng. 60(6), 2013). None where nothing counts.
     """
     table = truth.windows.assign(decided=decided)
     settled = table[table["label"] != UNLABELLED]
@@ -101,7 +101,7 @@ def _share(marks: np.ndarray) -> float | None:
 
 
 def _delays(table: pd.DataFrame, repetitions: pd.DataFrame) -> dict:
-    """From the start of each gesture's repetition to the end of the first window in it that is decided right."""
+    """Delays from the start of each gesture's repetition to the end of its first window with the correct decision."""
     gestures = repetitions[repetitions["label"] != IDLE]
     expected = table["repetition"].map(repetitions["label"])
     right = table[(table["decided"] == expected) & table["repetition"].isin(gestures.index)]

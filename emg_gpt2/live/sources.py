@@ -1,6 +1,6 @@
 """Where the samples of a stream come from: a recording, standard input, UDP or the Lab Streaming Layer.
 
-A source yields packets as they come, and a Trouble in the place of one that cannot be used.
+A source yields packets as they arrive, and a Trouble in place of a packet that cannot be used.
 """
 
 import os
@@ -16,18 +16,18 @@ from typing import NamedTuple
 import numpy as np
 
 from emg_gpt2.base.errors import EMGError
+from emg_gpt2.live.options import ENCODINGS
 from emg_gpt2.raw.putemg import read_recording
 
 PACKET_MS = 10.0  # of a replayed recording
-LOOK_S = 0.2  # how often a source that waits sees whether it should end
-LSL_GAP_S = 0.02  # time stamps of a stream jitter; a larger gap between two samples is a loss
+LOOK_S = 0.2  # how often a source that waits checks whether it should end
+LSL_GAP_S = 0.02  # time stamps of a stream jitter; a longer gap between two samples is a loss
 LONGEST_LINE = 1 << 20  # bytes
-ENCODINGS = {"float32": np.dtype("<f4"), "int16": np.dtype("<i2")}
 HEADER = struct.Struct("<Q")  # of a UDP packet: the number of its first sample
 
 
 class Packet(NamedTuple):
-    """Samples (n, C) that arrived together at `arrived` (s, of time.perf_counter); first: the number of the first."""
+    """Samples emg (n, C) that arrived together at `arrived` (s, time.perf_counter); first: number of the first one."""
 
     first: int
     emg: np.ndarray
@@ -35,16 +35,17 @@ class Packet(NamedTuple):
 
 
 class Trouble(NamedTuple):
-    """Something that does not end a stream: of which kind, and what."""
+    """A fault that does not end a stream: its kind, and what happened."""
 
     kind: str
     words: str
 
 
 class Source(NamedTuple):
-    """rate: Hz, of the raw samples; start: s, the time of sample 0; live: whether they come at the speed of life.
+    """A source that is open. rate: Hz, of the raw samples; start: time of sample 0 (s).
 
-    waits: whether they wait to be taken; packets: yields them until the function that it is given says so.
+    live: whether samples arrive in real time; waits: whether they wait until they are taken; packets: yields them until
+    the function that it is given returns True.
     """
 
     rate: float
@@ -55,7 +56,7 @@ class Source(NamedTuple):
 
 
 def open_source(name: str, channels: tuple[str, ...], rate: float | None, encoding: str | None, speed: float) -> Source:
-    """The source called `name`: a file, `-`, `udp://HOST:PORT` or `lsl://NAME`. Raises EMGError."""
+    """Open a file, `-`, `udp://HOST:PORT` or `lsl://NAME`; `speed` is for files. Raises EMGError."""
     if name.startswith("lsl://"):
         return lsl_source(name.removeprefix("lsl://"), len(channels))
     if name == "-" or name.startswith("udp://"):
@@ -71,7 +72,7 @@ def open_source(name: str, channels: tuple[str, ...], rate: float | None, encodi
 
 
 def replay(path: Path, channels: int, speed: float) -> Source:
-    """A recording at `speed` times its own, 0: as fast as it goes. Raises EMGError where it cannot be read."""
+    """Replay a recording at `speed` times its own; 0: as fast as possible. Raises EMGError where it cannot be read."""
     recording = read_recording(path, labelled=False)
     if len(recording.channels) != channels:
         raise EMGError(
@@ -97,7 +98,7 @@ def replay(path: Path, channels: int, speed: float) -> Source:
 
 
 def stdin_source(channels: int, rate: float, encoding: str) -> Source:
-    """A sample a line, numbers with commas or blanks between them, or binary samples, channel after channel."""
+    """Read text, a sample per line with commas or blanks between numbers, or binary samples, channel after channel."""
     read = _lines if encoding == "csv" else _frames
 
     def packets(ended: Callable[[], bool]) -> Iterator[Packet | Trouble]:
@@ -116,7 +117,7 @@ def stdin_source(channels: int, rate: float, encoding: str) -> Source:
 
 
 def _lines(text: bytes, channels: int, _: str) -> tuple[np.ndarray, bytes, list[str]]:
-    """Samples (n, C), the beginning of the next line, and what is wrong with lines that are none."""
+    """Return samples (n, C), the beginning of the next line, and what is wrong with lines that are no sample."""
     *lines, rest = text.split(b"\n")
     samples, wrong = [], []
     if len(rest) > LONGEST_LINE:
@@ -136,7 +137,8 @@ def _lines(text: bytes, channels: int, _: str) -> tuple[np.ndarray, bytes, list[
 
 
 def _frames(data: bytes, channels: int, encoding: str) -> tuple[np.ndarray, bytes, list[str]]:
-    size = channels * ENCODINGS[encoding].itemsize
+    """Return samples (n, C) and the beginning of the next one; nothing can be wrong with them."""
+    size = channels * np.dtype(ENCODINGS[encoding]).itemsize
     whole = len(data) // size * size
     samples = np.frombuffer(data[:whole], ENCODINGS[encoding]).reshape(-1, channels)
     return samples.astype(np.float32), data[whole:], []
@@ -146,7 +148,7 @@ def _frames(data: bytes, channels: int, encoding: str) -> tuple[np.ndarray, byte
 
 
 def udp_source(name: str, channels: int, rate: float, encoding: str) -> Source:
-    """Packets of a 64-bit number, that of the first sample, and n samples; all little-endian. Raises EMGError."""
+    """Listen for packets: the number of the first sample (64 bits), then n samples, little-endian. Raises EMGError."""
     listening = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
         host, port = name.removeprefix("udp://").rsplit(":", 1)
@@ -156,7 +158,7 @@ def udp_source(name: str, channels: int, rate: float, encoding: str) -> Source:
         raise EMGError(f"{name}: cannot listen there ({error}); write udp://HOST:PORT with a free port") from None
     listening.settimeout(LOOK_S)
     print("listening on {}:{}".format(*listening.getsockname()), file=sys.stderr, flush=True)
-    frame = channels * ENCODINGS[encoding].itemsize
+    frame = channels * np.dtype(ENCODINGS[encoding]).itemsize
 
     def packets(ended: Callable[[], bool]) -> Iterator[Packet | Trouble]:
         usual = 0
@@ -183,10 +185,10 @@ def udp_source(name: str, channels: int, rate: float, encoding: str) -> Source:
 
 
 def lsl_source(name: str, channels: int) -> Source:
-    """The stream of that name, found within ten seconds; losses are told by its time stamps. Raises EMGError."""
+    """Find the stream of that name, within ten seconds; lost samples show in its time stamps. Raises EMGError."""
     try:
         import pylsl
-    except (ImportError, RuntimeError):  # the latter where its library is missing
+    except (ImportError, RuntimeError):  # RuntimeError where its C library is missing
         raise EMGError("lsl://: the Lab Streaming Layer is not installed; pip install pylsl") from None
     found = pylsl.resolve_byprop("name", name, timeout=10)
     if not found:

@@ -1,4 +1,4 @@
-"""TODO emg_gpt2.model.augment."""
+"""Random changes of the windows in training: turned electrode rings, and noise on the log covariances."""
 
 from typing import NamedTuple
 
@@ -8,9 +8,11 @@ from torch import nn
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.model.config import EMGConfig
 
+LARGEST_ORDERS = 3e7  # indices of channel pairs over all turns, 0.25 GB
+
 
 class Draws(NamedTuple):
-    """What chance does to B windows: turn (B,), index of the turn of their rings; noise (B, C(C+1)/2)."""
+    """The random numbers of B windows: turn (B,), index of the turn of their rings; noise (B, C(C+1)/2)."""
 
     turn: torch.Tensor
     noise: torch.Tensor
@@ -24,32 +26,32 @@ class Draws(NamedTuple):
 
 
 class Augmentation(nn.Module):
-    """In training, every window's electrode rings are turned by a random number of electrodes up to ± `rotation`,
-    and its log covariances get noise."""
+    """Turns the electrode rings of each window by a random number of electrodes, up to ± `rotation`, and adds noise of
+    standard deviation `noise` to its normalised log covariance."""
 
     def __init__(self, config: EMGConfig):
+        """Raises EMGError where the channels are not whole rings, or the orders would take too much memory."""
         super().__init__()
-        self.noise, self.turns = config.noise, range(-config.rotation, config.rotation + 1)
-        self.of_rings = len(config.channels), config.ring
-        for name, orders in self.orders().items():
-            self.register_buffer(name, orders, persistent=False)
+        self.noise, turns = config.noise, range(-config.rotation, config.rotation + 1)
+        channels = len(config.channels)
+        if len(turns) * channels * (channels + 1) // 2 > LARGEST_ORDERS:
+            raise EMGError(f"ROTATION = {config.rotation} takes too much memory for {channels} channels; lower it")
+        orders = [turn_rings(channels, config.ring, turn) for turn in turns]
+        self.register_buffer("channels", torch.stack([order for order, _ in orders]), persistent=False)  # (turns, C)
+        self.register_buffer("pairs", torch.stack([order for _, order in orders]), persistent=False)  # (…, C(C+1)/2)
 
-    def orders(self) -> dict[str, torch.Tensor]:
-        """channels (turns, C) and pairs (turns, C(C+1)/2): what takes the place of each one, turn by turn."""
-        turned = zip(*(turn_rings(*self.of_rings, turn) for turn in self.turns), strict=True)
-        return {name: torch.stack(orders) for name, orders in zip(("channels", "pairs"), turned, strict=True)}
-
-    def draw(self, count: int, seed: int) -> Draws:
-        """The chances of a batch of `count` windows: a function of the seed, whichever device or process asks."""
-        chance = torch.Generator().manual_seed(seed)
-        turn = torch.randint(len(self.turns), (count,), generator=chance)
-        return Draws(turn, self.noise * torch.randn(count, self.pairs.shape[1], generator=chance))
+    def sample(self, count: int, seed: int) -> Draws:
+        """Random numbers for `count` windows. The seed decides them, whatever the device or the process."""
+        generator = torch.Generator().manual_seed(seed)
+        turns, pairs = self.pairs.shape
+        turn = torch.randint(turns, (count,), generator=generator)
+        return Draws(turn, self.noise * torch.randn(count, pairs, generator=generator))
 
     def forward(
         self, signal: torch.Tensor, covariance: torch.Tensor, draws: Draws
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """signal (B, T, C), covariance (B, C(C+1)/2), both normalised."""
-        if len(self.turns) > 1:
+        """signal (B, T, C) and log covariance (B, C(C+1)/2), both normalised → the same, changed."""
+        if len(self.channels) > 1:
             signal = signal.gather(2, self.channels[draws.turn][:, None].expand_as(signal))
             covariance = covariance.gather(1, self.pairs[draws.turn])
         return signal, covariance + draws.noise
@@ -58,14 +60,14 @@ class Augmentation(nn.Module):
 def turn_rings(channels: int, ring: int, turn: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Orders of the channels (C,) and of their pairs (C(C+1)/2,) when each ring is turned by `turn` electrodes.
 
-    Channel order[c] takes the place of channel c. Raises EMGError where the channels are no whole number of rings.
+    Channel order[c] takes the place of channel c. Raises EMGError where the channels are not whole rings.
     """
     if turn == 0:
         return torch.arange(channels), torch.arange(channels * (channels + 1) // 2)
     if channels % ring:
         raise EMGError(f"ROTATION = {abs(turn)} turns rings of RING = {ring} electrodes, not {channels}; set RING")
-    order = torch.arange(channels).reshape(-1, ring).roll(turn, 1).flatten()
+    order = torch.arange(channels).reshape(-1, ring).roll(turn, 1).flatten()  # (C,) from (rings, ring)
     rows, columns = torch.triu_indices(channels, channels)
-    number = torch.empty(channels, channels, dtype=torch.long)
+    number = torch.empty(channels, channels, dtype=torch.long)  # of each pair
     number[rows, columns] = number[columns, rows] = torch.arange(len(rows))
     return order, number[order[rows], order[columns]]

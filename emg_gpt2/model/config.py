@@ -1,35 +1,32 @@
-"""TODO emg_gpt2.model.config."""
+"""The configuration of a model, and the limits that an untrusted config.json must keep.
+
+All limits are checked before any memory is allocated for the model.
+"""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, Field, ValidationError, model_validator
-from transformers import (
-    PreTrainedConfig,
-)
+from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+from emg_gpt2 import __version__
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.text import OneLine, SomeLines, in_short
+from emg_gpt2.settings import Settings, TokenKind
 
-MOST_TURNED = 3e7  # pairs of channels, over all turns of the rings: 0.25 GB
-KEPT = {  # of what transformers puts into a config; another name of an attention would fetch code from the hub
+KEPT = {  # legal values of the keys that transformers reads; other attention names would load code from the hub
     "dtype": ("float32", "bfloat16", "float16", torch.float32, torch.bfloat16, torch.float16),
     "attn_implementation": ("eager", "sdpa", "flash_attention_2", "flex_attention"),
 }
-
-
-class Claims(BaseModel, strict=True, allow_inf_nan=False):
-    """What is checked before anything of the size that it claims is built: it may be a stranger's."""
-
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[OneLine, Field(max_length=200)]
 
 
-class Backbone(Claims, extra="forbid"):
-    """Of GPT2Config, all that shapes the blocks; the limits are some times those of GPT-2 XL."""
+class BackboneShape(BaseModel, strict=True, allow_inf_nan=False, extra="forbid"):
+    """The arguments of GPT2Config that shape the blocks. The limits are a few times the sizes of GPT-2 XL."""
 
     n_embd: int = Field(ge=1, le=4096)
     n_layer: int = Field(ge=0, le=200)
@@ -46,19 +43,19 @@ class Backbone(Claims, extra="forbid"):
     reorder_and_upcast_attn: bool = False
 
     @model_validator(mode="after")
-    def _is_one(self):
+    def _check_heads_and_activation(self):
         if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd = {self.n_embd} is no multiple of n_head = {self.n_head}")
+            raise ValueError(f"n_embd = {self.n_embd} is not a multiple of n_head = {self.n_head}")
         if self.activation_function not in ACT2FN:
             raise ValueError(f"there is no activation_function {self.activation_function[:40]}")
         return self
 
 
-class Described(Claims):
-    """An EMGConfig."""
+class ConfigLimits(BaseModel, strict=True, allow_inf_nan=False):
+    """Types and limits of the attributes of an EMGConfig."""
 
-    backbone: Backbone
-    tokens: list[Literal["covariance", "power", "bands", "raw"]] = Field(min_length=1, max_length=4)
+    backbone: BackboneShape
+    tokens: list[TokenKind] = Field(min_length=1)
     patch: int = Field(ge=1)
     window: int = Field(ge=2, le=10_000_000)
     filters: int = Field(ge=1, le=256)
@@ -72,39 +69,48 @@ class Described(Claims):
     class_codes: list[Annotated[int, Field(ge=0, le=127)]] = Field(min_length=1, max_length=128)
     class_names: list[Name]
     channels: list[Name] = Field(min_length=1, max_length=2048)
-    preprocessing: dict
+    preprocessing: Settings
     unit: Name
     scale: Literal["session", "training"]
     weights: Literal["pretrained", "random"]
     data_note: Annotated[SomeLines, Field(max_length=10_000)]
 
     @model_validator(mode="after")
-    def _fits_together(self):
-        pairs = len(self.channels) * (len(self.channels) + 1) // 2
+    def _check_together(self):
         for kind in ("tokens", "class_codes", "class_names"):
             if len(set(getattr(self, kind))) < len(getattr(self, kind)):
-                raise ValueError(f"{kind} has the same one twice")
+                raise ValueError(f"{kind} names the same one twice")
         if len(self.class_names) != len(self.class_codes):
-            raise ValueError(f"{len(self.class_names)} class_names for {len(self.class_codes)} class_codes")
-        if not 2 * self.patch <= self.window:
-            raise ValueError(f"a window of {self.window} samples holds no two patches of {self.patch}")
-        if (2 * self.rotation + 1) * pairs > MOST_TURNED:
-            raise ValueError(f"rotation = {self.rotation} is too much for {len(self.channels)} channels")
+            raise ValueError(f"there are {len(self.class_names)} class_names for {len(self.class_codes)} class_codes")
+        if 2 * self.patch > self.window:
+            raise ValueError(f"a window of {self.window} samples is shorter than two patches of {self.patch}")
         return self
 
 
 class EMGConfig(PreTrainedConfig):
-    """Everything that rebuilds the model, and what a user of it needs to know of its data.
+    """Everything that rebuilds a model, and what its user needs to know about its data.
 
-    backbone: arguments of GPT2Config; tokens: kinds, of TOKENISERS, in their order; patch, window, filter_taps:
-    samples; linear_path: whether logits of log covariances are added to the backbone's; ring: electrodes per ring,
-    consecutive channels; rotation: of the rings in training, ± electrodes; noise: on the log covariances in
-    training, in their standard deviations; sampling_rate: Hz; class_codes: the data set's label of each class;
-    class_names: its name; channels: names; preprocessing: the settings of Preprocessing.py, to be repeated before
-    prediction; unit: of the samples; scale: `session` or `training`, what windows were measured against; weights:
-    `pretrained` or `random`, what the backbone started from; data_note: where the training data came from.
-    Raises EMGError where they are not what Described says. What else a config.json may tell transformers to load or
-    to run (remote code, quantization, kernels, other files) is left out.
+    backbone: arguments of GPT2Config (see BackboneShape)
+    tokens: kinds of tokens, keys of TOKENISERS, in the order in which the backbone reads them
+    patch, window, filter_taps: samples
+    filters: number of filters of the `power` tokeniser
+    dropout: in the backbone and before the head
+    linear_path: whether the logits of a linear map of log covariances are added to the backbone's
+    ring: electrodes of a ring, which are consecutive channels
+    rotation: in training the rings are turned by up to ± this many electrodes
+    noise: in training, standard deviation of the noise on normalised log covariances
+    sampling_rate: of the windows (Hz)
+    class_codes, class_names: the data set's label and the name of each class, in the order of the logits
+    channels: their names
+    preprocessing: the settings of Preprocessing.py with which the windows were made
+    unit: of the samples
+    scale: what windows are measured against, `session` or `training`
+    weights: what the backbone started from, `pretrained` or `random`
+    data_note: origin of the training data
+
+    A saved config.json also has `emg_gpt2_version`, the version that wrote it. Of other keys, `dtype` and
+    `attn_implementation` are kept where they are legal. All others are dropped, because some would make transformers
+    load more files or run code (remote code, quantization, kernels). Raises EMGError where a limit is broken.
     """
 
     model_type = "emg-gpt2"
@@ -140,9 +146,17 @@ class EMGConfig(PreTrainedConfig):
         self.sampling_rate, self.channels, self.unit, self.scale = sampling_rate, list(channels), unit, scale
         self.class_codes, self.class_names = list(class_codes), list(class_names)
         self.preprocessing, self.weights, self.data_note = preprocessing or {}, weights, data_note
-        try:
-            Described.model_validate(self, from_attributes=True)
-        except ValidationError as error:
-            raise EMGError(f"the model's config is not one: {in_short(error)}") from None
+        self.check_limits()
         kept = {name: kwargs[name] for name, legal in KEPT.items() if kwargs.get(name) in legal}
         super().__init__(**kept, id2label=dict(enumerate(self.class_names)))
+
+    def check_limits(self) -> None:
+        """Raise EMGError that names the first attribute outside its limits."""
+        try:
+            ConfigLimits.model_validate(self, from_attributes=True)
+        except ValidationError as error:
+            raise EMGError(f"the model's config is not valid: {in_short(error)}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As config.json holds it."""
+        return super().to_dict() | {"emg_gpt2_version": __version__}

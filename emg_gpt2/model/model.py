@@ -11,29 +11,34 @@ import torch
 from huggingface_hub import ModelCard
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    GPT2Model,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from emg_gpt2.model.backbone import backbone_config
+from emg_gpt2.base.errors import EMGError
+from emg_gpt2.model.backbone import new_backbone, run_backbone
 from emg_gpt2.model.config import EMGConfig
+from emg_gpt2.model.files import load_saved
 from emg_gpt2.model.layers import Dropout, use_quick_dropout
-from emg_gpt2.model.normalise import Reference, log_covariance
+from emg_gpt2.model.normalise import Reference, normalise
 from emg_gpt2.model.tokens import TOKENISERS
 
 RESIDUAL_WEIGHT = 0.1  # of the backbone beside the linear path, before training
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+ONLY_VALUES = {  # arguments of from_pretrained that have one meaning here, and the values that mean it
+    "dtype": (None, "auto", "float32", torch.float32),
+    "torch_dtype": (None, "auto", "float32", torch.float32),
+    "use_safetensors": (None, True),
+    "weights_only": (True,),
+    "trust_remote_code": (None, False),
+    "ignore_mismatched_sizes": (False,),
+}
 
 
 class EMGForSequenceClassification(PreTrainedModel):
     """Normalisation → tokenisers → GPT-2 blocks → mean over the tokens → linear head, beside a linear path.
 
-    The linear path maps the window's log covariance to logits, and the backbone learns what it misses.
-    GPT-2's token embedding is never used: it is not part of the model.
+    The linear path maps the window's log covariance to logits; the backbone learns what it misses.
     """
 
     config_class = EMGConfig
@@ -48,8 +53,7 @@ class EMGForSequenceClassification(PreTrainedModel):
         self.register_buffer("centre", torch.zeros(1, pairs))
         self.register_buffer("spread", torch.ones(1, pairs))
         self.tokenisers = nn.ModuleDict({name: TOKENISERS[name](config) for name in config.tokens})
-        self.backbone = GPT2Model(backbone_config(config))
-        self.backbone.wte = None
+        self.backbone = new_backbone(config.backbone)
         use_quick_dropout(self.backbone)
         self.dropout = Dropout(config.dropout)
         self.head = nn.Linear(width, classes)
@@ -57,15 +61,94 @@ class EMGForSequenceClassification(PreTrainedModel):
         self.residual_weight = nn.Parameter(torch.tensor(RESIDUAL_WEIGHT if config.linear_path else 1.0))
         self.post_init()
 
+    def get_input_embeddings(self) -> None:
+        """None: the tokens are patches of signal."""
+
+    # ---- logits
+
+    def forward(
+        self, emg: torch.Tensor, reference: Reference | None = None, labels: torch.Tensor | None = None
+    ) -> SequenceClassifierOutput:
+        """emg (B, T, C) in the unit of the training data → logits (B, K); with labels (B,) also the loss.
+
+        reference: of the windows' sessions, one row per window or one for all; None: the training part's
+        labels: class indices
+        """
+        with torch.autocast(emg.device.type, enabled=False):
+            signal, covariance = self.normalise(emg, reference or self.reference)
+        logits = self.classify(signal, covariance)
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def normalise(self, emg: torch.Tensor, reference: Reference) -> tuple[torch.Tensor, torch.Tensor]:
+        """emg (B, T, C) → signal (B, T, C) and log covariance (B, C(C+1)/2), measured against the reference."""
+        return normalise(emg, reference)
+
+    def classify(self, signal: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
+        """Normalised signal (B, T, C) and log covariance (B, C(C+1)/2) → logits (B, K)."""
+        with torch.autocast(signal.device.type, enabled=False):  # powers span 60 dB: more than bfloat16 resolves
+            tokens = self.tokenise(signal, covariance)  # (B, P, D)
+        hidden = run_backbone(self.backbone, tokens)  # (B, P, D)
+        return self.classify_hidden(hidden, self.linear_logits(covariance))
+
+    def tokenise(self, signal: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
+        """(B, P, D): the tokens of each kind, one kind after the other."""
+        whole = signal[:, signal.shape[1] % self.config.patch :]  # a whole number of patches
+        return torch.cat([tokeniser(whole, covariance) for tokeniser in self.tokenisers.values()], 1)
+
+    def classify_hidden(self, hidden: torch.Tensor, linear_logits: torch.Tensor) -> torch.Tensor:
+        """hidden (B, P, D) from the backbone, and the linear path's logits (B, K) → logits (B, K)."""
+        return linear_logits + self.residual_weight * self.head(self.dropout(hidden.mean(1))).float()
+
+    def linear_logits(self, covariance: torch.Tensor) -> torch.Tensor:
+        """Log covariance (B, C(C+1)/2) → the linear path's logits (B, K); zeros without one."""
+        if self.linear is None:
+            return covariance.new_zeros(covariance.shape[0], self.head.out_features)  # len would be fixed in an export
+        with torch.autocast(covariance.device.type, enabled=False):
+            return self.linear(covariance)
+
+    # ---- reference
+
+    @property
+    def reference(self) -> Reference:
+        """Of the training part, one row: what windows of no known session are measured against."""
+        return Reference(self.scale, self.centre, self.spread)
+
+    def set_reference(self, reference: Reference) -> None:
+        """Replace the model's own reference."""
+        for name, tensor in reference._asdict().items():
+            getattr(self, name).copy_(tensor)
+
+    # ---- hub
+
     @classmethod
-    def from_pretrained(cls, *given, **named):
-        """As transformers has it, from safetensors alone."""
-        return super().from_pretrained(*given, **named | {"use_safetensors": True})
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Path | str,
+        *,
+        config: EMGConfig | None = None,
+        device_map: torch.device | str | int = "cpu",
+        **named,
+    ) -> "EMGForSequenceClassification":
+        """A saved model from a folder, the cache or the hub (`user/name`), in evaluation mode and float32.
+
+        Only config.json and model.safetensors are read, and both are checked (see `load_saved`).
+
+        config: used in place of config.json
+        device_map: one device
+        named: cache_dir, force_download, local_files_only, revision, subfolder and token, as transformers has them
+
+        All other arguments are refused, unless they ask for what happens anyway (`use_safetensors=True`). For
+        bfloat16 use torch.autocast: the signal path needs float32. Raises EMGError.
+        """
+        hub = {name: named.pop(name) for name in HUB_ARGUMENTS if name in named}
+        _check_arguments(named)
+        return load_saved(cls, pretrained_model_name_or_path, config, **hub).to(device_map)
 
     def _upload_modified_files(self, working_dir: str, *given, **named):
-        """push_to_hub, with the card of the folder that the model was loaded from if the weights are still those.
+        """Part of push_to_hub: take along the card of the folder that the model was loaded from.
 
-        The tags that push_to_hub was given, or that the card on the hub has, are added to it.
+        Only where the weights are still the same. The tags of both cards are joined.
         """
         folder, new = Path(self.name_or_path), Path(working_dir)
         if _same_weights(folder, new) and (folder / "README.md").is_file():
@@ -74,71 +157,22 @@ class EMGForSequenceClassification(PreTrainedModel):
             card.save(new / "README.md")
         return super()._upload_modified_files(working_dir, *given, **named)
 
-    def get_input_embeddings(self) -> None:
-        """None: the tokens are patches of signal."""
 
-    def forward(
-        self,
-        emg: torch.Tensor,
-        reference: Reference | None = None,
-        labels: torch.Tensor | None = None,
-        **_,
-    ) -> SequenceClassifierOutput:
-        """emg (B, T, C) in the unit of the training data → logits (B, K); with labels (B,) also the loss.
-
-        reference: one row per window, or one for all, of the session it is from; None: the training part's. labels
-        are class indices.
-        """
-        with torch.autocast(emg.device.type, enabled=False):
-            signal, covariance = self.normalise(emg, reference or self.reference)
-        logits = self.classify(signal, covariance)
-        loss = None if labels is None else F.cross_entropy(logits, labels)
-        return SequenceClassifierOutput(loss=loss, logits=logits)
-
-    def classify(self, signal: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
-        """Normalised signal (B, T, C) and log covariance (B, C(C+1)/2) → logits (B, K)."""
-        with torch.autocast(signal.device.type, enabled=False):  # powers span 60 dB: more than bfloat16 resolves
-            tokens = self.tokenise(signal, covariance)  # (B, P, D)
-        hidden = self.backbone(inputs_embeds=tokens, use_cache=False).last_hidden_state  # (B, P, D)
-        return self.judge(hidden, self.linear_logits(covariance))
-
-    def judge(self, hidden: torch.Tensor, linear_logits: torch.Tensor) -> torch.Tensor:
-        """Hidden states (B, P, D) and the linear path's logits (B, K) → logits (B, K)."""
-        return linear_logits + self.residual_weight * self.head(self.dropout(hidden.mean(1))).float()
-
-    @torch.no_grad()
-    def normalise(self, emg: torch.Tensor, reference: Reference) -> tuple[torch.Tensor, torch.Tensor]:
-        """emg (B, T, C) → signal (B, T, C) and log covariance (B, C(C+1)/2), as measured against the reference."""
-        signal = (emg - emg.mean(1, keepdim=True)) / reference.scale[:, None]
-        return signal, (log_covariance(signal) - reference.centre) / reference.spread
-
-    def tokenise(self, signal: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
-        """(B, P, D): the tokens of each kind, one kind after the other."""
-        whole = signal[:, signal.shape[1] % self.config.patch :]  # a whole number of patches
-        kinds = self.tokenisers.items()
-        return torch.cat([kind(covariance if name == "covariance" else whole) for name, kind in kinds], 1)
-
-    def linear_logits(self, covariance: torch.Tensor) -> torch.Tensor:
-        """(B, K); zeros without a linear path."""
-        if self.linear is None:
-            return covariance.new_zeros(covariance.shape[0], self.head.out_features)  # len would be fixed in an export
-        with torch.autocast(covariance.device.type, enabled=False):
-            return self.linear(covariance)
-
-    @property
-    def reference(self) -> Reference:
-        return Reference(self.scale, self.centre, self.spread)
-
-    def set_reference(self, reference: Reference) -> None:
-        """What windows of no known session are measured against: one row, of the training part."""
-        for name, tensor in reference._asdict().items():
-            getattr(self, name).copy_(tensor)
-
-
-AutoConfig.register(EMGConfig.model_type, EMGConfig, exist_ok=True)  # for those who load by AutoModel…
-AutoModelForSequenceClassification.register(EMGConfig, EMGForSequenceClassification, exist_ok=True)
+def _check_arguments(named: dict) -> None:
+    """Raise EMGError for what from_pretrained does not do."""
+    if (named.pop("adapter_kwargs", None) or {}).get("_adapter_model_path"):  # found by AutoModel
+        raise EMGError("the folder holds an adapter, and adapters are not loaded; name a best_model folder")
+    for name, value in named.items():
+        if name in ONLY_VALUES and value not in ONLY_VALUES[name]:
+            raise EMGError(f"from_pretrained: {name} = {value} is not supported; use {ONLY_VALUES[name][-1]}")
+        if name not in ONLY_VALUES and not name.startswith("_"):  # AutoModel adds names of its own with a _
+            raise EMGError(f"from_pretrained: the argument {name} is not supported; leave it out")
 
 
 def _same_weights(one: Path, other: Path) -> bool:
     files = [folder / SAFE_WEIGHTS_NAME for folder in (one, other)]
     return all(file.is_file() for file in files) and filecmp.cmp(*files, shallow=False)
+
+
+AutoConfig.register(EMGConfig.model_type, EMGConfig, exist_ok=True)  # AutoModel finds the class from here on
+AutoModelForSequenceClassification.register(EMGConfig, EMGForSequenceClassification, exist_ok=True)

@@ -1,4 +1,7 @@
-"""TODO emg_gpt2.model.tokens."""
+"""Tokenisers: normalised windows → tokens of the backbone's width.
+
+A new kind of tokens is a class here, in TOKENISERS, and its name in TokenKind of settings.py.
+"""
 
 from itertools import pairwise
 
@@ -13,23 +16,39 @@ from emg_gpt2.model.normalise import POWER_FLOOR
 BAND_EDGES_HZ = (20, 40, 60, 90, 140, 250, 500)  # of the fixed bands; those above Nyquist are left out
 
 
-class CovarianceToken(nn.Module):
-    """A linear map of the whole window's normalised log covariance: one token."""
+class Tokeniser(nn.Module):
+    """signal (B, T, C), where T is a whole number of patches, and log covariance (B, C(C+1)/2), both normalised
+    → tokens (B, P, D). As a rule there is one token per patch."""
+
+    @staticmethod
+    def count(config: EMGConfig) -> int:
+        """P, the number of tokens of a window."""
+        return config.window // config.patch
+
+    def forward(self, signal: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class CovarianceToken(Tokeniser):
+    """A linear map of the whole window's log covariance: one token."""
 
     def __init__(self, config: EMGConfig):
         super().__init__()
         channels = len(config.channels)
         self.linear = nn.Linear(channels * (channels + 1) // 2, config.backbone["n_embd"])
 
-    def forward(self, covariance: torch.Tensor) -> torch.Tensor:
+    @staticmethod
+    def count(config: EMGConfig) -> int:
+        return 1
+
+    def forward(self, signal: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
         return self.linear(covariance)[:, None]  # (B, 1, D)
 
 
-class PowerTokens(nn.Module):
+class PowerTokens(Tokeniser):
     """Log power per channel, patch and learned filter, then a linear map.
 
-    One bank of FIR filters is shared by all channels. The power behind a filter h is h'Rh with the autocorrelation R of
-    the patch: no filter touches R, so the samples need no gradient, only these small matrices do.
+    One bank of FIR filters is shared by all channels.
     """
 
     def __init__(self, config: EMGConfig):
@@ -39,10 +58,10 @@ class PowerTokens(nn.Module):
         self.norm = BatchNorm(len(config.channels) * config.filters)
         self.linear = nn.Linear(len(config.channels) * config.filters, config.backbone["n_embd"])
 
-    def forward(self, emg: torch.Tensor) -> torch.Tensor:
-        batch, time, channels = emg.shape
+    def forward(self, signal: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
+        batch, time, channels = signal.shape
         count, taps = self.filters.shape
-        correlation = autocorrelation(emg.transpose(1, 2).reshape(batch * channels, time), self.patch, taps)
+        correlation = autocorrelation(signal.transpose(1, 2).reshape(batch * channels, time), self.patch, taps)
         squares = (self.filters[:, :, None] * self.filters[:, None]).flatten(1)  # (F, taps²)
         power = (correlation.flatten(2) @ squares.T).clamp(min=0) / self.patch  # (B·C, P, F); rounding may be below 0
         log_power = torch.log(power + POWER_FLOOR).reshape(batch, channels, time // self.patch, count)  # (B, C, P, F)
@@ -62,7 +81,7 @@ def spread_filters(count: int, taps: int) -> torch.Tensor:
 def autocorrelation(signals: torch.Tensor, patch: int, taps: int) -> torch.Tensor:
     """signals (N, T) → (N, P, taps, taps): sums over every patch of the products of samples under a filter's taps.
 
-    The signal goes on with zeros beyond its ends.
+    The signal is padded with zeros.
     """
     count, time = signals.shape
     before = (taps - 1) // 2
@@ -71,7 +90,7 @@ def autocorrelation(signals: torch.Tensor, patch: int, taps: int) -> torch.Tenso
     return torch.bmm(heard.mT, heard).reshape(count, time // patch, taps, taps)
 
 
-class BandTokens(nn.Module):
+class BandTokens(Tokeniser):
     """Log power in fixed frequency bands per channel and patch, then a linear map."""
 
     def __init__(self, config: EMGConfig):
@@ -81,32 +100,33 @@ class BandTokens(nn.Module):
         self.norm = BatchNorm(size)
         self.linear = nn.Linear(size, config.backbone["n_embd"])
 
-    def bands(self) -> list[list[int]]:
-        """FFT bins of each band, over a patch padded to twice its length; a band without a bin is left out."""
+    def bands(self) -> list[range]:
+        """FFT bins of each band, for a patch padded to twice its length; a band without a bin is left out."""
         edges = [round(edge * 2 * self.patch / self.rate) for edge in BAND_EDGES_HZ]
-        bands = [list(range(low, min(high, self.patch + 1))) for low, high in pairwise(edges)]
-        return [band for band in bands if band] or [list(range(1, self.patch + 1))]
+        bands = [range(low, min(high, self.patch + 1)) for low, high in pairwise(edges)]
+        return [band for band in bands if band] or [range(1, self.patch + 1)]
 
-    def forward(self, emg: torch.Tensor) -> torch.Tensor:
-        batch, time, channels = emg.shape
-        patches = emg.reshape(batch, time // self.patch, self.patch, channels)
+    def forward(self, signal: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
+        batch, time, channels = signal.shape
+        patches = signal.reshape(batch, time // self.patch, self.patch, channels)  # (B, P, p, C)
         spectrum = torch.fft.rfft(patches.float(), n=2 * self.patch, dim=2).abs().square() / self.patch  # (B, P, f, C)
-        power = torch.stack([spectrum[:, :, band].mean(2) for band in self.bands()], -1)  # (B, P, C, bands)
+        powers = [spectrum[:, :, band.start : band.stop].mean(2) for band in self.bands()]
+        power = torch.stack(powers, -1)  # (B, P, C, bands)
         log_power = torch.log(power + POWER_FLOOR).flatten(2)  # (B, P, C·bands)
         return self.linear(self.norm(log_power.transpose(1, 2)).transpose(1, 2))  # (B, P, D)
 
 
-class RawTokens(nn.Module):
-    """A linear map of the raw patch: the plain baseline, which cannot express signal power."""
+class RawTokens(Tokeniser):
+    """A linear map of the raw patch. This is the plain baseline: it cannot express the power of a signal."""
 
     def __init__(self, config: EMGConfig):
         super().__init__()
         self.patch = config.patch
         self.linear = nn.Linear(config.patch * len(config.channels), config.backbone["n_embd"])
 
-    def forward(self, emg: torch.Tensor) -> torch.Tensor:
-        batch, time, channels = emg.shape
-        return self.linear(emg.reshape(batch, time // self.patch, self.patch * channels))  # (B, P, D)
+    def forward(self, signal: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
+        batch, time, channels = signal.shape
+        return self.linear(signal.reshape(batch, time // self.patch, self.patch * channels))  # (B, P, D)
 
 
 TOKENISERS = {"covariance": CovarianceToken, "power": PowerTokens, "bands": BandTokens, "raw": RawTokens}

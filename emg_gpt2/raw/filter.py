@@ -8,25 +8,16 @@ Butterworth band-pass forward and backward. `causal` is the same pass band, forw
 import math
 
 import numpy as np
-from scipy.signal import (
-    butter,
-    fftconvolve,
-    iirnotch,
-    sos2zpk,
-    sosfilt,
-    sosfilt_zi,
-    sosfiltfilt,
-    tf2sos,
-)
+from scipy.signal import butter, fftconvolve, iirnotch, sos2zpk, sosfilt, sosfilt_zi, sosfiltfilt, tf2sos
 from threadpoolctl import threadpool_limits
 
 from emg_gpt2.base.errors import EMGError
-from emg_gpt2.raw.power_line import LINE_FREQUENCIES, span_of, subtract_lines
 
+LINE_FREQUENCIES = (30.0, 49.99, 60.0, 90.0, 150.0)  # Hz, the reference's list
 NOTCH_WIDTH = 1.0  # Hz at −3 dB, of the causal notches
 BAND_ORDER = 5
 PUTEMG_RATE = 5124.07211903  # Hz, hard-coded in the reference
-NARROWEST = 1e-6  # of the rate, low edge and width of a band-pass: below it, rounding decides what comes out
+NARROWEST = 1e-6  # of the rate: a band-pass with a lower edge or a smaller width consists of rounding errors
 SETTLED = 1e-9  # share of an impulse that is left when the band-pass counts as settled
 BLOCK = 30_000  # samples that are convolved at once: large for the FFT, small for the cache
 
@@ -38,7 +29,7 @@ def apply_filter(
     """Filter (N, C) samples taken at (N,) `time` in s, an even clock; returns (N, C) float32.
 
     `kind` is `putemg`, `causal` or `none`; `band` is (low, high) in Hz. With `overwrite` the filtered samples take
-    the place of those in a float32 `emg`, which spares 170 MB on a full recording.
+    the place of those in a float32 `emg`, which saves 170 MB on a full recording.
     """
     emg = emg.astype(np.float32, copy=not overwrite)
     if kind == "none":
@@ -75,7 +66,8 @@ class CausalFilter:
         self.state = None
 
     def __call__(self, emg: np.ndarray) -> np.ndarray:
-        """(n, C) float32 samples, n ≥ 1, in place, and returned. The first of all counts as having lasted for ever.
+        """Filter (n, C) float32 samples, n ≥ 1, in place, and return them. Before the first call the signal is taken to
+        have been constant.
 
         One channel at a time: float64 copies of 24 channels of a recording would take a gigabyte.
         """
@@ -92,6 +84,8 @@ def _filter_as_reference(emg: np.ndarray, time: np.ndarray, rate: float, section
     The reference leaves the lines in what follows the last whole span, and its backward pass carries them 0.1 s
     back into the span. The whole spans agree with it to the end; the tail is filtered apart, without its lines.
     """
+    from emg_gpt2.raw.power_line import span_of, subtract_lines  # which no other filter needs
+
     span = span_of(len(emg), rate)
     whole = len(emg) // span * span
     raw_tail = emg[whole:].copy()
@@ -105,10 +99,10 @@ def _filter_as_reference(emg: np.ndarray, time: np.ndarray, rate: float, section
 
 
 def forward_and_backward(signal: np.ndarray, sections: np.ndarray) -> None:
-    """Put (N, C) float32 in its own place through `sosfiltfilt`, with the reference's padding.
+    """Filter (N, C) float32 samples in place, as `sosfiltfilt` does with the reference's padding.
 
-    Away from the ends that is a convolution with the answer to an impulse, which an FFT computes six times faster
-    than ten recursive passes; what is nearer to an end than the answer is long goes through `sosfiltfilt` itself.
+    Away from the ends that is a convolution with the impulse response, which an FFT computes six times faster than
+    ten recursive passes. Samples that are nearer to an end than the response is long go through `sosfiltfilt` itself.
     """
     samples = len(signal)
     settle = math.ceil(math.log(SETTLED) / math.log(np.abs(sos2zpk(sections)[1]).max()))
@@ -117,15 +111,15 @@ def forward_and_backward(signal: np.ndarray, sections: np.ndarray) -> None:
         return
     impulse = np.zeros((2 * settle + 1, 1))
     impulse[settle] = 1
-    answer = sosfiltfilt(sections, impulse, axis=0, padlen=0).astype(np.float32)
+    response = sosfiltfilt(sections, impulse, axis=0, padlen=0).astype(np.float32)
     start, end = (_exactly(part, sections) for part in (signal[: 2 * settle], signal[-2 * settle :]))
     before, offset = signal[:settle].copy(), signal[::1000].mean(axis=0)
     for first in range(settle, samples - settle, BLOCK):
         last = min(first + BLOCK, samples - settle)
         around = np.concatenate([before, signal[first : last + settle]])
         before = around[-2 * settle : -settle].copy()
-        # No offset passes, but the float32 products would round it into the signal.
-        signal[first:last] = fftconvolve(around - offset, answer, "valid", axes=0)
+        # The band-pass removes the offset anyway, but in float32 its products would round the signal.
+        signal[first:last] = fftconvolve(around - offset, response, "valid", axes=0)
     signal[:settle], signal[-settle:] = start[:settle], end[-settle:]
 
 
@@ -137,6 +131,3 @@ def _exactly(signal: np.ndarray, sections: np.ndarray) -> np.ndarray:
 def _notches(rate: float) -> np.ndarray:
     lines = [f for f in LINE_FREQUENCIES if f < 0.99 * rate / 2]
     return np.concatenate([np.empty((0, 6)), *(tf2sos(*iirnotch(f, f / NOTCH_WIDTH, fs=rate)) for f in lines)])
-
-
-# ---- power-line harmonics -------------------------------------------------------------------------------------

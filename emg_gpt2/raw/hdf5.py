@@ -1,83 +1,51 @@
-"""The rows of pandas tables in HDF5 files, for EMG_recording, which runs this file as a process of its own.
+"""Rows of pandas tables (`to_hdf(…, "data", format="table")`) in HDF5 files: what runs in the process that reads them.
 
-HDF5 is a C library, and some damaged files crash it or send it round in circles: that must not end a run over night.
-So a process that nothing else depends on reads the files, with little memory, and its parent ends it when it takes
-too long. It reads one question a line from its input, in JSON, and answers in lines of JSON and raw numbers.
-
-pandas and PyTables unpickle attributes of a file on opening it, which lets a doctored file run code; here h5py reads
-the rows, and the only pickles that are looked at, the lists of column names, go through an unpickler that can build
-nothing but plain values.
+pandas and PyTables unpickle attributes of a file on opening it, which lets a doctored file run code. Here h5py reads
+the rows. The only pickles that are looked at are the lists of column names, by an unpickler that builds nothing but
+plain values.
 """
 
 import io
-import json
+import multiprocessing
 import os
 import pickle
-import sys
+import signal
+import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import h5py
 import numpy as np
 from zlib_ng import zlib_ng
 
-MEMORY = 1 << 30  # bytes that this process may take, beside its libraries
-ROWS_PER_READ, BYTES_PER_READ = 100_000, 1 << 26
-MAX_CHUNK_BYTES = 1 << 24  # larger chunks than pandas makes are left to h5py, up to BYTES_PER_READ
+from emg_gpt2.base.errors import EMGError
+from emg_gpt2.raw.recording import BYTES_AT_ONCE, ROWS_AT_ONCE, Chunk
+
+MEMORY = 1 << 30  # bytes that the process may take, beside its libraries
+MAX_CHUNK_BYTES = 1 << 24  # larger chunks than pandas makes are left to h5py, up to BYTES_AT_ONCE
 DEFLATE_LIMIT = 1032  # deflate makes no file smaller than this
 MAX_ATTRIBUTE_BYTES = 1 << 20  # HDF5 itself keeps attributes below 64 KB, unless they are stored apart
 
-Chunk = tuple[np.ndarray, np.ndarray, np.ndarray]  # time (n,), channels (n, C) float32, other columns (n, k) float64
 Places = dict[str, tuple[str, int]]  # column name → block of the compound row, position in the block
 
 
-class DamageError(Exception):
-    """What is wrong with a file, and what to do."""
+# ---- the process ------------------------------------------------------------------------------------------------
 
 
-# ---- questions and answers ------------------------------------------------------------------------------------
-
-
-def main() -> None:
-    """Answer until the input ends, which it does when the parent is gone."""
+def prepare() -> None:
+    """Begin the process: silent, deaf to Ctrl-C, short of memory, and gone when its parent is."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):  # the library complains on its own, and a pipe should close when the parent ends
+        os.dup2(nowhere, stream)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _limit_memory()
-    for line in sys.stdin.buffer:
-        question = json.loads(line)
-        try:
-            with h5py.File(question["path"]) as file:
-                answer(file, Path(question["path"]).stat().st_size, question)
-        except BrokenPipeError:  # the parent has gone away
-            return
-        except DamageError as error:
-            say({"problem": str(error)})
-        except zlib_ng.error as error:
-            say({"problem": f"the file is damaged ({_first_line(error)}); download it again"})
-        except Exception as error:  # of whatever kind: it is the file's fault
-            say({"problem": f"the file cannot be read ({_first_line(error)}); download it again"})
 
 
-def answer(file: h5py.File, size: int, question: dict) -> None:
-    """Column names and the number of rows; or where a question names `channels` and `others`, those of all rows."""
-    table = open_table(file, size)
-    places = column_places(table)
-    if "channels" not in question:
-        say({"columns": list(places), "rows": len(table)})
-        return
-    for chunk in read_chunks(table, places, question["channels"], question["others"]):
-        say({"rows": len(chunk[0])}, *chunk)
-    say({"rows": 0})
-
-
-def say(words: dict, *arrays: np.ndarray) -> None:
-    sys.stdout.buffer.write(json.dumps(words).encode() + b"\n")
-    for array in arrays:
-        sys.stdout.buffer.write(np.ascontiguousarray(array))
-    sys.stdout.buffer.flush()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(0)
 
 
 def _limit_memory() -> None:
@@ -89,32 +57,69 @@ def _limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, resource.RLIM_INFINITY))
 
 
+# ---- what it is asked -------------------------------------------------------------------------------------------
+
+
+def list_columns(path: str) -> tuple[list[str], int]:
+    """Names of the table's columns, and its number of rows; raises EMGError."""
+    with _open_table(path) as table:
+        return list(column_places(table)), len(table)
+
+
+def read_rows(path: str, first: int, channels: list[str], others: list[str]) -> Chunk:
+    """Rows from `first` on, as many as are read at once; raises EMGError."""
+    with _open_table(path) as table:
+        places = column_places(table)
+        width = max(table.dtype.itemsize, 4 * len(channels) + 8 * len(others))  # bytes of a row, there or here
+        last = min(first + min(ROWS_AT_ONCE, BYTES_AT_ONCE // width), len(table))
+        pieces = [_as_chunk(rows, places, channels, others) for rows in _stored_rows(table, first, last)]
+        return tuple(np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
+
+
 # ---- a table ----------------------------------------------------------------------------------------------------
 
 
-def open_table(file: h5py.File, size: int) -> h5py.Dataset:
-    """The table of a file of `size` bytes; raises DamageError where it is none of pandas', or cannot be as it says."""
+@contextmanager
+def _open_table(path: str) -> Iterator[h5py.Dataset]:
+    """The table of a file; raises EMGError for whatever goes wrong with it, then or in what is read."""
+    try:
+        with h5py.File(path) as file:
+            yield _checked_table(file, os.stat(path).st_size)
+    except EMGError:
+        raise
+    except zlib_ng.error as error:
+        raise EMGError(f"the file is damaged ({_first_line(error)}); download it again") from None
+    except Exception as error:  # of whatever kind: it is the file's fault
+        raise EMGError(f"the file cannot be read ({_first_line(error)}); download it again") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _checked_table(file: h5py.File, size: int) -> h5py.Dataset:
+    """The table of a file of `size` bytes; raises EMGError where it is none of pandas', or cannot be as it says."""
     links = [file.get(name, getlink=True) for name in ("data", "data/table") if name in file]
     table = file.get("data/table") if all(isinstance(link, h5py.HardLink) for link in links) else None
     if not isinstance(table, h5py.Dataset) or table.ndim != 1 or "index" not in (table.dtype.names or ()):
-        raise DamageError("there is no pandas table /data/table in it; only putEMG's own layout can be read")
+        raise EMGError("there is no pandas table /data/table in it; only putEMG's own layout can be read")
     if table.external or table.is_virtual:
-        raise DamageError("its rows are to be read from other files; only putEMG's own layout can be read")
+        raise EMGError("its rows are to be read from other files; only putEMG's own layout can be read")
     count, row_bytes = len(table), table.dtype.itemsize
-    if count * row_bytes > DEFLATE_LIMIT * size or row_bytes > BYTES_PER_READ:
-        raise DamageError(f"the file claims {count} rows of {row_bytes} bytes, more than it holds; download it again")
-    if table.chunks and table.chunks[0] * row_bytes > BYTES_PER_READ:
-        raise DamageError(f"the file claims to be read {table.chunks[0]} rows at a time, too many; download it again")
+    if count * row_bytes > DEFLATE_LIMIT * size or row_bytes > BYTES_AT_ONCE:
+        raise EMGError(f"the file claims {count} rows of {row_bytes} bytes, more than it holds; download it again")
+    if table.chunks and table.chunks[0] * row_bytes > BYTES_AT_ONCE:
+        raise EMGError(f"the file claims to be read {table.chunks[0]} rows at a time, too many; download it again")
     return table
 
 
 def column_places(table: h5py.Dataset) -> Places:
-    """Where each column is, from the attributes that pandas wrote; raises DamageError where they do not fit."""
+    """Where each column is, from the attributes that pandas wrote; raises EMGError where they do not fit."""
     places = {}
     for block in [name for name in table.dtype.names if name.startswith("values_block_")]:
         columns = [str(column) for column in _plain_list(table.attrs, f"{block}_kind")]
         if columns and len(columns) != np.prod(table.dtype[block].shape, dtype=int):
-            raise DamageError(f"the attribute {block}_kind names {len(columns)} columns, not all; download it again")
+            raise EMGError(f"the attribute {block}_kind names {len(columns)} columns, not all; download it again")
         places |= {column: (block, position) for position, column in enumerate(columns)}
     return places
 
@@ -127,7 +132,7 @@ def _plain_list(attributes: h5py.AttributeManager, name: str) -> list:
     try:
         columns = PlainUnpickler(io.BytesIO(value), encoding="latin1").load() if isinstance(value, bytes) else []
     except Exception as error:  # a broken pickle can raise anything
-        raise DamageError(f"the attribute {name} is damaged ({_first_line(error)}); download the file again") from None
+        raise EMGError(f"the attribute {name} is damaged ({_first_line(error)}); download the file again") from None
     return columns if isinstance(columns, list) else []
 
 
@@ -141,14 +146,13 @@ class PlainUnpickler(pickle.Unpickler):
 # ---- its rows ---------------------------------------------------------------------------------------------------
 
 
-def read_chunks(table: h5py.Dataset, places: Places, channels: list[str], others: list[str]) -> Iterator[Chunk]:
-    for rows in _rows(table):
-        emg, plain = _values(rows, places, channels, np.float32), _values(rows, places, others, np.float64)
-        yield rows["index"].astype(np.float64), emg, plain
+def _as_chunk(rows: np.ndarray, places: Places, channels: list[str], others: list[str]) -> Chunk:
+    time, emg = rows["index"].astype(np.float64), _values(rows, places, channels, np.float32)
+    return time, emg, _values(rows, places, others, np.float64)
 
 
 def _values(rows: np.ndarray, places: Places, names: list[str], kind: type) -> np.ndarray:
-    """(n, len(names))"""
+    """(n, len(names)) columns of compound rows."""
     values = np.empty((len(rows), len(names)), kind)
     for block in sorted({places[name][0] for name in names}):
         numbers = [number for number, name in enumerate(names) if places[name][0] == block]
@@ -156,30 +160,32 @@ def _values(rows: np.ndarray, places: Places, names: list[str], kind: type) -> n
     return values
 
 
-def _rows(table: h5py.Dataset) -> Iterator[np.ndarray]:
-    """All rows, some at a time.
+def _stored_rows(table: h5py.Dataset, first: int, last: int) -> Iterator[np.ndarray]:
+    """The rows from `first` to before `last` in pieces.
 
     Chunks that were shuffled and deflated, as pandas does it, are inflated here: zlib-ng takes a third of the time
     that HDF5's own zlib does, which is most of the time of reading.
     """
     if not _is_as_pandas_writes(table):
-        together = min(ROWS_PER_READ, BYTES_PER_READ // table.dtype.itemsize)
-        for start in range(0, len(table), together):
-            yield table[start : start + together]
+        yield table[first:last]
         return
+    (size,) = table.chunks
+    for start in range(first // size * size, last, size):
+        yield _inflated_chunk(table, start)[max(0, first - start) : last - start]
+
+
+def _inflated_chunk(table: h5py.Dataset, start: int) -> np.ndarray:
     (size,), width = table.chunks, table.dtype.itemsize
-    for start in range(0, len(table), size):
-        skipped_filters, deflated = table.id.read_direct_chunk((start,))
-        if skipped_filters:  # as where deflating would not have made the chunk smaller
-            yield table[start : start + size]
-            continue
-        inflater = zlib_ng.decompressobj()
-        planes = inflater.decompress(deflated, size * width)
-        more = inflater.decompress(inflater.unconsumed_tail, 1)  # nothing, but then zlib's checksum has been looked at
-        if len(planes) < size * width or more or not inflater.eof:
-            raise DamageError(f"the rows from {start} on are damaged; download the file again")
-        rows = np.frombuffer(planes, np.uint8).reshape(width, size).T  # shuffled: the first bytes of all rows, …
-        yield np.frombuffer(rows.tobytes(), table.dtype)[: len(table) - start]
+    skipped_filters, deflated = table.id.read_direct_chunk((start,))
+    if skipped_filters:  # as where deflating would not have made the chunk smaller
+        return table[start : start + size]
+    inflater = zlib_ng.decompressobj()
+    planes = inflater.decompress(deflated, size * width)
+    more = inflater.decompress(inflater.unconsumed_tail, 1)  # nothing, but then zlib's checksum has been looked at
+    if len(planes) < size * width or more or not inflater.eof:
+        raise EMGError(f"the rows from {start} on are damaged; download the file again")
+    rows = np.frombuffer(planes, np.uint8).reshape(width, size).T  # shuffled: the first bytes of all rows, …
+    return np.frombuffer(rows.tobytes(), table.dtype)[: len(table) - start]
 
 
 def _is_as_pandas_writes(table: h5py.Dataset) -> bool:
@@ -188,7 +194,3 @@ def _is_as_pandas_writes(table: h5py.Dataset) -> bool:
     plain = table.dtype.itemsize == table.id.get_type().get_size() and not table.dtype.hasobject
     small = table.chunks and table.chunks[0] * table.dtype.itemsize <= MAX_CHUNK_BYTES
     return bool(plain and small and filters == [h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE])
-
-
-if __name__ == "__main__":
-    main()

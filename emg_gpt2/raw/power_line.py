@@ -1,17 +1,24 @@
-"""TODO emg_gpt2.raw.power_line."""
+"""Power-line harmonics as the data set's reference removes them: sinusoids, fitted in 10 s spans and subtracted.
+
+The `putemg` filter alone imports this module.
+"""
 
 import math
 from cmath import exp
+from functools import cache
 
 import numpy as np
-from scipy.optimize import _lbfgsb
+from scipy.optimize import minimize
 from scipy.special import factorial
 
-LINE_FREQUENCIES = (30.0, 49.99, 60.0, 90.0, 150.0)  # Hz, the reference's list
+from emg_gpt2.raw.filter import LINE_FREQUENCIES
+
 LINE_TOLERANCE = 0.01  # Hz, how far a fitted frequency may lie from its nominal value
 SPAN_S = 10.0  # s, over which amplitude, phase and frequency are taken as constant
 TAIL_S = 2.0  # s, the shortest piece that a sinusoid is fitted to at the end of a recording
 TAYLOR_TERMS = 11  # 2π · 0.01 Hz · 5 s = 0.31 rad, and 0.31^11 / 11! < 1e-13
+GRADIENT_TOLERANCE = 1e-6  # where the reference's search ends
+MOST_STEPS = 15_000  # as many as `minimize` allows
 NEW_ITERATION, EVALUATE = 1, 3  # what L-BFGS-B asks its caller for
 
 
@@ -20,10 +27,11 @@ def span_of(samples: int, rate: float) -> int:
 
 
 def subtract_lines(emg: np.ndarray, time: np.ndarray, rate: float) -> None:
-    """Take from (N, C) float32 samples, in place, the sinusoids that the reference fits to them.
+    """Subtract from (N, C) float32 samples, in place, the sinusoids that the reference fits to them.
 
-    Each frequency is fitted on its own in consecutive 10 s spans. What is left at the end, which the reference
-    does not treat, is fitted by itself, or with what precedes it to 2 s. Frequencies above Nyquist are passed over.
+    Each frequency is fitted on its own in consecutive 10 s spans. The reference leaves the rest at the end as it is;
+    here it is fitted too, by itself or, where it is shorter than 2 s, with the samples before it. Frequencies above
+    Nyquist are left out.
     """
     samples, channels = emg.shape
     span = span_of(samples, rate)
@@ -50,9 +58,8 @@ class Lines:
 
     The reference minimises the mean squared error with L-BFGS-B from the last span's amplitudes, in absolute time,
     and stops well before the optimum: the bounded least-squares solution differs from the released signal by
-    about 10 % RMS. So the optimiser's very path is repeated here. It needs only sums over the span, which are
-    smooth in f and given by a Taylor series around the line frequency: one pass over the samples, not
-    one per step.
+    about 10 % RMS. So the optimiser's very path is repeated here. It needs only sums over the span. They are
+    smooth in f, so a Taylor series around the line frequency gives them: one pass over the samples, not one per step.
     """
 
     def __init__(self, span: int, rate: float):
@@ -137,11 +144,34 @@ class LineError:
 
 
 def search(error: LineError, start: list[float]) -> np.ndarray:
-    """Where `minimize(error, start, method="L-BFGS-B", options={"gtol": 1e-6})` ends with the frequency bounded.
+    """Minimise the error with L-BFGS-B from a, b, f at `start`, f within ± 0.01 Hz; returns a, b, f."""
+    return search_fast(error, start) if fast_search_works() else search_slowly(error, start)
 
-    It is the same compiled routine, called as `minimize` calls it: the checks that `minimize` puts around it take
-    three times as long as the search. A test holds the two together.
+
+@cache
+def fast_search_works() -> bool:
+    """Whether SciPy's private routine is there and, on a short example, ends where the public function does."""
+    lines = Lines(500, 1000.0)
+    example = LineError(np.arange(TAYLOR_TERMS) + 3j, 1e6, 60.0, lines.centre, lines), [0.0, 0.0, 60.0]
+    try:
+        return np.array_equal(search_fast(*example), search_slowly(*example))
+    except Exception:  # of whatever kind: another SciPy may have changed anything
+        return False
+
+
+def search_slowly(error: LineError, start: list[float]) -> np.ndarray:
+    """By SciPy's public function."""
+    bounds = [(None, None), (None, None), (start[2] - LINE_TOLERANCE, start[2] + LINE_TOLERANCE)]
+    return minimize(error, start, method="L-BFGS-B", jac=True, bounds=bounds, options={"gtol": GRADIENT_TOLERANCE}).x
+
+
+def search_fast(error: LineError, start: list[float]) -> np.ndarray:
+    """The same, bit for bit, by the compiled routine that `minimize` calls, whose checks take three times as long.
+
+    Raises ImportError where this SciPy lacks the routine, which is private.
     """
+    from scipy.optimize._lbfgsb import setulb
+
     corrections, line_searches = 10, 20  # here and below, the defaults of `minimize`
     relative_reduction = 2.220446049250313e-09 / np.finfo(float).eps
     x, value, gradient = np.array(start), np.array(0.0), np.zeros(3)
@@ -150,12 +180,13 @@ def search(error: LineError, start: list[float]) -> np.ndarray:
     floats = np.zeros(2 * corrections * 3 + 5 * 3 + 11 * corrections**2 + 8 * corrections)
     integers, task, search_task = (np.zeros(n, np.int32) for n in (9, 2, 2))
     state = np.zeros(4, np.int32), np.zeros(44, np.int32), np.zeros(29)
-    while True:
-        _lbfgsb.setulb(
-            *(corrections, x, low, high, bounded, value, gradient, relative_reduction, 1e-6),
+    for _ in range(MOST_STEPS):
+        setulb(
+            *(corrections, x, low, high, bounded, value, gradient, relative_reduction, GRADIENT_TOLERANCE),
             *(floats, integers, task, *state, line_searches, search_task),
         )
         if task[0] == EVALUATE:
             value, gradient = error(x)
         elif task[0] != NEW_ITERATION:
-            return x
+            break
+    return x

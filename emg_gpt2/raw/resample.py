@@ -1,19 +1,16 @@
-"""TODO emg_gpt2.raw.resample."""
+"""Resampling to a lower rate: of a whole recording, and of a signal that comes in pieces."""
 
 import math
 from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
-from scipy.signal import (
-    firwin,
-    resample_poly,
-)
+from scipy.signal import firwin, resample_poly
 from threadpoolctl import threadpool_limits
 
 from emg_gpt2.base.errors import EMGError
 
-OUTPUTS_AT_ONCE = 1000  # of `Resampler`: their input samples are gathered into one array
+OUTPUTS_AT_ONCE = 1000  # of `Resampler`, which gathers their input samples into one array
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")

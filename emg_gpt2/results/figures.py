@@ -1,4 +1,4 @@
-"""The figures of a run folder."""
+"""Palette, axes and saving of the figures, and those of a sweep and of the baselines."""
 
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 from emg_gpt2.base.files import replace_file
 
 BLUE, ORANGE, GREY = "#1f5fa8", "#c8560a", "#6b6b6b"  # apart for colour-blind eyes, dark enough for print
+BLACK = "#1a1a1a"
 FEW_CLASSES = 12  # more get smaller cells and print
 FEW_VALUES = 6  # of a setting; more are drawn on a scale
 
@@ -82,8 +83,8 @@ def draw_baselines(
     finish(figure, axes, note, path)
 
 
-def curves(label: str):
-    """A figure over epochs, and its axes."""
+def epoch_axes(label: str):
+    """A figure over epochs, and its axes with the label of y."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
@@ -92,9 +93,10 @@ def curves(label: str):
     return figure, axes
 
 
-def finish(figure, axes, note: str, path: Path) -> None:
-    """Add the legend above and the note below, and write the picture."""
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+def finish(figure, axes, note: str, path: Path, columns: int = 3) -> None:
+    """Add the legend above, in so many columns, and the note below, and write the picture."""
+    looks = {"loc": "outside upper center", "fontsize": 8, "frameon": False}
+    figure.legend(*axes.get_legend_handles_labels(), ncols=columns, **looks)
     save(figure, note, path)
 
 

@@ -1,4 +1,4 @@
-"""What a run writes in the end: metrics, predictions, figures, the model's card, the report."""
+"""The results of a run: metrics, predictions, figures, the model's card, the report."""
 
 import logging
 from pathlib import Path
@@ -12,7 +12,7 @@ from emg_gpt2.results.run import write_predictions
 from emg_gpt2.settings import Settings
 from emg_gpt2.training.adapt import train_last
 from emg_gpt2.training.device import is_main_process
-from emg_gpt2.training.history import best_epoch
+from emg_gpt2.training.history import Histories, best_epoch
 from emg_gpt2.training.task import Task
 from EMG_utils import Evaluation, draw_confusion_matrix, draw_history
 
@@ -24,35 +24,32 @@ def write_results(
     model: EMGForSequenceClassification,
     task: Task,
     settings: Settings,
-    history: list[dict],
-    refitted: list[dict],
+    histories: Histories,
     test: Evaluation,
-    linear: dict,
 ) -> None:
-    """Everything about a finished run, in its folder, and its model also in MODEL_SAVING_DIR.
+    """Write the results into the run's folder, and the model also into MODEL_SAVING_DIR; only the main process does.
 
-    task: as it was split, with its validation part; refitted: the history of the second training, empty without one;
-    linear: figures of the linear path alone.
+    task: as it was split, with its validation part.
     """
     if not is_main_process():
         return
     metrics = test.metrics | facts_of_task(task, settings) | facts_of_model(model, settings)
-    metrics |= facts_of_history(history) | {"linear_path": linear}
+    metrics |= facts_of_history(histories.first) | {"linear_path": histories.linear_path}
     replace_file(run / "metrics.json", lambda path: write_json(path, metrics))
-    described = {name: metrics[name] for name in ("split_description", "weights", "data_note")}
-    write_predictions(task.windows, task.split.test, test.probabilities, described, run)
-    draw_figures(metrics, history, refitted, settings, run)
+    logger.info(test_line(metrics))
+    origin = {"split": task.split.description, "weights": metrics["weights"], "data_note": metrics["data_note"]}
+    write_predictions(task.windows, task.split.test, test.probabilities, origin, run)
+    draw_figures(metrics, histories, settings, run)
     card = model_card(model.config, facts_of_run(task.windows, task.split, metrics, settings))
     save_card(card, run / "best_model")
     if settings.MODEL_SAVING_DIR:
         save_model(model, card, settings.MODEL_SAVING_DIR)
     write_report(run, task.windows)
-    logger.info(test_line(metrics))
     logger.info(f"{run}: report.html, accuracy.png, loss.png, confusion_matrix.png, metrics.json, best_model/ and more")
 
 
 def facts_of_task(task: Task, settings: Settings) -> dict:
-    """What was learnt from what, for metrics.json."""
+    """Data, split and numbers of windows, for metrics.json."""
     split = task.split
     return {
         "n_train": len(split.train),
@@ -67,13 +64,13 @@ def facts_of_task(task: Task, settings: Settings) -> dict:
 
 
 def facts_of_history(history: list[dict]) -> dict:
-    """Epochs and time of the first training, for metrics.json."""
+    """Epochs and time (s) of the first training, for metrics.json."""
     seconds = sum(row["seconds"] for row in history)
     return {"epochs": len(history), "best_epoch": best_epoch(history) + 1, "seconds": seconds}
 
 
 def facts_of_model(model: EMGForSequenceClassification, settings: Settings) -> dict:
-    """What the backbone started from, and the numbers of parameters, for metrics.json."""
+    """Weights before training and numbers of parameters, for metrics.json."""
     train_last(model, -settings.NUM_LAYERS, settings.FREEZE)
     trained = model.num_parameters(only_trainable=True)
     return {"weights": model.config.weights, "parameters": model.num_parameters(), "trainable_parameters": trained}
@@ -89,12 +86,12 @@ def test_line(metrics: dict) -> str:
 
 
 def leaky(metrics: dict) -> str:
-    """What stands beside every figure of a leaky split."""
+    """The warning beside every figure of a leaky split; else nothing."""
     return " (LEAKY split: random windows)" if metrics["split"] == "random" else ""
 
 
-def draw_figures(metrics: dict, history: list[dict], refitted: list[dict], settings: Settings, run: Path) -> None:
-    """accuracy.png, loss.png and confusion_matrix.png."""
+def draw_figures(metrics: dict, histories: Histories, settings: Settings, run: Path) -> None:
+    """Draw accuracy.png, loss.png and confusion_matrix.png."""
     origin = f"{settings.DATA_LOCATION.name}. {metrics['data_note']}".strip()
     model, split = f"{settings.MODEL_NAME}, {metrics['weights']} weights", f"{metrics['split']}{leaky(metrics)}"
     note = f"{model}, split: {split}. Data: {origin}"
@@ -102,5 +99,5 @@ def draw_figures(metrics: dict, history: list[dict], refitted: list[dict], setti
         f"Test{leaky(metrics)}: balanced accuracy {metrics['balanced_accuracy']:.3f}, "
         f"accuracy {metrics['accuracy']:.3f}, {metrics['n_test']} windows"
     )
-    draw_history(history, refitted, metrics.get("linear_path", {}), 1 / len(metrics["classes"]), note, run)
+    draw_history(histories, 1 / len(metrics["classes"]), note, run)
     draw_confusion_matrix(metrics, title, note, run)

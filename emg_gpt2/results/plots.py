@@ -1,4 +1,4 @@
-"""The plots of a report, to zoom into and to hover over (plotly)."""
+"""The interactive plots of a report (plotly)."""
 
 from collections.abc import Sequence
 from html import escape
@@ -7,39 +7,56 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from emg_gpt2.results.figures import BLUE, GREY, ORANGE
+from emg_gpt2.results.figures import BLACK, BLUE, GREY, ORANGE
+from emg_gpt2.results.reading import FinishedRun
 
-INK, LINES = "#1a1a1a", "#d9d9d9"
+LINES = "#d9d9d9"
 COLOURS, DASHES = (BLUE, ORANGE, GREY), ("solid", "dash", "dot", "dashdot")
 BLUES = [[0, "#ffffff"], [1, BLUE]]
 CELL, LARGEST_NAME = 38, 16  # pixels of a class in the matrix; letters of a name at an axis
-DARK = 82  # % from where white letters stand out of BLUES more than black ones
+DARK = 82  # %: from there on white letters are more legible on BLUES than black ones
 AXES = {"validation_loss": "cross entropy (nat)", "validation_balanced_accuracy": "balanced accuracy"}
 
 
-def loss_curves(history: pd.DataFrame, best: int | None) -> go.Figure:
-    """Loss over the epochs of history.csv; `best` is the epoch that was chosen, from 1."""
-    figure = _plot("epoch", "cross entropy (nat)", _epochs(len(history)))
-    _curve(figure, history, "train_loss", "training, as optimised", GREY, "solid", "circle")
-    _curve(figure, history, "validation_loss", "validation", BLUE, "dash", "square")
-    _mark_epoch(figure, best)
+def loss_curves(run: FinishedRun) -> go.Figure:
+    """Loss over the epochs of both trainings."""
+    figure = _plot("epoch", "cross entropy (nat)", _epochs(len(run.history)))
+    _curve(figure, run.history, "train_loss", "training, as optimised", GREY, "solid", "circle")
+    _curve(figure, run.history, "validation_loss", "validation", BLUE, "dash", "square")
+    _second_training(figure, run, "train_loss")
+    _mark_epoch(figure, run.metrics.get("best_epoch"))
     return figure.update_yaxes(rangemode="tozero")
 
 
-def accuracy_curves(history: pd.DataFrame, best: int | None, chance: float) -> go.Figure:
-    """Accuracies over the epochs of history.csv, with chance (that of balanced accuracy) as a line."""
-    figure = _plot("epoch", "accuracy", _epochs(len(history)))
-    _curve(figure, history, "train_accuracy", "training", GREY, "solid", "circle")
-    _curve(figure, history, "validation_accuracy", "validation", BLUE, "dash", "square")
-    _curve(figure, history, "validation_balanced_accuracy", "validation, balanced", ORANGE, "solid", "diamond")
-    _mark_epoch(figure, best)
-    line = {"color": INK, "width": 1, "dash": "dot"}
-    figure.add_hline(chance, line=line, name=f"chance {chance:.3f}", showlegend=True)
-    return figure.update_yaxes(range=[0, 1.03]).update_layout(height=370)
+def accuracy_curves(run: FinishedRun) -> go.Figure:
+    """Accuracies over the epochs of both trainings; the linear path alone and chance, both balanced, as lines."""
+    figure = _plot("epoch", "accuracy", _epochs(len(run.history)))
+    _curve(figure, run.history, "train_accuracy", "training", GREY, "solid", "circle")
+    _curve(figure, run.history, "validation_accuracy", "validation", BLUE, "dash", "square")
+    _curve(figure, run.history, "validation_balanced_accuracy", "validation, balanced", ORANGE, "solid", "diamond")
+    _second_training(figure, run, "train_accuracy")
+    _mark_epoch(figure, run.metrics.get("best_epoch"))
+    if alone := (run.metrics.get("linear_path") or {}).get("validation_balanced_accuracy"):
+        _level(figure, alone, f"linear path alone, validation, balanced {alone:.3f}", "dashdot")
+    _level(figure, run.chance, f"chance, balanced {run.chance:.3f}", "dot")
+    return figure.update_yaxes(range=[0, 1.03]).update_layout(height=390)
+
+
+def _second_training(figure: go.Figure, run: FinishedRun, column: str) -> None:
+    """One column of the second training's history, where there was one."""
+    if run.second_history is not None:
+        name = "second training, validation part included"
+        _curve(figure, run.second_history, column, name, BLACK, "dot", "triangle-up-open")
+
+
+def _level(figure: go.Figure, height: float, name: str, dash: str) -> None:
+    """A horizontal line."""
+    line = {"color": BLACK, "width": 1, "dash": dash}
+    figure.add_hline(height, line=line, name=name, showlegend=True)
 
 
 def overlaid_curves(histories: dict[str, pd.DataFrame], column: str) -> go.Figure:
-    """One column of history.csv over the epochs of several runs, by their names."""
+    """One column of history.csv over the epochs, for several runs by name."""
     figure = _plot("epoch", AXES[column], _epochs(max(map(len, histories.values()), default=1)))
     for number, (name, history) in enumerate(histories.items()):
         dash = DASHES[number // len(COLOURS) % len(DASHES)]
@@ -48,15 +65,15 @@ def overlaid_curves(histories: dict[str, pd.DataFrame], column: str) -> go.Figur
 
 
 def confusion_matrix(counts: Sequence[Sequence[int]], names: list[str]) -> go.Figure:
-    """counts[i][j] windows of class i were called class j: cells show the share of class i, in %."""
+    """counts[i][j] windows of class i were predicted to be class j: cells show the share of class i, in %."""
     shares = [[100 * count / max(sum(row), 1) for count in row] for row in counts]
     about = [
-        [[escape(true), escape(called), count] for called, count in zip(names, row, strict=True)]
+        [[escape(true), escape(predicted), count] for predicted, count in zip(names, row, strict=True)]
         for true, row in zip(names, counts, strict=True)
     ]
-    hover = "%{customdata[0]}, called %{customdata[1]}:<br>%{customdata[2]} windows, %{z:.1f} %<extra></extra>"
+    hover = "%{customdata[0]}, predicted %{customdata[1]}:<br>%{customdata[2]} windows, %{z:.1f} %<extra></extra>"
     looks = {"colorscale": BLUES, "zmin": 0, "zmax": 100, "xgap": 1, "ygap": 1, "showscale": False}
-    figure = _plot("called", "true gesture", {})
+    figure = _plot("predicted gesture", "true gesture", {})
     figure.add_trace(go.Heatmap(z=shares, customdata=about, hovertemplate=hover, **looks))
     figure.add_trace(_cell_texts(shares))
     ticks = {"tickvals": list(range(len(names))), "ticktext": [escape(_shortened(name)) for name in names]}
@@ -66,7 +83,7 @@ def confusion_matrix(counts: Sequence[Sequence[int]], names: list[str]) -> go.Fi
 
 
 def _cell_texts(shares: list[list[float]]) -> go.Scatter:
-    """What each cell says, dark on light and light on dark."""
+    """The text of each cell, black on light and white on dark."""
     cells = [(x, y, share) for y, row in enumerate(shares) for x, share in enumerate(row) if share]
     x, y, shown = zip(*cells, strict=True) if cells else ((), (), ())
     texts = [f"{share:.0f}" if share >= 1 else "&lt;1" for share in shown]
@@ -75,9 +92,9 @@ def _cell_texts(shares: list[list[float]]) -> go.Scatter:
 
 
 def reliability(bins: pd.DataFrame) -> go.Figure:
-    """Accuracy and mean confidence of the bins that EMG_report.calibration found, over the windows of each."""
+    """Accuracy and mean confidence of each bin (`tables.calibration`), and its number of windows below."""
     figure = make_subplots(2, 1, shared_xaxes=True, row_heights=[0.7, 0.3], vertical_spacing=0.06)
-    _dress(figure, "", "", {})
+    _style(figure, "", "", {})
     x, width = (bins["low"] + bins["high"]) / 2, bins["high"] - bins["low"]
     about = [f"confidence {low:.2f} to {high:.2f}" for low, high in zip(bins["low"], bins["high"], strict=True)]
     common = {"x": x.tolist(), "customdata": about}
@@ -101,11 +118,11 @@ def reliability(bins: pd.DataFrame) -> go.Figure:
 
 
 def _plot(x: str, y: str, x_axis: dict) -> go.Figure:
-    return _dress(go.Figure(), x, y, x_axis)
+    return _style(go.Figure(), x, y, x_axis)
 
 
-def _dress(figure: go.Figure, x: str, y: str, x_axis: dict) -> go.Figure:
-    """The looks that all plots have in common."""
+def _style(figure: go.Figure, x: str, y: str, x_axis: dict) -> go.Figure:
+    """Give a plot the looks that all have in common."""
     axis = {
         "gridcolor": LINES,
         "linecolor": GREY,
@@ -119,7 +136,7 @@ def _dress(figure: go.Figure, x: str, y: str, x_axis: dict) -> go.Figure:
         height=330,
         margin={"l": 50, "r": 12, "t": 30, "b": 44},
         paper_bgcolor="white",
-        font={"family": "system-ui, sans-serif", "size": 12, "color": INK},
+        font={"family": "system-ui, sans-serif", "size": 12, "color": BLACK},
         hoverlabel={"font": {"size": 13}},
         legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
         bargap=0,
@@ -137,7 +154,7 @@ def _epochs(count: int) -> dict:
 def _curve(
     figure: go.Figure, history: pd.DataFrame, column: str, name: str, colour: str, dash: str, symbol: str
 ) -> None:
-    """Nothing where an older run has no such column."""
+    """Add a column of a history, unless an older run lacks it."""
     if column in history:
         looks = {"line": {"color": colour, "dash": dash}, "marker": {"symbol": symbol, "size": 7}}
         values = {"x": history["epoch"].tolist(), "y": history[column].tolist()}
@@ -146,7 +163,7 @@ def _curve(
 
 
 def _mark_epoch(figure: go.Figure, epoch: int | None) -> None:
-    """Nothing where an older run does not say which epoch was chosen."""
+    """Mark the chosen epoch, unless an older run does not say which it was."""
     if epoch is not None:
         line = {"color": ORANGE, "width": 2, "dash": "dot"}
         figure.add_vline(epoch, line=line, name=f"chosen: epoch {epoch}", showlegend=True)

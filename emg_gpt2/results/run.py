@@ -1,4 +1,4 @@
-"""The files of a run folder: made once, found again by --resume."""
+"""A run folder: made, resumed and discarded; its settings, split and predictions."""
 
 import itertools
 import json
@@ -24,10 +24,10 @@ from emg_gpt2.windows.reading import WindowSet
 
 @contextmanager
 def open_run(settings: Settings, console: Console) -> Iterator[Path]:
-    """The run's folder, new or empty, or the resumed run's with RESUME; log.txt in it and `console` get the log.
+    """The run's folder, new or empty, or with RESUME the resumed run's; the log goes to `console` and its log.txt.
 
-    After an error a folder without a checkpoint is removed, and the error has a note on how to go on. Of several
-    processes that train together, the first one alone writes. Raises EMGError.
+    After an error a folder without results is removed; else the error gets a note on how to go on. Of several
+    processes that train together, only the main process writes. Raises EMGError.
     """
     run = of_main_process(_make_run(settings) if is_main_process() else None)
     start_log(console, run / "log.txt" if is_main_process() else None)
@@ -35,8 +35,10 @@ def open_run(settings: Settings, console: Console) -> Iterator[Path]:
         yield run
     except BaseException as error:
         close_log()
-        if not (is_main_process() and _discard_if_empty(run)):
+        if _has_results(run):
             error.add_note(f"go on with --resume {run}")
+        elif is_main_process():
+            shutil.rmtree(run, ignore_errors=True)
         raise
 
 
@@ -74,25 +76,22 @@ def _claim(folder: Path) -> None:
         raise EMGError(f"RUN_DIR = {folder}: there are results already; name a new folder, or use RESUME")
 
 
-def _discard_if_empty(run: Path) -> bool:
-    """Remove a run that has no checkpoint, no trial that was begun and no batch to look at; returns whether it did."""
-    kept = ("last", "sweep.csv", "bad_batch.csv")
-    worthless = not any((run / name).exists() for name in kept)
-    if worthless:
-        shutil.rmtree(run, ignore_errors=True)
-    return worthless
+def _has_results(run: Path) -> bool:
+    """Whether the run has a checkpoint, a trial of a sweep, or a batch to look at."""
+    return any((run / name).exists() for name in ("last", "sweep.csv", "bad_batch.csv"))
 
 
 # ---- settings ---------------------------------------------------------------------------------------------------
 
 
 def resumed_settings(settings: AnySettings, name: str = "RESUME") -> AnySettings:
-    """The settings that the run was started with which `name` names, and places and machine as they are given now.
+    """The settings of the run that the setting `name` names; flags and variables may change its places and machine.
 
-    Raises EMGError where there is no such run, and for other settings that are given.
+    Raises EMGError where there is no such run, and where other settings are given.
     """
     run, given = getattr(settings, name), settings.given - {name}
-    if others := sorted(given - settings.with_role(Role.PLACE, Role.MACHINE)):
+    free = settings.with_role(Role.PLACE, Role.MACHINE) - {"RUN_DIR"}  # the run has its folder
+    if others := sorted(given - free):
         raise EMGError(f"{name} goes on with the run's own settings; leave out {', '.join(others)}")
     try:
         saved = json.loads((run / "env.json").read_text(encoding="utf-8"))
@@ -102,17 +101,17 @@ def resumed_settings(settings: AnySettings, name: str = "RESUME") -> AnySettings
 
 
 def write_settings(settings: Settings, run: Path) -> None:
-    """env.json: with the precision that was chosen, so that a resumed run computes in it too."""
+    """Write env.json, with the precision that was chosen, so that a resumed run computes in it too."""
     if is_main_process():
-        chosen = {"PRECISION": choose_precision(settings.PRECISION)[0]}
-        replace_file(run / "env.json", lambda path: write_json(path, settings.model_dump(mode="json") | chosen))
+        kept = {"PRECISION": choose_precision(settings.PRECISION)[0], "RESUME": None}
+        replace_file(run / "env.json", lambda path: write_json(path, settings.model_dump(mode="json") | kept))
 
 
 # ---- split ------------------------------------------------------------------------------------------------------
 
 
 def write_split(task: Task, run: Path) -> None:
-    """split.csv: every window's identity and part. Raises EMGError where a resumed run had another split."""
+    """Write split.csv: every window's identity and part. Raises EMGError where a resumed run had another split."""
     if not is_main_process():
         return
     path = run / "split.csv"
@@ -132,7 +131,7 @@ def _split_text(windows: WindowSet, split: Split) -> str:
 
 
 def trained_recordings(model_folder: Path) -> set[str]:
-    """The recordings in the training and validation part of the run that the model is of; none if of no run."""
+    """The recordings in the training and validation part of the model's run; empty where it is of no run."""
     path = model_folder.parent / "split.csv"
     if not path.is_file():
         return set()
@@ -143,15 +142,13 @@ def trained_recordings(model_folder: Path) -> set[str]:
 # ---- predictions ------------------------------------------------------------------------------------------------
 
 
-def write_predictions(
-    windows: WindowSet, rows: np.ndarray, probabilities: np.ndarray, described: dict, run: Path
-) -> None:
-    """predictions.parquet: identity, true label, predicted label and one probability per label.
+def write_predictions(windows: WindowSet, rows: np.ndarray, probabilities: np.ndarray, origin: dict, run: Path) -> None:
+    """Write predictions.parquet: identity, true label, predicted label and one probability per label.
 
-    `described` goes into the file's metadata.
+    origin: goes into the file's metadata.
     """
     table = windows.table.iloc[rows].reset_index(drop=True)
-    table.attrs = described
+    table.attrs = origin
     table["predicted"] = np.array(windows.classes, np.int8)[probabilities.argmax(1)]
     for code, column in zip(windows.classes, probabilities.T, strict=True):
         table[f"p_{code}"] = column

@@ -1,4 +1,4 @@
-"""From the runs of an ablation to one table, one picture and a sentence that says no more than the numbers do.
+"""From the runs of an ablation to a table, a picture and a sentence that says only what the numbers support.
 
 Arms are compared in pairs: the same person, the same seed, the same share of the training part.
 """
@@ -71,11 +71,11 @@ def pick(figures: pd.DataFrame, arm: str, share: float, order: str = IN_ORDER) -
     return figures[chosen].set_index(["subject", "seed"])[["windows", *METRICS]].sort_index()
 
 
-def compare(figures: pd.DataFrame, share: float) -> list[dict]:
-    """Every paired difference that the sentence may draw on, with its verdict.
+def paired_differences(figures: pd.DataFrame, share: float) -> list[dict]:
+    """Every paired difference that the sentence may use, with its verdict.
 
-    Of an arm from another: its lead. Of an arm from itself: what it gains where patches are shuffled. Of a shuffled
-    arm from another: how much more it gains than that one.
+    Of an arm from another one: its lead. Of an arm from itself: what it gains when patches are shuffled. Of a shuffled
+    arm from another one: how much more it gains than that one.
     """
     present = list(dict.fromkeys(figures["arm"]))
     backbones = [arm for arm in present if arm not in SIMPLER]
@@ -91,7 +91,7 @@ def compare(figures: pd.DataFrame, share: float) -> list[dict]:
 
 
 def over_pairs(difference: pd.DataFrame) -> dict:
-    """Mean over people, its deviation over seeds, the interval over people and the verdict, in balanced accuracy."""
+    """Balanced accuracy: mean and interval over people, deviation over seeds, numbers of both, and the verdict."""
     values = difference[METRIC]
     sizes = {"people": values.index.unique("subject").size, "seeds": values.index.unique("seed").size}
     return over_people(difference)[METRIC] | sizes | {"verdict": verdict(values)}
@@ -100,9 +100,9 @@ def over_pairs(difference: pd.DataFrame) -> dict:
 def verdict(differences: pd.Series) -> str:
     """`ahead`, `behind` or `open`, from one difference per subject and seed.
 
-    The 95 % bootstrap interval over people has to leave out zero, and the mean of every seed has to agree. With fewer
-    than three people it is Student's interval over the seeds' means, which speaks for these people alone. With fewer
-    than three seeds everything stays open: one training is chance.
+    The 95 % bootstrap interval over people must exclude zero, and the mean of every seed must agree. With fewer than
+    three people it is Student's interval over the means of the seeds, which holds for these people alone. With fewer
+    than three seeds everything stays open: a single training may differ by chance.
     """
     seeds = differences.unstack("seed").dropna().mean()
     if len(seeds) < FEWEST_SEEDS:
@@ -115,14 +115,14 @@ def verdict(differences: pd.Series) -> str:
     return "behind" if high < 0 and seeds.max() < 0 else "open"
 
 
-def summarise(figures: pd.DataFrame, arms: tuple, described: dict) -> tuple[dict, pd.DataFrame]:
-    """What ablation.json holds, and the rows of ablation.csv: one per run, and per order of the patches at its test."""
-    share = described["shares"][-1]
-    found = described | {
+def results_of_ablation(figures: pd.DataFrame, arms: tuple, facts: dict) -> tuple[dict, pd.DataFrame]:
+    """The content of ablation.json, and the rows of ablation.csv: one per run and order of the patches in its test."""
+    share = facts["shares"][-1]
+    found = facts | {
         "people": sorted(figures["subject"].unique()),
         "weights": sorted(figures["weights"].unique()),
-        "arms": [describe_arm(arm, figures, described) for arm in arms],
-        "differences": compare(figures, share),
+        "arms": [results_of_arm(arm, figures, facts) for arm in arms],
+        "differences": paired_differences(figures, share),
     }
     keys = [name for name in figures if name not in {"subject", "windows", *METRICS}]
     table = figures.groupby(keys, sort=False, dropna=False)[list(METRICS)].mean().reset_index()
@@ -130,19 +130,19 @@ def summarise(figures: pd.DataFrame, arms: tuple, described: dict) -> tuple[dict
     return found | {"statements": said, "sentence": " ".join(said)}, table
 
 
-def describe_arm(arm, figures: pd.DataFrame, described: dict) -> dict:
+def results_of_arm(arm, figures: pd.DataFrame, facts: dict) -> dict:
     """Its figures per share and order, or why there are none."""
     rows, about = figures[figures["arm"] == arm.name], {"name": arm.name, "title": arm.title}
     if rows.empty:
-        reasons = [why for name, why in described["failed"].items() if arm.name in name]
-        return about | {"why_not": described["missing"].get(arm.name) or f"failed: {reasons[0]}"}
+        reasons = [why for name, why in facts["failed"].items() if arm.name in name]
+        return about | {"why_not": facts["missing"].get(arm.name) or f"failed: {reasons[0]}"}
     results = [
         {"share": share, "order": order} | over_people(pick(figures, arm.name, share, order))[METRIC]
         for (share, order), _ in rows.groupby(["share", "order"])
     ]
-    seeds = pick(figures, arm.name, described["shares"][-1])[METRIC].groupby("seed").mean()
-    first, rate = rows.iloc[0], described["rates"][arm.name]
-    tried = described["rates_tried"]
+    seeds = pick(figures, arm.name, facts["shares"][-1])[METRIC].groupby("seed").mean()
+    first, rate = rows.iloc[0], facts["rates"][arm.name]
+    tried = facts["rates_tried"]
     return about | {
         "weights": first["weights"],
         "parameters": int(first["parameters"]),
@@ -160,7 +160,7 @@ VERBS = {"ahead": "ahead of", "behind": "behind", "open": "not to be told from"}
 
 
 def statements(found: dict) -> list[str]:
-    """What the paired differences support on weights, architecture and time order, and for whom: the sentence."""
+    """What the paired differences support about weights, architecture and time order, and for whom."""
     if len(found["seeds"]) < FEWEST_SEEDS:
         nothing = "With fewer than three seeds no difference can be told from chance: nothing is said."
         return [nothing, *on_missing_weights(found)]
@@ -168,7 +168,7 @@ def statements(found: dict) -> list[str]:
 
 
 def for_whom(found: dict) -> str:
-    """People and seeds, and what stands in the brackets after a difference."""
+    """The numbers of people and seeds, and what the brackets after a difference hold."""
     people, seeds = len(found["people"]), counted(len(found["seeds"]), "seed")
     shown = "balanced accuracy, in pairs, every comparison by itself"
     if people >= FEWEST_PEOPLE:
@@ -178,7 +178,7 @@ def for_whom(found: dict) -> str:
 
 
 def on_missing_weights(found: dict) -> list[str]:
-    why_not = {arm["name"]: in_short(arm) for arm in found["arms"] if "why_not" in arm}
+    why_not = {arm["name"]: reason(arm) for arm in found["arms"] if "why_not" in arm}
     if not why_not.keys() >= TWINS.keys():
         return []
     failed = "gave no result" if "failed" in why_not.values() else "were not available here"
@@ -186,7 +186,10 @@ def on_missing_weights(found: dict) -> list[str]:
 
 
 def on_weights(found: dict) -> str:
-    """Helps: ahead of the same shape from random weights and of every simpler arm; does not: behind one of them."""
+    """The language model helps where it is ahead of the same shape with random weights and of every simpler arm.
+
+    It does not help where it is behind one of them.
+    """
     missing = on_missing_weights(found)
     if missing:
         return missing[0]
@@ -207,7 +210,7 @@ def rivals_of(arm: str, found: dict) -> list[dict]:
 
 
 def on_random_backbones(found: dict) -> list[str]:
-    """The blocks as such: what they do from random weights beside simpler arms, and those beside the linear path."""
+    """Blocks with random weights beside simpler arms, and no backbone beside the linear path."""
     names = ("random-frozen", "random-trained", "no-backbone")
     return [f"{clause(arm, rows, found).capitalize()}." for arm in names if (rows := rivals_of(arm, found))]
 
@@ -223,7 +226,7 @@ def clause(arm: str, rows: list[dict], found: dict) -> str:
 
 
 def on_order(found: dict) -> list[str]:
-    """Order carries information where an arm loses by shuffled patches, and more than one that has no use for it."""
+    """An arm uses the order of patches where shuffling costs it something, and more than the arm without a backbone."""
     rows = {(row["of"], row["from"]): row for row in found["differences"] if row["order"] == ALWAYS}
     titles = {arm["name"]: arm["title"] for arm in found["arms"]}
     arms = [arm for arm, other in rows if other == CONTROL != arm]
@@ -260,12 +263,12 @@ def join(words: list[str]) -> str:
 # ---- what is shown --------------------------------------------------------------------------------------------
 
 
-def write_results(found: dict, table: pd.DataFrame, out: Path) -> None:
+def write_ablation(found: dict, table: pd.DataFrame, out: Path) -> None:
     """ablation.json, ablation.csv and ablation.png, each one whole."""
     with new_files(out) as new:
         write_json(new / "ablation.json", without_nan(found))
         table.to_csv(new / "ablation.csv", index=False)
-        draw(found, new / "ablation.png")
+        draw_ablation(found, new / "ablation.png")
 
 
 def origin(found: dict) -> str:
@@ -279,7 +282,8 @@ def origin(found: dict) -> str:
     )
 
 
-def print_results(found: dict, console: Console) -> None:
+def print_ablation(found: dict, console: Console) -> None:
+    """Print the table, the sentence, and what is missing."""
     console.print("\nDoes the language model help?", style="bold")
     console.print(origin(found), markup=False)
     people, seeds = counted(len(found["people"]), "person"), counted(len(found["seeds"]), "seed")
@@ -303,7 +307,7 @@ def print_results(found: dict, console: Console) -> None:
 def cells(arm: dict, found: dict) -> list[str]:
     """One row of the table."""
     if "why_not" in arm:
-        return [f"{arm['title']}\n({in_short(arm)})"]
+        return [f"{arm['title']}\n({reason(arm)})"]
     results = {one["share"]: one for one in arm["results"] if one["order"] == IN_ORDER}
     gains = {row["order"]: row for row in found["differences"] if row["of"] == row["from"] == arm["name"]}
     rate = f"\n{arm['lr']:g}{'*' * arm['lr_at_the_edge']}" if arm["lr"] else ""
@@ -318,13 +322,13 @@ def plus_minus(one: dict) -> str:
     return "" if np.isnan(one["std_over_seeds"]) else f"\n± {one['std_over_seeds']:.3f}"
 
 
-def in_short(arm: dict) -> str:
-    """`weights not available here`, without what main.py says on it"""
+def reason(arm: dict) -> str:
+    """Why an arm has no figures, without the details: `weights not available here`."""
     return arm["why_not"].partition(" (")[0].partition(":")[0]
 
 
-def draw(found: dict, path: Path) -> None:
-    """The arms with the largest share, every seed; and their learning curves, in the same colours and markers."""
+def draw_ablation(found: dict, path: Path) -> None:
+    """The arms with the largest share, every seed; and their curves over shares, in the same colours and markers."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), layout="constrained", width_ratios=(3, 2))
     draw_arms(left, found)
     draw_curves(right, found)
@@ -337,7 +341,7 @@ def draw(found: dict, path: Path) -> None:
     right.set_ylim(widen(right.get_ylim()))
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.legend(handles=key(), loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+    figure.legend(handles=legend_handles(), loc="outside upper center", ncols=3, fontsize=8, frameon=False)
     figure.supxlabel(origin(found), fontsize=7, color=GREY, wrap=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -348,7 +352,7 @@ def draw_arms(axes, found: dict) -> None:
     for y, arm in enumerate(found["arms"]):
         if "why_not" in arm:
             place = {"xy": (0.02, y), "xycoords": ("axes fraction", "data"), "va": "center"}
-            axes.annotate(in_short(arm), **place, fontsize=8, color=GREY)
+            axes.annotate(reason(arm), **place, fontsize=8, color=GREY)
             continue
         color, marker = LOOKS[arm["name"]]
         means = {one["order"]: one["mean"] for one in arm["results"] if one["share"] == found["shares"][-1]}
@@ -359,7 +363,8 @@ def draw_arms(axes, found: dict) -> None:
     axes.set_ylim(len(found["arms"]) - 0.4, -0.6)
 
 
-def key() -> list[Line2D]:
+def legend_handles() -> list[Line2D]:
+    """The legend of markers, in grey."""
     looks = {"mean": "D", "each seed": "o", "mean, patches shuffled in training and test": "|"}
     filled = {"each seed": {"mfc": "none", "ms": 4}}
     return [
@@ -368,6 +373,7 @@ def key() -> list[Line2D]:
 
 
 def draw_curves(axes, found: dict) -> None:
+    """Mean balanced accuracy of every arm over the shares of the training part."""
     for arm in found["arms"]:
         points = [(one["share"], one["mean"]) for one in arm.get("results", []) if one["order"] == IN_ORDER]
         if points:
@@ -379,6 +385,6 @@ def draw_curves(axes, found: dict) -> None:
 
 
 def widen(limits: tuple[float, float]) -> tuple[float, float]:
-    """At least LEAST_SPAN apart, so that differences of no account look it."""
+    """Limits at least LEAST_SPAN apart, so that negligible differences look small."""
     missing = max(0.0, LEAST_SPAN - (limits[1] - limits[0]))
     return limits[0] - missing / 2, limits[1] + missing / 2

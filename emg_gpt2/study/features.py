@@ -16,8 +16,8 @@ FEATURE_SETS = {
     "Du": ("IAV", "VAR", "WL", "ZC", "SSC", "WAMP"),
 }
 ZC_COUNTS, SSC_COUNTS2, WAMP_COUNTS = 30, 16, 10  # thresholds in ADC counts; that of slopes is of a product, counts²
-SMALLEST_RMS = 1e-3  # the logarithm of a channel that lies still stays finite
-CHUNK_SAMPLES = 2_000_000  # worked on at a time: some 100 MB, however many windows there are
+SMALLEST_RMS = 1e-3  # so that the logarithm of a channel without signal is finite
+CHUNK_SAMPLES = 2_000_000  # computed at a time: about 100 MB, however many windows there are
 
 
 def compute_features(
@@ -25,8 +25,8 @@ def compute_features(
 ) -> dict[str, np.ndarray]:
     """Every feature of the windows `rows` of (n, T, C) `emg`, in the order of `rows`, (len(rows), C) each.
 
-    The windows are multiplied by `scale` first, one number or one per row and channel; `count` is what an ADC count
-    is worth after that, and moves the thresholds. With `reference`, WL and WAMP are putEMG's released, signed ones.
+    The windows are multiplied by `scale` first, one number or one per row and channel. The thresholds are multiplied by
+    `count`, the size of an ADC count after that. With `reference`, WL and WAMP are the signed ones of putEMG's release.
     """
     scale = np.broadcast_to(scale, (len(rows), emg.shape[2])).astype(np.float64)
     pieces = np.array_split(np.arange(len(rows)), -(-len(rows) * emg[0].size // CHUNK_SAMPLES))

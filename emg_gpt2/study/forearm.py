@@ -1,4 +1,4 @@
-"""The pictures of tools.explain: importance on the forearm's electrodes, in bands and moments; the learned filters."""
+"""The pictures of `explain`: importance on the forearm's electrodes, in bands and moments; the learned filters."""
 
 import textwrap
 from math import ceil
@@ -12,11 +12,11 @@ from emg_gpt2.model.tokens import spread_filters
 from emg_gpt2.results.figures import BLUE, GREY, ORANGE, plt
 from emg_gpt2.study.occlusion import Importance, Part
 
-COLOURS = "PuOr_r"  # orange for positive: diverging, apart for colour-blind eyes (ColorBrewer)
+COLOURS = "PuOr_r"  # orange is positive; colour-blind readers can tell the two sides apart (ColorBrewer)
 PANELS = 3  # in a row
 MAPS = {"ring": "rings", "band": "frequency bands", "moment": "moments of the window"}
 MANY_CELLS = 40  # in a row; more are too narrow for a number
-FILTERS_DRAWN = 32  # those used most, where there are more
+FILTERS_DRAWN = 32  # of more, those of most use
 COLUMNS, RESPONSE_POINTS = 4, 1024
 LOWEST_DB = -50
 
@@ -34,7 +34,7 @@ class Map(NamedTuple):
 def draw_importance(
     found: Importance, parts: list[Part], gestures: list[str], ring: int, notes: list[str], path: Path
 ) -> None:
-    """A grid of electrodes per gesture, rings of `ring` below each other, then maps of gestures × other parts."""
+    """A grid of electrodes per gesture, a row per ring of `ring` electrodes; then maps of gestures × other parts."""
     whole = Map(100 * found.value, (abs(found.value) >= 0.01) & ((found.low > 0) | (found.high < 0)))
     kinds = [part.kind for part in parts]
     electrodes = whole.of(slice(None), [kind == "electrode" for kind in kinds])
@@ -96,11 +96,12 @@ def draw_maps(figure, maps: dict[str, Map], names: dict[str, list[str]], gesture
 
 
 def limit_of(points: np.ndarray) -> float:
-    """Where the colours end, to either side of 0; at least one point, so that noise stays pale."""
+    """The value at either end of the colours; at least one point, so that noise stays pale."""
     return max(1.0, np.nanmax(np.abs(points)))
 
 
 def draw_cells(axes: plt.Axes, values: Map, shape: tuple[int, int], limit: float):
+    """Coloured cells, with a number in those that are certain; returns the image."""
     points, certain = (one.reshape(shape) for one in values)
     image = axes.imshow(points, cmap=COLOURS, vmin=-limit, vmax=limit, aspect="auto")
     if shape[1] <= MANY_CELLS:

@@ -1,29 +1,30 @@
-"""What a trained model loses when a part of a window comes from another one.
+"""What a trained model loses when a part of a window comes from another window.
 
 A part is an electrode, a ring of electrodes, a frequency band or a moment. It is replaced by that part of a donor, a
-window of another repetition of the same person and day, and the model names the gesture again. Two donors are drawn:
+window of another repetition of the same person and day, and the model names the gesture again. There are two kinds of
+donors:
 
-    any    a window of any gesture, all gestures of the day alike: the part says nothing about the gesture any more
+    any    a window of any gesture of the day, each equally likely: the part says nothing about the gesture any more
     same   a window of the same gesture: the part says as much as before
 
     importance(part, gesture) = mean over the gesture's windows of p(same) − p(any),
 
 p being the probability that the model gives to the true gesture. This is permutation importance (Breiman, Machine
-Learning 2001, 45; model reliance of Fisher, Rudin and Dominici, JMLR 2019, 20(177)), given the person and the day, less
-what the replacement does by itself: that falls on both sides. So the importance of a part that carries nothing is 0,
-however alien the replaced window is to the model, and the importance of a part is what it says and others do not make
-up for. Where electrodes are redundant, each one's is small; that of their ring shows what they say together. A negative
-importance is real too: the model does better when that part misleads it. Probabilities, not their logarithms: one sure
-error would outweigh a hundred windows.
+Learning 2001, 45; model reliance of Fisher, Rudin and Dominici, JMLR 2019, 20(177)) within a person's day, less the
+effect of the replacement itself, which both terms contain. So a part that carries nothing has importance 0, however
+unusual the replaced window is for the model; and what other parts say too is not counted. Where electrodes are
+redundant, each one's importance is small, and that of their ring shows what they say together. A negative importance is
+possible: the model does better when that part misleads it. Probabilities are compared, not their logarithms, of which
+one confident error would outweigh a hundred windows.
 
 What is replaced of an electrode is its level, the root mean square of the window: its samples are multiplied. Replacing
 the samples, by the donor's, noise or zeros, breaks the synchrony of its neighbours, which the model reads too (log
 covariances): on the sample a donor of the same gesture then cost 0.06 to 0.19 of probability, as much as any donor, and
 the normalised log covariances, whose RMS is 1.09 for untouched windows, rose to 1.2 to 1.4 (zeros: to 1.6). With levels
-a donor of the same gesture costs −0.01 to 0.04 (rings: 0.05 to 0.12), and the RMS is 1.10 (1.14). What the synchrony of
-an electrode says by itself is thus not in its importance. Bands and moments are replaced in all channels at once, so
-their synchrony is the donor's: RMS 1.10, and −0.07 to −0.03, since two windows of a gesture are more typical of it than
-one. The samples outside the patches count to the first moment.
+a donor of the same gesture costs −0.01 to 0.04 (rings: 0.05 to 0.12), and the RMS is 1.10 (1.14). So the importance of
+an electrode does not contain what its synchrony with others says. Bands and moments are replaced in all channels at
+once, so their synchrony is the donor's: RMS 1.10, and −0.07 to −0.03, since two windows of a gesture are more typical
+of it than one. The samples before the first patch belong to the first moment.
 """
 
 from collections.abc import Callable
@@ -38,8 +39,8 @@ from EMG_DATA_LOADER import cut_rows, read_emg
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.model import EMGForSequenceClassification
-from emg_gpt2.model.normalise import References
 from emg_gpt2.study.people import FEWEST_PEOPLE
+from emg_gpt2.training.task import Task
 from emg_gpt2.windows.reading import WindowSet
 
 BAND_EDGES_HZ = (0, 60, 120, 250)  # and Nyquist
@@ -86,7 +87,7 @@ def _rings(config: EMGConfig) -> list[Part]:
 
 
 def _bands(config: EMGConfig) -> list[Part]:
-    """Bands of the whole window's spectrum, as far as they hold a frequency of it."""
+    """Bands of the whole window's spectrum; one that holds none of its frequencies is left out."""
     frequencies = np.fft.rfftfreq(config.window, 1 / config.sampling_rate)
     edges = [edge for edge in BAND_EDGES_HZ if edge < config.sampling_rate / 2] + [config.sampling_rate / 2]
     band = np.searchsorted(edges[1:-1], frequencies, side="right")  # of each frequency
@@ -149,7 +150,7 @@ class Chosen(NamedTuple):
     any: np.ndarray
 
 
-def choose(windows: WindowSet, rows: np.ndarray, seed: int) -> Chosen:
+def choose_windows(windows: WindowSet, rows: np.ndarray, seed: int) -> Chosen:
     """Windows to explain and their donors, out of `rows`. Raises EMGError where no window has a donor."""
     rng = np.random.default_rng(seed)
     table = windows.table.iloc[rows].assign(row=rows)
@@ -159,8 +160,8 @@ def choose(windows: WindowSet, rows: np.ndarray, seed: int) -> Chosen:
     if table.empty:
         raise EMGError("no gesture has two repetitions on a day of this part, so none can take the other's place")
     pools = {day: _pools(one) for day, one in table.groupby(DAY)}
-    chosen = _draw_evenly(table, rng)
-    draws = [[_draw_donors(chosen, pools, rng, same) for _ in range(DRAWS)] for same in (True, False)]
+    chosen = _sample_evenly(table, rng)
+    draws = [[_sample_donors(chosen, pools, rng, same) for _ in range(DRAWS)] for same in (True, False)]
     return Chosen(np.array(chosen["row"]), *map(np.stack, draws))
 
 
@@ -169,15 +170,15 @@ def _pools(day: pd.DataFrame) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     return {label: (one["row"].to_numpy(), one["number"].to_numpy()) for label, one in day.groupby("TRAJ_GT")}
 
 
-def _draw_evenly(table: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+def _sample_evenly(table: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
     """The same number from every day and gesture, or all that there are."""
     groups = table.groupby([*DAY, "TRAJ_GT"])
     each = max(FEWEST_WINDOWS, WINDOWS // groups.ngroups)
-    drawn = [one.iloc[rng.permutation(len(one))[:each]] for _, one in groups]
-    return pd.concat(drawn).sort_values("row")
+    sampled = [one.iloc[rng.permutation(len(one))[:each]] for _, one in groups]
+    return pd.concat(sampled).sort_values("row")
 
 
-def _draw_donors(chosen: pd.DataFrame, pools: dict, rng: np.random.Generator, same: bool) -> np.ndarray:
+def _sample_donors(chosen: pd.DataFrame, pools: dict, rng: np.random.Generator, same: bool) -> np.ndarray:
     """(n,) rows of a donor for each window, from another repetition of its day."""
     donors = []
     for row in chosen.itertuples():
@@ -204,17 +205,16 @@ class Effects(NamedTuple):
 @torch.inference_mode()
 def measure_effects(
     model: EMGForSequenceClassification,
-    windows: WindowSet,
-    references: References,
+    task: Task,
     chosen: Chosen,
     parts: list[Part],
     advance: Callable[[], None],
 ) -> Effects:
     """Replace every part of every chosen window; `advance` is called after each part of each batch."""
-    batches = []
+    windows, batches = task.windows, []
     for places in cut_rows(np.arange(len(chosen.rows)), BATCH):
         rows = chosen.rows[places]
-        emg, named = read_emg(windows, rows), (model, references.of(torch.from_numpy(rows)), windows.targets[rows])
+        emg, named = read_emg(windows, rows), (model, task.references.of(torch.from_numpy(rows)), windows.targets[rows])
         donors = [[read_emg(windows, draw[places]) for draw in draws] for draws in (chosen.same, chosen.any)]
         replaced = []
         for part in parts:
@@ -231,30 +231,26 @@ def _score(emg: torch.Tensor, model: EMGForSequenceClassification, reference, ta
 
 
 @torch.inference_mode()
-def filter_use(
-    model: EMGForSequenceClassification, windows: WindowSet, references: References, chosen: Chosen, effects: Effects
-) -> np.ndarray:
+def filter_use(model: EMGForSequenceClassification, task: Task, chosen: Chosen, effects: Effects) -> np.ndarray:
     """(F,) what the true gesture's probability loses, mean over the gestures, without one learned filter.
 
-    Its log powers, of all channels and patches, then rest at their mean over the training part. The weights behind a
-    filter say less: few epochs leave them near their random start.
+    Its log powers, of all channels and patches, are then fixed at their mean over the training part. The size of the
+    weights that read a filter would say less: after few epochs they are still near their random start.
     """
-    tokens, targets = model.tokenisers["power"], windows.targets[chosen.rows]
+    tokens, targets = model.tokenisers["power"], task.windows.targets[chosen.rows]
     gamma, count, use = tokens.norm.weight, len(tokens.filters), []
     learned = gamma.clone()
     for number in range(count):
         gamma[number::count] = 0.0  # (C·F,), filter after filter for each channel
-        loss = effects.untouched[0] - _untouched(model, windows, references, chosen)[0]
+        loss = effects.untouched[0] - _untouched(model, task, chosen)[0]
         use.append(np.mean([loss[targets == index].mean() for index in np.unique(targets)]))
         gamma.copy_(learned)
     return np.array(use)
 
 
-def _untouched(
-    model: EMGForSequenceClassification, windows: WindowSet, references: References, chosen: Chosen
-) -> np.ndarray:
+def _untouched(model: EMGForSequenceClassification, task: Task, chosen: Chosen) -> np.ndarray:
     """(2, n) as `Effects.untouched`."""
-    parts = cut_rows(chosen.rows, BATCH)
+    windows, references, parts = task.windows, task.references, cut_rows(chosen.rows, BATCH)
     scores = [
         _score(read_emg(windows, rows), model, references.of(torch.from_numpy(rows)), windows.targets[rows])
         for rows in parts
@@ -268,8 +264,8 @@ def _untouched(
 class Importance(NamedTuple):
     """Of every gesture and part: importance, its 95 % interval, and drop of the recall, each (K + 1, parts).
 
-    The last row is the mean over the gestures: there the drop is that of balanced accuracy. NaN: gesture not in this
-    part of the data, or no interval from a single repetition. replacement (parts,): what the replacement alone costs,
+    The last row is the mean over the gestures: there the drop is that of balanced accuracy. NaN where a gesture has no
+    window, or the interval would be over a single repetition. replacement (parts,): what the replacement alone costs,
     untouched − same.
     """
 
@@ -280,7 +276,7 @@ class Importance(NamedTuple):
     replacement: np.ndarray
 
 
-def summarise(windows: WindowSet, chosen: Chosen, effects: Effects) -> tuple[Importance, str]:
+def importance_of(windows: WindowSet, chosen: Chosen, effects: Effects) -> tuple[Importance, str]:
     """The figures, and what the interval is over: `people`, or `repetitions` where there are too few people."""
     table, targets = windows.table.iloc[chosen.rows], windows.targets[chosen.rows]
     people = table["subject"].nunique() >= FEWEST_PEOPLE
@@ -306,7 +302,7 @@ def _over_gestures(each: list[np.ndarray]) -> np.ndarray:
 def resample(values: np.ndarray, units: np.ndarray) -> np.ndarray:
     """Bootstrap means (RESAMPLES, parts) of (parts, n) values over the units, such as people, of the n windows.
 
-    The same seed for every gesture, so that the same people come back in all. NaN where there is one unit, or none.
+    The seed is the same for every gesture, so that the same people are drawn for all. NaN for fewer than two units.
     """
     codes = np.unique(units, return_inverse=True)[1]
     count = codes.max(initial=-1) + 1

@@ -18,10 +18,9 @@ from onnxruntime.quantization.onnx_model import ONNXModel
 from torch import nn
 
 from emg_gpt2.base.errors import EMGError
-from emg_gpt2.model import normalise
-from emg_gpt2.model.backbone import add_positions, run_upper
+from emg_gpt2.model.backbone import BLOCK_WEIGHTS, run_lower, run_upper
 from emg_gpt2.model.model import EMGForSequenceClassification
-from emg_gpt2.model.normalise import SHRINKAGE, SPREAD_FLOOR, Reference
+from emg_gpt2.model.normalise import SHRINKAGE, SPREAD_FLOOR, Reference, normalise
 from EMG_utils import versions
 
 ROOTS = 2  # square roots taken before the series: with 16 of its terms the fewest products for 1 to 64 channels
@@ -54,10 +53,11 @@ class Exported(nn.Module):
 
     def forward(self, emg: torch.Tensor, scale: torch.Tensor, centre: torch.Tensor, spread: torch.Tensor) -> tuple:
         """emg (B, T, C); the others one row, or one per window."""
-        reference = Reference(scale, centre, spread)
-        signal, covariance = self.model.normalise(emg, reference)
-        tokens = add_positions(self.model.backbone, self.model.tokenise(signal, covariance))
-        logits = self.model.judge(run_upper(self.model.backbone, tokens), self.model.linear_logits(covariance))
+        model, reference = self.model, Reference(scale, centre, spread)
+        signal, covariance = normalise(emg, reference, logarithm_by_products)
+        hidden = run_lower(model.backbone, model.tokenise(signal, covariance), blocks=0)  # (B, P, D)
+        hidden = run_upper(model.backbone, hidden, first=0)
+        logits = model.classify_hidden(hidden, model.linear_logits(covariance))
         return logits, logits.softmax(1), covariance * spread + centre
 
 
@@ -142,7 +142,7 @@ def to_onnx(model: EMGForSequenceClassification) -> onnx.ModelProto:
     given = (windows, *(tensor.repeat(count, 1) for tensor in model.reference))
     batch = torch.export.Dim("batch", min=1, max=2**20)
     model.set_attn_implementation("eager")
-    with products_for_eigenvectors(), quiet():
+    with quiet():
         program = torch.onnx.export(
             Exported(model).eval(),
             given,
@@ -153,16 +153,6 @@ def to_onnx(model: EMGForSequenceClassification) -> onnx.ModelProto:
             verbose=False,
         )
     return program.model_proto
-
-
-@contextlib.contextmanager
-def products_for_eigenvectors() -> Iterator[None]:
-    """The model's matrix logarithm by products while it is traced."""
-    before, normalise.matrix_logarithm = normalise.matrix_logarithm, logarithm_by_products
-    try:
-        yield
-    finally:
-        normalise.matrix_logarithm = before
 
 
 @contextlib.contextmanager
@@ -219,7 +209,7 @@ def write_int8(source: Path, path: Path) -> int:
 
 def backbone_matrices(model: onnx.ModelProto) -> list[str]:
     """Names of the nodes that multiply by a weight of a block."""
-    weights = {one.name for one in model.graph.initializer if "backbone.h." in one.name}
+    weights = {one.name for one in model.graph.initializer if BLOCK_WEIGHTS in one.name}
     return [node.name for node in model.graph.node if node.op_type == "MatMul" and weights & set(node.input)]
 
 

@@ -1,6 +1,6 @@
 """Figures over people: from the predictions of many runs to tables, pictures and evaluation.json.
 
-A person is the unit: windows of one person are not independent, so their number says nothing about certainty.
+A person is the unit: windows of one person are not independent, so their number does not make a figure more certain.
 """
 
 import json
@@ -15,13 +15,13 @@ from scipy.stats import bootstrap
 from sklearn.metrics import confusion_matrix
 
 from emg_gpt2.base.files import new_files, write_json
-from emg_gpt2.results.figures import BLUE, GREY, ORANGE, draw_confusion_matrix, plt
-from EMG_utils import summary
+from emg_gpt2.results.figures import BLUE, GREY, ORANGE, plt
+from EMG_utils import draw_confusion_matrix, summary
 
 METRICS = {"balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "macro_f1": "macro F1"}
 FEWEST_PEOPLE = 3  # for an interval: the resamples of two people are three different means
 RESAMPLES = 9999
-MANY_PEOPLE = 12  # whose names stand upright in the picture
+MANY_PEOPLE = 12  # of more, the names are turned upright in the picture
 METHOD = ["features", "classifier", "scaling"]
 
 
@@ -29,7 +29,7 @@ METHOD = ["features", "classifier", "scaling"]
 
 
 def read_predictions(runs: dict[tuple[str, int], Path]) -> pd.DataFrame:
-    """subject, seed, TRAJ_GT and predicted of every test window of the run folders, named by fold and seed."""
+    """subject, seed, TRAJ_GT and predicted of every test window. runs: (fold, seed) → folder."""
     columns = ["subject", "TRAJ_GT", "predicted"]
     return pd.concat(
         [
@@ -41,7 +41,7 @@ def read_predictions(runs: dict[tuple[str, int], Path]) -> pd.DataFrame:
 
 
 def per_subject_and_seed(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Figures of each person's own test windows, pooled over the folds of one seed; indexed by subject and seed."""
+    """Figures of each person's test windows, pooled over the folds of one seed; indexed by subject and seed."""
     groups = predictions.groupby(["subject", "seed"])
     figures = {key: summary(part["TRAJ_GT"], part["predicted"]) for key, part in groups}
     return pd.DataFrame.from_dict(figures, orient="index").rename_axis(["subject", "seed"])
@@ -55,9 +55,9 @@ def per_subject(figures: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_people(figures: pd.DataFrame) -> dict[str, dict]:
-    """Of each metric: mean, standard deviation and bootstrap interval over people; the deviation over seeds.
+    """Of each metric: mean, standard deviation and bootstrap interval over people; standard deviation over seeds.
 
-    The latter is that of the mean over the people who have a figure with every seed.
+    The deviation over seeds is that of the mean over the people who have a figure with every seed.
     """
     people, overall = per_subject(figures), {}
     for metric in METRICS:
@@ -96,11 +96,11 @@ def read_fold_figures(runs: dict[tuple[str, int], Path]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def compare(fold_figures: pd.DataFrame) -> list[dict]:
-    """Every method's figures: averaged over folds by windows and over seeds, then mean ± deviation over people.
+def compare_methods(fold_figures: pd.DataFrame) -> list[dict]:
+    """Every method's figures: mean over folds, weighted by windows, and over seeds; then mean ± deviation over people.
 
-    Predictions of baselines are not kept, so this is not the figure over pooled windows, neither theirs nor ours.
-    `ahead` is how far ours is ahead in balanced accuracy.
+    Predictions of baselines are not kept, so no figure here is one of pooled windows, neither theirs nor ours.
+    `ahead`: by how much the balanced accuracy of ours is higher.
     """
     weights = fold_figures["windows"]
     totals = fold_figures[list(METRICS)].mul(weights, axis=0).join(fold_figures[[*METHOD, "seed", "subject"]])
@@ -118,14 +118,14 @@ def compare(fold_figures: pd.DataFrame) -> list[dict]:
 # ---- results --------------------------------------------------------------------------------------------------
 
 
-def summarise(runs: dict[tuple[str, int], Path], described: dict) -> dict:
-    """Everything that evaluation.json holds: `described`, and the figures of the finished runs."""
+def results_over_people(runs: dict[tuple[str, int], Path], facts: dict) -> dict:
+    """The content of evaluation.json: `facts`, and the figures of the finished runs, (fold, seed) → folder."""
     predictions, metrics = read_predictions(runs), [read_json(folder / "metrics.json") for folder in runs.values()]
     figures, fold_figures = per_subject_and_seed(predictions), read_fold_figures(runs)
-    codes = [int(code) for code in described["classes"]]
-    weights, data = sorted({one["weights"] for one in metrics}), Path(described["data"]).name
-    origin = f"{described['model']}, {' and '.join(weights)} weights. Data: {data}. {described['data_note']}".strip()
-    return described | {
+    codes = [int(code) for code in facts["classes"]]
+    weights, data = sorted({one["weights"] for one in metrics}), Path(facts["data"]).name
+    origin = f"{facts['model']}, {' and '.join(weights)} weights. Data: {data}. {facts['data_note']}".strip()
+    return facts | {
         "origin": origin,
         "weights": weights,
         "parameters": sorted({one["parameters"] for one in metrics}),
@@ -133,13 +133,13 @@ def summarise(runs: dict[tuple[str, int], Path], described: dict) -> dict:
         "overall": over_people(figures),
         "per_subject": per_subject(figures).to_dict("index"),
         "per_subject_and_seed": figures.reset_index().to_dict("records"),
-        "baselines": compare(fold_figures) if len(fold_figures) else [],
+        "baselines": compare_methods(fold_figures) if len(fold_figures) else [],
         "confusion_matrix": confusion_matrix(predictions["TRAJ_GT"], predictions["predicted"], labels=codes).tolist(),
         "versions": metrics[-1]["versions"],
     }
 
 
-def write_results(found: dict, out: Path) -> None:
+def write_evaluation(found: dict, out: Path) -> None:
     """evaluation.json, per_subject.csv, evaluation.png and confusion_matrix.png, each one whole."""
     with new_files(out) as new:
         write_json(new / "evaluation.json", without_nan(found))
@@ -151,11 +151,12 @@ def write_results(found: dict, out: Path) -> None:
 
 
 def read_json(path: Path):
+    """The content of a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def without_nan(found):
-    """JSON has no NaN: a deviation over one person or seed is null."""
+    """The same with None for NaN, such as a deviation over one person or seed: JSON has no NaN."""
     if isinstance(found, dict):
         return {key: without_nan(value) for key, value in found.items()}
     if isinstance(found, list):
@@ -211,8 +212,8 @@ def _draw_mean(axes, overall: dict, count: int) -> None:
 # ---- the tables -----------------------------------------------------------------------------------------------
 
 
-def print_results(found: dict, console: Console) -> None:
-    """Overall, per person, beside the baselines and the literature; then who and what is missing."""
+def print_evaluation(found: dict, console: Console) -> None:
+    """Print the tables: overall, per person, beside baselines and literature; then who and what is missing."""
     console.print(f"\n{found['title']}", style="bold", markup=False)
     console.print(found["origin"], markup=False)
     console.print(_overall_table(found))
@@ -272,6 +273,7 @@ def _baseline_table(rows: list[dict]) -> Table:
 
 
 def new_table(title: str, *columns: str) -> Table:
+    """An empty table whose columns but the first are aligned to the right."""
     table = Table(*columns, title=f"\n{title}", title_justify="left", title_style="", box=None)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -279,9 +281,11 @@ def new_table(title: str, *columns: str) -> Table:
 
 
 def number(value: float) -> str:
+    """0.123, or a dash for NaN."""
     return "–" if np.isnan(value) else f"{value:.3f}"
 
 
 def counted(number: int, one: str) -> str:
+    """1 fold, 2 folds, 3 people."""
     several = {"person": "people"}.get(one, f"{one}s")
     return f"{number} {one if number == 1 else several}"

@@ -1,7 +1,8 @@
 """A run's checkpoint: best_model/, and last/ with history.json, epoch.json and, until the end, state.safetensors.
 
-Processes that train together have the same weights and moments, chance has no state, and the schedule follows from the
-number of steps. The files may come from a stranger: no pickle is read, only numbers, and they must fit the training.
+One process writes for all: their weights and moments are the same. Random generators and the schedule need no state,
+because they follow from seed, epoch and step. The files are not trusted: no pickle is read, only numbers, and they must
+fit the training.
 """
 
 import json
@@ -26,12 +27,12 @@ from emg_gpt2.training.history import EpochSums, HistoryRow, ValidatedRow
 
 STATE = "state.safetensors"  # weights and the optimiser's moments
 HISTORY, SUMS = "history.json", "epoch.json"
-CHECKPOINT_SHARE = 0.03  # of the time goes into checkpoints, at the most, but for the short one at the end
-GUESSED_RATE = 5e8  # bytes of a checkpoint per second, until one was written
+CHECKPOINT_SHARE = 0.03  # of the training time, at most, goes into checkpoints; the short one at the end comes on top
+GUESSED_RATE = 5e8  # bytes of a checkpoint per second, until one has been written
 
 
 class Checkpoints:
-    """Writes the checkpoints of one training, often enough to lose little, and as seldom as CHECKPOINT_SHARE asks.
+    """Writes the checkpoints of one training; they take CHECKPOINT_SHARE of its time at most.
 
     seconds, count: the time they took so far, and how many there were.
     """
@@ -40,21 +41,21 @@ class Checkpoints:
         self.run, self.model, self.optimizer = run, model, optimizer
         self.best, self.seconds, self.count, self.began = None, 0.0, 0, time.perf_counter()
 
-    def keep_best(self) -> None:
-        """The weights as they are now are the best so far; `write_best` writes them."""
+    def remember_best(self) -> None:
+        """Copy the weights, the best so far; `write_best` writes the copy."""
         self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
 
     def due(self) -> bool:
-        """Whether another checkpoint, as slow as those so far, keeps their share of the time."""
-        one = self.seconds / self.count if self.count else self._bytes() / GUESSED_RATE
+        """Whether there is time for another checkpoint, as slow as those so far."""
+        one = self.seconds / self.count if self.count else self._size() / GUESSED_RATE
         return self.seconds + one <= CHECKPOINT_SHARE * (time.perf_counter() - self.began)
 
-    def _bytes(self) -> int:
-        """Weights, and two moments of those that are trained."""
+    def _size(self) -> int:
+        """Bytes of the weights, and of two moments of those that are trained."""
         return sum(4 * p.numel() * (3 if p.requires_grad else 1) for p in self.model.parameters())
 
     def write(self, history: list[dict], sums: EpochSums, ended: bool) -> None:
-        """best_model/ where there is a better one, then last/; each is whole or absent.
+        """Write best_model/ where there is a better one, then last/; each is replaced whole.
 
         A training that has `ended` needs no weights and moments: its best model and history are enough.
         """
@@ -66,6 +67,7 @@ class Checkpoints:
         self.count += 1
 
     def write_best(self) -> None:
+        """Write best_model/ where there is a better one."""
         if self.best is not None and is_main_process():
             best = {"state_dict": self.best}
             replace_folder(self.run / "best_model", lambda folder: save_weights(self.model, folder, **best))
@@ -83,7 +85,7 @@ class Checkpoints:
 
 @contextmanager
 def readable(last: Path) -> Iterator[Path]:
-    """Turn what a damaged checkpoint raises into one EMGError."""
+    """Turn every error of a damaged checkpoint into one EMGError."""
     try:
         yield last
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -101,7 +103,7 @@ def has_state(last: Path) -> bool:
 
 
 def read_progress(last: Path, epochs: int, steps: int, validated: bool) -> tuple[list[dict], EpochSums]:
-    """History and sums of the epoch; raises OSError, or ValueError where they are not those of such a training.
+    """Read the history and the sums of the epoch under way; raises OSError, or ValueError where they do not fit.
 
     epochs: the most that the training has; steps: of an epoch; validated: whether there is a validation part.
     """
@@ -117,7 +119,7 @@ def read_progress(last: Path, epochs: int, steps: int, validated: bool) -> tuple
 
 
 def save_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Raises OSError."""
+    """Write weights and moments into `folder`; raises OSError."""
     moments = optimizer.state_dict()["state"]
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"optimizer.{n}.{name}": tensor for n, kept in moments.items() for name, tensor in kept.items()}
@@ -126,7 +128,10 @@ def save_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder:
 
 
 def load_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Raises OSError or SafetensorError, and ValueError or RuntimeError where the state is of another model."""
+    """Read weights and moments from `folder`.
+
+    Raises OSError or SafetensorError, and ValueError or RuntimeError where they are of another model.
+    """
     if not has_state(folder):
         raise ValueError(f"there is no {STATE}")
     state = load_file(folder / STATE)

@@ -1,7 +1,6 @@
 """Where a model computes: device, precision, memory, and the processes that train together."""
 
 import ctypes
-import logging
 import os
 import sys
 import time
@@ -16,19 +15,15 @@ from accelerate.utils import broadcast_object_list, reduce
 
 from emg_gpt2.settings import Settings
 
-logger = logging.getLogger(__name__)
-
 WORTHWHILE = 1.3  # bfloat16 is taken where its products are at least this much faster
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 Shared = TypeVar("Shared")
 
 
 def make_accelerator(settings: Settings) -> Accelerator:
-    """Accelerate's handle on device, precision and processes, as PRECISION and DETERMINISTIC say; logs what it is."""
-    precision, reason = choose_precision(settings.PRECISION)
+    """Accelerate's handle on device, precision and processes, as PRECISION and DETERMINISTIC say."""
+    precision, _ = choose_precision(settings.PRECISION)
     accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no")
-    together = f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
-    logger.info(f"{accelerator.device}{together}, {precision} ({reason})")
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     if settings.DETERMINISTIC:
@@ -37,12 +32,19 @@ def make_accelerator(settings: Settings) -> Accelerator:
     return accelerator
 
 
+def device_line(settings: Settings) -> str:
+    """Device, processes and precision, for the log."""
+    state, (precision, reason) = PartialState(), choose_precision(settings.PRECISION)
+    together = f", {state.num_processes} processes" if state.num_processes > 1 else ""
+    return f"{state.device}{together}, {precision} ({reason})"
+
+
 # ---- precision --------------------------------------------------------------------------------------------------
 
 
 @cache  # one answer per process: the measurement is noisy
 def choose_precision(wanted: str) -> tuple[str, str]:
-    """`fp32` or `bf16`, and why: the faster one on this machine where `auto` is wanted; the same on every process."""
+    """`fp32` or `bf16`, and the reason; `auto` takes the faster one on this machine. The same on every process."""
     return of_main_process(_choose_precision(wanted))
 
 
@@ -55,11 +57,11 @@ def _choose_precision(wanted: str) -> tuple[str, str]:
         return ("bf16", "the GPU computes it") if native else ("fp32", "the GPU lacks bfloat16")
     if device != "cpu":
         return "fp32", f"bfloat16 was not tried on {device}"
-    return _faster(*map(_product_seconds, (torch.float32, torch.bfloat16)))
+    return faster_precision(*map(_product_seconds, (torch.float32, torch.bfloat16)))
 
 
-def _faster(single: float, half: float) -> tuple[str, str]:
-    """The precision to take on a CPU, and why, from the seconds of a product in float32 and in bfloat16."""
+def faster_precision(single: float, half: float) -> tuple[str, str]:
+    """The precision to take on a CPU, and the reason, from the seconds of a product in float32 and in bfloat16."""
     if single > WORTHWHILE * half:
         return "bf16", f"bfloat16 products are {single / half:.1f} times as fast here"
     how = f"{half / single:.1f} times as slow" if half > 1.05 * single else "hardly faster"
@@ -80,9 +82,9 @@ def _product_seconds(dtype: torch.dtype) -> float:
 
 
 def join_processes() -> PartialState:
-    """Where this process stands among those that torchrun or accelerate started together.
+    """Join the processes that torchrun or accelerate started together; returns this process's place among them.
 
-    To be called first: accelerate has to be told where such processes have no GPU.
+    Call it first: where these processes have no GPU, accelerate has to be told so.
     """
     together = int(os.environ.get("WORLD_SIZE", 1)) > 1
     return PartialState(cpu=together and not torch.cuda.is_available())
@@ -94,7 +96,7 @@ def is_main_process() -> bool:
 
 
 def of_main_process(value: Shared) -> Shared:
-    """What the main process has for `value`, on every process."""
+    """The main process's `value`, on every process."""
     if PartialState().num_processes == 1:
         return value
     values = [value]
@@ -103,12 +105,12 @@ def of_main_process(value: Shared) -> Shared:
 
 
 def wait_for_everyone() -> None:
-    """Until every process is here."""
+    """Return when every process has called this."""
     PartialState().wait_for_everyone()
 
 
 def own_share(rows: np.ndarray) -> np.ndarray:
-    """The part of a batch that this process computes: at least one window, though it may not count."""
+    """The part of a batch that this process computes; at least one window, which counts only if `has_share`."""
     state = PartialState()
     share = np.array_split(rows, state.num_processes)[state.process_index]
     return share if len(share) else rows[:1]
@@ -120,7 +122,7 @@ def has_share(rows: np.ndarray) -> bool:
 
 
 def on_any_process(mine: bool) -> bool:
-    """Whether it is true of any process."""
+    """Whether `mine` is true on any process."""
     return bool(sum_over_processes(float(mine))[0] > 0)
 
 
@@ -136,8 +138,10 @@ def sum_over_processes(*values: float) -> tuple[float, ...]:
 
 
 def keep_freed_memory() -> None:
-    """Let freed memory stay with the process (glibc alone): the system clears every page that it hands out anew, which
-    took a fifth of the time of a training step."""
+    """Keep freed memory in the process (glibc only).
+
+    The system clears every page that it hands out anew, which took a fifth of the time of a training step.
+    """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)

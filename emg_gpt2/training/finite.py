@@ -1,4 +1,4 @@
-"""A training stops at the first loss, gradient or weight that is no finite number, and names the windows."""
+"""Stop a training at the first loss, gradient or weight that is not finite, and name the windows."""
 
 import math
 from pathlib import Path
@@ -18,12 +18,15 @@ from emg_gpt2.windows.reading import WindowSet
 
 
 class NotFiniteError(EMGError):
-    """A training that was stopped because loss, gradient or weights are no finite numbers."""
+    """A training was stopped because loss, gradient or weights are not finite."""
 
 
 class Step(NamedTuple):
-    """What is kept of a step until it is checked: its number in the epoch, from 1, the rows of this process's share,
-    their logits (b, K) and targets (b,), the loss and the norm of the gradient, which stay on the GPU."""
+    """What is kept of a step until it is checked; the tensors stay on the GPU.
+
+    number: of the step in the epoch, from 1; rows, logits (b, K), targets (b,): of this process's share of the batch;
+    loss: its share of the mean; norm: of the gradient.
+    """
 
     number: int
     rows: np.ndarray
@@ -48,7 +51,7 @@ def check_steps(steps: list[Step], epoch: int, windows: WindowSet, run: Path | N
     what = f"the loss is {loss:.3g}"
     if math.isfinite(loss):
         what = f"the gradient of a loss of {loss:.3g} is {float(step.norm):.3g}"
-    shares = gather_object([describe_windows(windows, step.rows, step.losses())])
+    shares = gather_object([batch_table(windows, step.rows, step.losses())])
     batch = pd.concat(shares).drop_duplicates("row")  # a process without a share computes another one's window
     _stop(f"{what} in epoch {epoch}, step {step.number}", batch, run)
 
@@ -60,18 +63,18 @@ def check_validation(
     bad = ~np.isfinite(probabilities).all(1)
     if bad.any():
         some = rows[bad][:EVALUATION_BATCH]
-        batch = describe_windows(windows, some, np.full(len(some), np.nan))
+        batch = batch_table(windows, some, np.full(len(some), np.nan))
         _stop(f"the loss on the validation part is nan in {where}", batch, run)
 
 
 def check_weights(model: torch.nn.Module, where: str) -> None:
-    """Raise NotFiniteError: what the last step did to the weights shows in no loss before the next one."""
+    """Raise NotFiniteError where a weight is not finite: no loss shows it before the next step."""
     if not torch.stack([tensor.isfinite().all() for tensor in model.state_dict().values()]).all():
-        raise NotFiniteError(f"the weights are no finite numbers after {where}; lower LR")
+        raise NotFiniteError(f"the weights are not finite after {where}; lower LR")
 
 
 def _stop(what: str, batch: pd.DataFrame, run: Path | None) -> NoReturn:
-    """Write the batch, and say where it is."""
+    """Write bad_batch.csv and raise NotFiniteError."""
     listed = ""
     if run:
         listed = f" ({run / 'bad_batch.csv'} lists the batch)"
@@ -80,23 +83,23 @@ def _stop(what: str, batch: pd.DataFrame, run: Path | None) -> NoReturn:
     raise NotFiniteError(f"{what}, {_suspects(batch)}{listed}; lower LR or look at them")
 
 
-def describe_windows(windows: WindowSet, rows: np.ndarray, losses: np.ndarray) -> pd.DataFrame:
-    """Identity of the windows `rows` (b,), their row in the file, their largest sample (in its unit) and loss (nat)."""
+def batch_table(windows: WindowSet, rows: np.ndarray, losses: np.ndarray) -> pd.DataFrame:
+    """Identity of the windows `rows` (b,), their row in the file, largest sample (in its unit) and loss (nat)."""
     peaks = read_emg(windows, rows).abs().amax((1, 2)).numpy()  # nan where a sample is
     return windows.table.iloc[rows].assign(row=rows, largest_sample=peaks, loss=losses)
 
 
 def _suspects(batch: pd.DataFrame) -> str:
-    """Where in a batch to look first: at samples that are not finite, else at such losses, else at the largest loss."""
+    """The likely cause in a batch: samples that are not finite, else such losses, else the largest loss."""
     for name, what in (("largest_sample", "samples"), ("loss", "losses")):
         bad = ~np.isfinite(batch[name].to_numpy())
         if bad.any():
-            return f"with {what} that are no finite numbers in {_first_window(batch[bad])}"
+            return f"with {what} that are not finite in {_first_window(batch[bad])}"
     return f"with the largest loss in {_first_window(batch[batch['loss'] == batch['loss'].max()])}"
 
 
 def _first_window(batch: pd.DataFrame) -> str:
-    """The window with the largest sample, and how many others there are."""
+    """Name the window with the largest sample, and count the others."""
     first = batch.sort_values("largest_sample", ascending=False, na_position="first", kind="stable").iloc[0]
     others = f" and {len(batch) - 1} more of its batch" if len(batch) > 1 else ""
     return f"the window at {first['start']:.3f} s of {first['recording']}, row {first['row']}{others}"

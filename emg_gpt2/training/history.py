@@ -1,10 +1,11 @@
 """The history of a training: sums over an epoch, a row per epoch, and which epoch is the best."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from pydantic import BaseModel, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 
 @dataclass
@@ -14,11 +15,18 @@ class EpochSums:
     On a GPU the last two are tensors that stay there, so that no step waits for them.
     """
 
-    step: NonNegativeInt = 0
-    seconds: float = 0.0
-    lr_sum: float = 0.0
-    loss_sum: float = 0.0
-    right: float = 0.0
+    __pydantic_config__ = ConfigDict(extra="forbid")  # of epoch.json
+
+    step: NonNegativeInt
+    seconds: float
+    lr_sum: float
+    loss_sum: float
+    right: float
+
+    @classmethod
+    def zero(cls) -> "EpochSums":
+        """Before the first step."""
+        return cls(0, 0.0, 0.0, 0.0, 0.0)
 
     def add(self, lr: float, loss: torch.Tensor, right: torch.Tensor) -> None:
         """One step."""
@@ -44,6 +52,17 @@ class ValidatedRow(HistoryRow):
     validation_loss: float
     validation_accuracy: float
     validation_balanced_accuracy: float
+
+
+class Histories(NamedTuple):
+    """What a run learnt: one row per epoch of the first training, and of the second one (empty without REFIT).
+
+    linear_path: accuracies of the linear path alone on the validation part (empty without a linear path).
+    """
+
+    first: list[dict]
+    second: list[dict]
+    linear_path: dict
 
 
 def best_epoch(history: list[dict]) -> int:

@@ -1,6 +1,6 @@
 """The validation loop (SWEEP): trials of settings, kept in a study that processes and machines can share.
 
-The study is a journal, a file that optuna only ever appends to: unlike SQLite it is safe in a shared folder.
+The study is a journal: a file that optuna only appends to, which unlike SQLite is safe in a shared folder.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ from EMG_utils import fit
 
 logger = logging.getLogger(__name__)
 
-WIDE: dict[str, BaseDistribution] = {  # what SWEEP_SPACE = wide tries; any setting of model and training may be added
+WIDE: dict[str, BaseDistribution] = {  # of SWEEP_SPACE = "wide"; any setting of model and training may be added
     "LR": FloatDistribution(1e-4, 1e-2, log=True),
     "WEIGHT_DECAY": FloatDistribution(1e-3, 0.5, log=True),
     "DROPOUT": FloatDistribution(0.0, 0.4),
@@ -49,15 +49,16 @@ WIDE: dict[str, BaseDistribution] = {  # what SWEEP_SPACE = wide tries; any sett
     "PATCH_MS": CategoricalDistribution([25.0, 50.0]),
     "FILTERS": CategoricalDistribution([8, 16, 32]),
 }
-UNPRUNED = 5  # trials that run to the end before any is compared with their median
-FEWEST = 8  # complete trials, and more than settings; importances from fewer are chance
+UNPRUNED = 5  # the first trials run to the end; later ones are compared with their median
+FEWEST = 8  # complete trials (and more than there are settings) for importances; those from fewer are chance
 
 
 def search(task: Task, settings: Settings, run: Path) -> Settings:
     """Try settings for NUM_EPOCHS_FOR_VALIDATION epochs each, as SWEEP_SPACE says; returns the best as settings.
 
-    The validation part alone decides. sweep.csv and sweep.png in `run` show every trial of the study, those of other
-    processes too. Raises EMGError where the study belongs to something else, or every trial fails.
+    Trials are compared on the validation part only. sweep.csv and sweep.png in `run` show every trial of the study,
+    also those of other processes. Raises EMGError where the study belongs to other data or settings, or every trial
+    fails.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = SharedStudy(settings, identity(task, settings, run), run)
@@ -65,26 +66,29 @@ def search(task: Task, settings: Settings, run: Path) -> Settings:
     for trial in study.trials():
         first = trial.number if first is None else first
         left = time_to_go(time.monotonic() - began, trial.number - first, max(1, study.total - trial.number))
-        logger.info(f"trial {trial.number + 1}: {listed(trial.params)}{left}")
+        logger.info(f"trial {trial.number + 1}: {params_line(trial.params)}{left}")
         write_table(study, run)
-        tried = with_params(settings, trial.params)
-        study.run(trial, partial(train, trial, task, tried))
+        study.run(trial, partial(train, trial, task, with_params(settings, trial.params)))
         write_table(study, run)
     table, best = write_table(study, run), study.best()
     study.close()
     origin = f"{settings.DATA_LOCATION.name}. {task.windows.metadata['note']}".strip()
     note = f"{settings.MODEL_NAME}, {best.user_attrs['weights']} weights. {task.split.description}. Data: {origin}"
     draw_sweep(table, *study.importances(), study.logarithmic(), note, run)
-    logger.info(f"best trial: {best.number + 1}, {listed(best.params)}; balanced accuracy {best.value:.3f}")
+    logger.info(f"best trial: {best.number + 1}, {params_line(best.params)}; balanced accuracy {best.value:.3f}")
     return with_params(settings, best.params)
 
 
 def with_params(settings: Settings, params: dict) -> Settings:
+    """The settings with the values of a trial."""
     return Settings(**settings.model_dump() | params)
 
 
 def train(trial: optuna.Trial, task: Task, settings: Settings) -> float:
-    """Best balanced accuracy on the validation part; raises TrialPruned where the first epochs lag behind."""
+    """Train for a trial; returns its best balanced accuracy on the validation part.
+
+    Raises TrialPruned where an epoch is below the median of the trials before.
+    """
     model, epochs = new_model(task, settings), settings.NUM_EPOCHS_FOR_VALIDATION
     trial.set_user_attr("weights", model.config.weights)
 
@@ -97,10 +101,11 @@ def train(trial: optuna.Trial, task: Task, settings: Settings) -> float:
     return max(row["validation_balanced_accuracy"] for row in history)
 
 
-# ---- what is tried, and on what -------------------------------------------------------------------------------
+# ---- search space ---------------------------------------------------------------------------------------------
 
 
 def space(settings: Settings) -> dict[str, BaseDistribution]:
+    """Setting → the values to try."""
     if settings.SWEEP_SPACE == "wide":
         return WIDE
     values = {"NUM_LAYERS": settings.SWEEP_NUM_LAYERS, "LR": settings.SWEEP_LR}
@@ -108,29 +113,30 @@ def space(settings: Settings) -> dict[str, BaseDistribution]:
 
 
 def first_points(settings: Settings) -> list[dict]:
-    """The whole grid in its order; of the wide space, the settings as they are, where they lie in it."""
+    """Points that are tried first: the whole grid in its order; in the wide space, the settings as they are."""
     distributions = space(settings)
     if settings.SWEEP_SPACE == "grid":
         choices = [distribution.choices for distribution in distributions.values()]
         return [dict(zip(distributions, point, strict=True)) for point in itertools.product(*choices)]
-    values = {name: written(settings, name) for name in distributions}
-    return [{name: value for name, value in values.items() if holds(distributions[name], value)}]
+    values = {name: choice(settings, name) for name in distributions}
+    return [{name: value for name, value in values.items() if contains(distributions[name], value)}]
 
 
-def written(settings: Settings, name: str):
-    """A setting's value; a list as on the command line, because no list can be one of optuna's choices."""
+def choice(settings: Settings, name: str):
+    """A setting's value as optuna has it: a list is a text, as on the command line."""
     value = getattr(settings, name)
     return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
-def holds(distribution: BaseDistribution, value) -> bool:
+def contains(distribution: BaseDistribution, value) -> bool:
+    """Whether the value is one of those to try."""
     if isinstance(distribution, CategoricalDistribution):
         return value in distribution.choices
     return distribution.low <= value <= distribution.high
 
 
 def identity(task: Task, settings: Settings, run: Path) -> dict:
-    """What trials need to have in common to be compared: data, split.csv, space and the settings outside it."""
+    """What all trials of a study share: data, split.csv, search space and the settings outside it."""
     distributions = space(settings)
     compared = settings.with_role(Role.DATA, Role.SPLIT, Role.MODEL, Role.TRAINING) - {"NUM_EPOCHS"}
     compared |= {"NUM_EPOCHS_FOR_VALIDATION"}
@@ -142,6 +148,7 @@ def identity(task: Task, settings: Settings, run: Path) -> dict:
 
 
 def checksum(text: str) -> str:
+    """SHA-256 in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -151,8 +158,8 @@ def checksum(text: str) -> str:
 class SharedStudy:
     """An optuna study in a journal file, from which several processes take trials in turn.
 
-    A process holds a file lock for as long as it runs a trial, and the system frees it when the process dies: so an
-    interrupted trial is known at once, on whichever machine, and tried again.
+    A process holds a file lock while it runs a trial, and the system frees the lock when the process dies. So any other
+    process, also on another machine, sees an interrupted trial at once and tries it again.
     """
 
     def __init__(self, settings: Settings, identity: dict, run: Path):
@@ -169,7 +176,7 @@ class SharedStudy:
             self._claim(identity, first)
 
     def run(self, trial: optuna.Trial, train: Callable[[], float]) -> None:
-        """Let `train` find the value of the trial; errors end the trial alone."""
+        """Let `train` find the value of the trial; an error ends this trial only."""
         try:
             self.study.tell(trial, train())
         except optuna.TrialPruned:
@@ -182,7 +189,7 @@ class SharedStudy:
             self.study.tell(trial, state=TrialState.FAIL)
         except UpdateFinishedTrialError:
             raise EMGError(
-                f"{self.path}: another process took this one for dead, because its file locks are not seen there; "
+                f"{self.path}: another process ended this trial, because it does not see the file locks of this one; "
                 "put the study into a folder that shares locks"
             ) from None
 
@@ -196,7 +203,7 @@ class SharedStudy:
             whole = content.rfind(b"\n") + 1
             if content and not (content.startswith(b'{"op_code"') and whole):
                 raise refused
-            if whole < len(content):  # a full disk or a kill has left half a line, and optuna would append to it
+            if whole < len(content):  # half a line, from a full disk or a kill: optuna would append to it
                 os.truncate(self.path, whole)
         try:
             storage = JournalStorage(JournalFileBackend(str(self.path), lock_obj=lock))
@@ -206,10 +213,10 @@ class SharedStudy:
             raise refused from None
 
     def _claim(self, identity: dict, first: list[dict]) -> None:
-        """Write into a new study what it belongs to, and its first points; refuse one that belongs to other things."""
+        """Write identity and first points into a new study; raises EMGError where the study has another identity."""
         found = self.study.user_attrs.get("identity")
         if found is None:
-            for point in first:  # a process that died here has left some of them
+            for point in first:  # some are there already where a process died here
                 self.study.enqueue_trial(point, skip_if_exists=True)
             self.study.set_user_attr("identity", identity)
         elif found != identity:
@@ -220,7 +227,7 @@ class SharedStudy:
             )
 
     def trials(self) -> Iterator[optuna.Trial]:
-        """Trials for this process to run, until the study has all; at the end it waits for those that others run."""
+        """Yield trials for this process to run, until the study has all; then wait for those of other processes."""
         told = False
         while True:
             taken = self._next()
@@ -236,14 +243,14 @@ class SharedStudy:
                 return
 
     def _next(self) -> tuple[optuna.Trial, FileLock] | None:
-        """The next trial and the lock on it: a waiting one, else a new one while the study lacks trials."""
+        """The next trial and the lock on it: one that waits, else a new one, until the study has all (None)."""
         with self.alone:
             self._fail_interrupted()
             self._queue_interrupted()
             counted = [trial for trial in self.study.get_trials(deepcopy=False) if state(trial) != "interrupted"]
             if len(counted) >= self.total and not self._numbers(TrialState.WAITING):
                 return None
-            # the same seed whichever process asks, and after any interruption
+            # the same seed for every process, and after any interruption
             self.study.sampler = TPESampler(seed=self.seed + len(counted))
             trial = self.study.ask(self.space)
             lock = self._lock(trial.number)
@@ -251,6 +258,7 @@ class SharedStudy:
             return trial, lock
 
     def _fail_interrupted(self) -> None:
+        """End the trials whose process is dead."""
         for number in self._numbers(TrialState.RUNNING):
             lock = self._lock(number)
             with suppress(Timeout):  # a living process holds it
@@ -259,6 +267,7 @@ class SharedStudy:
                 remove_lock(lock)
 
     def _queue_interrupted(self) -> None:
+        """Let every interrupted trial be tried again, once."""
         trials = self.study.get_trials(deepcopy=False)
         queued = {trial.user_attrs.get("repeats") for trial in trials}
         for trial in trials:
@@ -271,7 +280,7 @@ class SharedStudy:
         return [trial.number for trial in self.study.get_trials(deepcopy=False, states=(state,))]
 
     def close(self) -> None:
-        """Take the lock files away, unless other processes still use some."""
+        """Remove the lock files, unless other processes still use some."""
         for lock in (self.alone, FileLock(self.locks / "journal")):
             lock.acquire()
             remove_lock(lock)
@@ -282,9 +291,9 @@ class SharedStudy:
         return FileLock(self.locks / str(number))
 
     def best(self) -> FrozenTrial:
-        """The first of the trials with the highest value among those that ran to the end; raises EMGError.
+        """The complete trial with the highest value, the first of equal ones; raises EMGError where all failed.
 
-        One that was interrupted and tried again stands where it stood at first.
+        A repeated trial counts as early as the interrupted one.
         """
         trials = self.study.get_trials(deepcopy=False)
         complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
@@ -301,9 +310,9 @@ class SharedStudy:
         return trial.number
 
     def importances(self) -> tuple[dict[str, float], str]:
-        """Share of each setting in the variance of the values, the highest first; or why there are none.
+        """Share of each setting in the variance of the values, the highest first; or the reason for none.
 
-        fANOVA (Hutter et al., 2014) over the trials that ran to the end.
+        fANOVA (Hutter et al., 2014) over the complete trials.
         """
         complete, needed = len(self._numbers(TrialState.COMPLETE)), max(FEWEST, len(self.space) + 1)
         if complete < needed:
@@ -318,25 +327,26 @@ class SharedStudy:
         return [name for name, distribution in self.space.items() if getattr(distribution, "log", False)]
 
 
-# ---- what is shown --------------------------------------------------------------------------------------------
+# ---- table ----------------------------------------------------------------------------------------------------
 
 
 def state(trial: FrozenTrial) -> str:
-    """In words: a trial that failed by itself has an error, an interrupted one has none."""
+    """The trial's state in sweep.csv; optuna's FAIL is `failed` with an error, `interrupted` without one."""
     if trial.state == TrialState.FAIL:
         return "failed" if "error" in trial.user_attrs else "interrupted"
     return trial.state.name.lower()
 
 
 def write_table(study: SharedStudy, run: Path) -> pd.DataFrame:
-    """sweep.csv: one row per trial that was begun; validation_balanced_accuracy is that of its best epoch."""
+    """Write sweep.csv: one row per trial that was begun."""
     trials = [trial for trial in study.study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
-    table = pd.DataFrame([row(trial, list(study.space)) for trial in trials])
+    table = pd.DataFrame([trial_row(trial, list(study.space)) for trial in trials])
     replace_file(run / "sweep.csv", lambda path: table.to_csv(path, index=False))
     return table
 
 
-def row(trial: FrozenTrial, names: list[str]) -> dict:
+def trial_row(trial: FrozenTrial, names: list[str]) -> dict:
+    """Settings and outcome of a trial; validation_balanced_accuracy is that of its best epoch."""
     return (
         {"trial": trial.number + 1}
         | {name: trial.params.get(name) for name in names}
@@ -351,8 +361,8 @@ def row(trial: FrozenTrial, names: list[str]) -> dict:
     )
 
 
-def listed(params: dict) -> str:
-    """NUM_LAYERS -1, LR 0.0003"""
+def params_line(params: dict) -> str:
+    """Return NUM_LAYERS -1, LR 0.0003"""
     return ", ".join(
         f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in params.items()
     )

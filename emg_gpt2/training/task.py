@@ -1,14 +1,18 @@
-"""What is to be learnt: windows, their split, and what each window is measured against."""
+"""A task: windows, their split, and the reference that each window is measured against."""
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from EMG_DATA_LOADER import Split, draw_rows, read_emg, reference_groups, rows_to_measure, split_windows
+from emg_gpt2.base.command_line import as_written
 from emg_gpt2.model.normalise import Reference, References, measure_reference
-from emg_gpt2.settings import Settings
+from emg_gpt2.settings import Role, Settings
 from emg_gpt2.windows.reading import WindowSet, load_windows
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,21 +36,22 @@ def load_task(settings: Settings) -> Task:
 
 
 def make_task(windows: WindowSet, split: Split, settings: Settings) -> Task:
-    """Measure the references of a split."""
+    """A task whose references are measured on this split."""
     return Task(windows, split, session_references(windows, split, settings))
-
-
-def refit_task(task: Task, settings: Settings) -> Task:
-    """The task of the second training: the validation part belongs to the training part."""
-    return make_task(task.windows, task.split.with_validation(), settings)
 
 
 def fitted_task(task: Task, settings: Settings) -> Task:
     """The task that a finished model was fitted to: with REFIT, that of the second training.
 
-    Its test part is measured against the references of the part that the model was fitted to.
+    With SCALE = "training" its test windows are measured against the training part of that task.
     """
-    return refit_task(task, settings) if settings.REFIT else task
+    split = fitted_split(task.split, settings)
+    return task if split is task.split else make_task(task.windows, split, settings)
+
+
+def fitted_split(split: Split, settings: Settings) -> Split:
+    """The split that a finished model was fitted to: with REFIT its training part holds the validation part too."""
+    return split.with_validation() if settings.REFIT else split
 
 
 def session_references(windows: WindowSet, split: Split, settings: Settings) -> References:
@@ -57,3 +62,48 @@ def session_references(windows: WindowSet, split: Split, settings: Settings) -> 
     rows = rows_to_measure(groups, split)
     each = [measure_reference(read_emg(windows, draw_rows(one, settings.SEED))) for one in rows]
     return References(Reference(*map(torch.cat, zip(*each, strict=True))), torch.from_numpy(groups))
+
+
+# ---- log --------------------------------------------------------------------------------------------------------
+
+
+def log_task(task: Task, settings: Settings) -> None:
+    """Log what `log_data` says of the task."""
+    log_data(task.windows, task.split, settings)
+
+
+def log_data(windows: WindowSet, split: Split, settings: Settings) -> None:
+    """Log windows and split, settings that differ from the windows file, and gestures that a part lacks."""
+    about = windows.metadata
+    logger.info(
+        f"{settings.DATA_LOCATION}: {len(windows.table)} windows of {about['window']} samples at "
+        f"{about['sampling_rate']:g} Hz, {len(about['channels'])} channels, {len(windows.classes)} classes"
+    )
+    if about["note"]:
+        logger.info(about["note"])
+    warn_of_other_windows(about["settings"], settings)
+    logger.info(split.description)
+    for part in ("validation", "test"):
+        absent = set(range(len(windows.classes))) - set(windows.targets[getattr(split, part)])
+        if absent:
+            names = ", ".join(windows.class_names[index] for index in sorted(absent))
+            logger.warning(f"the {part} part has no window of {names}; balanced accuracy is over the other classes")
+    logger.info(f"{len(split.train)} windows to train, {len(split.validation)} to validate, {len(split.test)} to test")
+
+
+def warn_of_other_windows(made_with: dict, settings: Settings) -> None:
+    """Warn of settings that differ from those that the windows were `made_with`.
+
+    Each flag or variable of this run has its own sentence; the values of ENV.py have one together.
+    """
+    wanted = settings.model_dump(mode="json")
+    others = [name for name, value in made_with.items() if wanted.get(name, value) != value]
+    for name in [one for one in others if one in settings.given]:
+        file, asked = as_written(made_with[name]), as_written(wanted[name])
+        logger.warning(f"{name} is {file} in the file, not {asked}; run Preprocessing.py to change it")
+    for name in sorted(settings.given & settings.with_role(Role.LABELS)):
+        logger.warning(f"{name} is the file's own; run Preprocessing.py to change it")
+    if rest := [f"{name} {as_written(made_with[name])}" for name in others if name not in settings.given]:
+        logger.warning(
+            f"the windows were made with {', '.join(rest)}, not as ENV.py has it; Preprocessing.py makes others"
+        )

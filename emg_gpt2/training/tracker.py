@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 
 PROJECT = "EMG-GPT2"
 SHARE = 0.01  # of the time goes into points between epochs, at the most: a distant server is slow to answer
-WANDB_SECONDS = 0.2  # between two writes to its file; a process that is killed takes what it had not written with it
-PACKAGES = {  # whether it is installed, and what to install
+WANDB_SECONDS = 0.2  # between two writes to its file; a killed process loses what it has not written
+PACKAGES = {  # tracker → whether it is installed, and its package
     "tensorboard": (is_tensorboard_available, "tensorboard"),
     "wandb": (is_wandb_available, "wandb"),
     "mlflow": (is_mlflow_available, "mlflow-skinny"),
@@ -31,9 +31,9 @@ PACKAGES = {  # whether it is installed, and what to install
 class Tracker:
     """One log of a whole run, on one axis of steps: the parts training, second training (`refit/`) and test (`test/`).
 
-    tracker.json in the run's folder holds the last step that was logged. A resumed run repeats the same steps with the
-    same results, so those up to that one are left out, and no step is there twice. Where logging fails, it ends with a
-    warning, and the training goes on. `theirs`: accelerate's tracker, started; None logs nothing.
+    tracker.json in the run's folder holds the last step that was logged. A resumed run repeats some steps with the same
+    results; they are not logged again. Where logging fails, it ends with a warning, and the training goes on.
+    theirs: accelerate's tracker, started; None logs nothing.
     """
 
     def __init__(self, theirs: GeneralTracker | None, run: Path, last: int = -1):
@@ -42,11 +42,11 @@ class Tracker:
         self.prefix, self.before = "", 0  # of the part, and the steps of the parts before it
 
     def begin_part(self, prefix: str) -> None:
-        """Names of what is logged from now on begin with `prefix`."""
+        """Begin the names of all that follows with `prefix`."""
         self.prefix = prefix
 
     def end_part(self, steps: int) -> None:
-        """The part had so many steps; those of the next one come after them."""
+        """Let the steps of the next part come after the `steps` of this one."""
         self.before += steps
 
     def log(self, values: dict, step: int, spare: bool = False) -> None:
@@ -64,11 +64,11 @@ class Tracker:
         self.spent += time.perf_counter() - began
 
     def _note(self, step: int) -> None:
-        self.last, noted = step, {"run": _identity(self.theirs), "step": step}
+        self.last, noted = step, {"tracker": self.theirs.name, "run": _identity(self.theirs), "step": step}
         replace_file(self.run / "tracker.json", lambda path: write_json(path, noted))
 
     def begin(self, settings: Settings) -> None:
-        """The settings."""
+        """Log the settings."""
         values = {name: _written(value) for name, value in settings.model_dump(mode="json").items()}
         self._try(lambda: self.theirs.store_init_configuration(values))
         self._try(lambda: self._note(max(0, self.last)))
@@ -78,7 +78,7 @@ class Tracker:
             self._try(self.theirs.finish)
 
     def _try(self, act) -> None:
-        """A log is not worth a training: whatever goes wrong with it is a warning."""
+        """Turn any error of the library into a warning, so that the training goes on."""
         try:
             if self.theirs is not None:
                 act()
@@ -89,17 +89,16 @@ class Tracker:
 
 @contextmanager
 def tracking(settings: Settings, run: Path) -> Iterator[Tracker]:
-    """The log of the run in the folder `run`, new or gone on with; raises EMGError where it cannot be begun.
+    """The log of the run in the folder `run`, new or continued; raises EMGError where it cannot begin.
 
     tensorboard/, wandb/ or mlflow.db lie in the folder; MLFLOW_TRACKING_URI names another place, and WANDB_MODE and
-    WANDB_PROJECT are wandb's own.
-    Where several processes train together, the main process alone logs.
+    WANDB_PROJECT are wandb's own. Of several processes that train together, only the main process logs.
     """
     if settings.TRACKER == "none" or not PartialState().is_main_process:
         yield Tracker(None, run)
         return
     tracker = _start(settings.TRACKER, run)
-    if tracker.last < 0 or settings.TRACKER == "wandb":  # which loses the latest with a process that is killed
+    if tracker.last < 0 or settings.TRACKER == "wandb":  # a killed process may have lost wandb's settings
         tracker.begin(settings)
     try:
         yield tracker
@@ -115,9 +114,8 @@ def require_tracker(settings: Settings) -> None:
 
 
 def _start(name: str, run: Path) -> Tracker:
-    kept = run / "tracker.json"
     try:
-        known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {"run": None, "step": -1}
+        known = _known_log(name, run / "tracker.json")
         theirs = STARTERS[name](run, known["run"], known["step"])
         theirs.start()
     except Exception as error:  # each library has its own
@@ -127,8 +125,14 @@ def _start(name: str, run: Path) -> Tracker:
     return Tracker(theirs, run, known["step"])
 
 
+def _known_log(name: str, path: Path) -> dict:
+    """`run` and `step` of the log that a resumed run goes on with; a new log where it had none, or another tracker."""
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"tracker": None}
+    return known if known.get("tracker", name) == name else {"run": None, "step": -1}
+
+
 def _tensorboard(run: Path, identity: str | None, last: int) -> TensorBoardTracker:
-    """Points after the last one that was noted are those of a step that was killed: TensorBoard forgets them."""
+    """TensorBoard drops what was logged after the `last` noted step: the process was killed before it was noted."""
     return TensorBoardTracker("tensorboard", run, purge_step=last + 1 if last >= 0 else None)
 
 
@@ -156,14 +160,14 @@ STARTERS = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
 
 
 def _identity(theirs: GeneralTracker) -> str | None:
-    """The name by which wandb and mlflow find the run again."""
+    """The name by which wandb and mlflow find the run again; None for TensorBoard."""
     if theirs.name == "tensorboard":
         return None
     return theirs.tracker.id if theirs.name == "wandb" else theirs.tracker.info.run_id
 
 
 def _written(value) -> bool | int | float | str:
-    """TensorBoard takes no lists."""
+    """The value as TensorBoard takes it, which has no lists."""
     if isinstance(value, list | dict | None):
         return json.dumps(value, ensure_ascii=False)
     return value

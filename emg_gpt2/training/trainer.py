@@ -1,8 +1,8 @@
-"""The state of a training: model, optimiser, schedule, batches, history, and what is checked and kept in between.
+"""The state of a training: model, optimiser, schedule, batches, history; checks and checkpoints between the steps.
 
-The loop itself is `fit` in EMG_utils.py. Random numbers are a function of seed, epoch and step, so a run that was
-resumed equals one that was left alone. Several processes (torchrun, accelerate launch) take equal shares of every batch
-and give what one process gives within rounding; only dropout is drawn by each for itself.
+The loop itself is `fit` in EMG_utils.py. Random numbers are a function of seed, epoch and step, so a resumed training
+ends with the same weights as one that was never stopped. Several processes (torchrun, accelerate launch) take equal
+shares of every batch; their result is that of one process, within rounding, but for dropout, which each draws alone.
 """
 
 import logging
@@ -18,9 +18,10 @@ import torch
 from rich.progress import Progress
 from transformers import get_cosine_schedule_with_warmup
 
-from EMG_DATA_LOADER import Batch, Feed, class_weights, cut_rows
+from EMG_DATA_LOADER import class_weights, cut_rows
 from emg_gpt2.base.files import replace_file
 from emg_gpt2.model.augment import Augmentation, Draws
+from emg_gpt2.model.backbone import POSITIONS
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.settings import Settings
 from emg_gpt2.training.adapt import AugmentedModel, UpperModel, frozen_blocks, run_lower_once
@@ -33,6 +34,7 @@ from emg_gpt2.training.checkpoint import (
     readable,
 )
 from emg_gpt2.training.device import (
+    device_line,
     has_share,
     is_main_process,
     make_accelerator,
@@ -44,22 +46,27 @@ from emg_gpt2.training.finite import Step, check_steps, check_weights
 from emg_gpt2.training.history import EpochSums, best_epoch, epoch_line, epochs_since_best
 from emg_gpt2.training.task import Task
 from emg_gpt2.training.tracker import Tracker
+from emg_gpt2.windows.feed import Batch, Feed
 
 logger = logging.getLogger(__name__)
 
-STEPS_PER_LOOK = 10  # on a GPU: looking at the loss waits for it
+STEPS_PER_LOOK = 10  # on a GPU, because reading a loss waits for all steps before it
 
 
 class TrainingBatch(NamedTuple):
-    """rows: of the whole batch; own: this process's share of it; draws: the augmentation of that share."""
+    """rows (B,): of the whole batch; own: this process's share of it; counts: whether it has one.
+
+    draws: the augmentation of the share.
+    """
 
     rows: np.ndarray
     own: Batch
+    counts: bool
     draws: Draws
 
 
 class Trainer:
-    """Everything that one training needs beside its loop."""
+    """Everything that one training needs beside its loop; `asked` holds the signals that ask for its end."""
 
     def __init__(
         self,
@@ -72,7 +79,10 @@ class Trainer:
     ):
         self.model, self.task, self.settings, self.epochs = model, task, settings, epochs
         self.run, self.tracker = run, tracker
+        if run:
+            run.mkdir(parents=True, exist_ok=True)
         self.accelerator = make_accelerator(settings)
+        logger.info(device_line(settings))
         self.device, self.processes = self.accelerator.device, self.accelerator.num_processes
         if self.device.type == "cpu":
             model.set_attn_implementation("eager")  # for so few tokens it is faster than the fused one, there
@@ -83,13 +93,13 @@ class Trainer:
         self.steps = -(-len(task.split.train) // settings.BATCH_SIZE)  # per epoch
         self._prepare(settings)
         self.class_weight = self._class_weight()  # (K,)
-        self.history, self.sums, self.unchecked = [], EpochSums(), []
+        self.history, self.sums, self.unchecked = [], EpochSums.zero(), []
         self.checkpoints = Checkpoints(run, model, self.optimizer)
-        self.asked = []  # signals that should end the training after a whole step
-        self.spent, self.trained, self.began = {"steps": 0.0, "data": 0.0}, 0, time.perf_counter()
+        self.asked = []
+        self.spent, self.trained, self.began = {"steps": 0.0, "data": 0.0}, 0, time.perf_counter()  # s, windows
 
     def _prepare(self, settings: Settings) -> None:
-        """The trained module, its feed, optimiser and schedule."""
+        """Make the module that is trained, its feed, optimiser and schedule."""
         optimizer = torch.optim.AdamW(
             decay_groups(self.model, settings.WEIGHT_DECAY),
             lr=settings.LR,
@@ -138,24 +148,17 @@ class Trainer:
         parts = cut_rows(order, self.settings.BATCH_SIZE)[self.sums.step :]
         shown = {"total": self.steps, "completed": self.sums.step, "loss": 0.0, "accuracy": 0.0}
         self.bar, self.shown = bar, bar.add_task(f"epoch {self.epoch}/{self.epochs}", **shown)
+        self.clock = time.perf_counter()  # where the next step's time begins
         for rows, own in zip(parts, self._timed(self.feed(map(own_share, parts))), strict=True):
-            began, before = time.perf_counter(), self.checkpoints.seconds
-            yield TrainingBatch(rows, own, self._draw(rows))
-            seconds = time.perf_counter() - began - (self.checkpoints.seconds - before)
-            self.trained += len(rows)
-            self.spent["steps"] += seconds
-            self.sums.seconds += seconds
+            yield TrainingBatch(rows, own, has_share(rows), self._draw(rows))
         bar.remove_task(self.shown)
-        self.ended = time.perf_counter()
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches; the time that they take to arrive is added to `spent`."""
         while True:
             began = time.perf_counter()
             batch = next(batches, None)
-            waited = time.perf_counter() - began
-            self.spent["data"] += waited
-            self.spent["steps"] += waited
-            self.sums.seconds += waited
+            self.spent["data"] += time.perf_counter() - began
             if batch is None:
                 return
             yield batch
@@ -166,34 +169,26 @@ class Trainer:
         dropout, augmentation = (int(word >> 1) for word in np.random.SeedSequence(step).generate_state(2, np.uint64))
         torch.manual_seed(dropout + self.accelerator.process_index)
         mine = torch.from_numpy(own_share(np.arange(len(rows))))
-        return self.augmentation.draw(len(rows), augmentation).of(mine).to(self.device)
+        return self.augmentation.sample(len(rows), augmentation).of(mine).to(self.device)
 
-    def logits(self, batch: TrainingBatch) -> torch.Tensor:
-        """(b, K) of this process's share, from the module that trains."""
+    def logits(self, batch: Batch, draws: Draws | None = None) -> torch.Tensor:
+        """(B, K) of a batch of `feed`; draws: of the augmentation, None for no augmentation."""
         with self.accelerator.autocast():
-            if self.linear_logits is not None:
-                return self.module(batch.own.emg, self.linear_logits[batch.own.rows])
-            return self.module(batch.own.emg, self.references.of(batch.own.rows), batch.draws)
-
-    def evaluation_logits(self, batch: Batch) -> torch.Tensor:
-        """(B, K) of a batch of `feed`, without dropout and augmentation."""
-        self.module.eval()
-        with self.accelerator.autocast():
-            if self.linear_logits is not None:
+            if self.linear_logits is not None:  # FREEZE: there is no augmentation
                 return self.module(batch.emg, self.linear_logits[batch.rows])
-            return self.model(batch.emg, self.references.of(batch.rows)).logits
+            return self.module(batch.emg, self.references.of(batch.rows), draws)
 
-    def targets(self, rows: np.ndarray) -> torch.Tensor:
-        """(B,) class indices of the windows `rows`, on the device."""
-        return torch.from_numpy(self.task.windows.targets[rows]).to(self.device)
+    def total_weight(self, batch: TrainingBatch) -> torch.Tensor:
+        """Sum of the class weights of the whole batch, the shares of all processes together."""
+        targets = torch.from_numpy(self.task.windows.targets[batch.rows]).to(self.device)  # (B,)
+        return self.class_weight[targets].sum()
 
-    def after_step(self, batch: TrainingBatch, logits: torch.Tensor, loss: torch.Tensor, norm: torch.Tensor) -> None:
+    def end_step(self, batch: TrainingBatch, logits: torch.Tensor, loss: torch.Tensor, norm: torch.Tensor) -> None:
         """Add the step to the sums of the epoch; check it, show it, and stop or write a checkpoint if that is due.
 
         loss: this process's share of the batch's mean; norm: of the gradient.
         """
-        counts = has_share(batch.rows)
-        right = (logits.argmax(1) == batch.own.targets).sum() * counts
+        right = (logits.argmax(1) == batch.own.targets).sum() * batch.counts
         lr = self.schedule.get_last_lr()[0]
         self.sums.add(lr, loss.detach() * len(batch.rows), right)
         self.unchecked.append(
@@ -201,9 +196,13 @@ class Trainer:
         )
         self.schedule.step()
         last, every = self.sums.step == self.steps, 1 if self.device.type == "cpu" else STEPS_PER_LOOK
-        if last or self.sums.step % every == 0:
+        look = last or self.sums.step % every == 0
+        if look:
             self._look(lr, float(loss.detach()) * self.processes)
+        self._count_time(len(batch.rows))
+        if look:
             self.pause()
+        self.clock = time.perf_counter()
 
     def _look(self, lr: float, loss: float) -> None:
         """Check the steps since the last look; show and log the running figures, as this process sees them."""
@@ -216,22 +215,32 @@ class Trainer:
             done = len(self.history) * self.steps + self.sums.step
             self.tracker.log({"step/lr": lr, "step/loss": loss}, done, spare=True)
 
-    def end_epoch(self, validated: dict) -> dict:
-        """Add the row of history, and keep the weights where they are the best so far; returns the row."""
+    def _count_time(self, windows: int) -> None:
+        """Add the time since the last step, without that of a checkpoint."""
+        seconds = time.perf_counter() - self.clock
+        self.trained += windows
+        self.spent["steps"] += seconds
+        self.sums.seconds += seconds
+
+    def check_weights(self) -> None:
+        """Raise NotFiniteError where a weight is not finite."""
         check_weights(self.model, self.where)
+
+    def end_epoch(self, validated: dict) -> dict:
+        """Add the row of history, and remember the weights where they are the best so far; returns the row."""
         seen = len(self.task.split.train)
         loss, right = sum_over_processes(float(self.sums.loss_sum), float(self.sums.right))
         row = {"epoch": self.epoch, "lr": self.sums.lr_sum / self.steps}
         row |= {"train_loss": loss / seen, "train_accuracy": right / seen, **validated}
-        seconds = self.sums.seconds + time.perf_counter() - self.ended
+        seconds = self.sums.seconds + time.perf_counter() - self.clock  # the validation included
         row |= {"seconds": seconds, "weights": self.model.config.weights}
         self.history.append(row)
-        self.sums = EpochSums()
+        self.sums = EpochSums.zero()
         logger.info(epoch_line(row, self.epochs))
         if self.tracker:
             self.tracker.log({f"epoch/{name}": value for name, value in row.items()}, len(self.history) * self.steps)
         if self.run and epochs_since_best(self.history) == 0:
-            self.checkpoints.keep_best()
+            self.checkpoints.remember_best()
         if self.run and is_main_process():
             table = pd.DataFrame(self.history)
             replace_file(self.run / "history.csv", lambda path: table.to_csv(path, index=False))
@@ -240,7 +249,7 @@ class Trainer:
     # ---- between two steps
 
     def is_over(self, epochs: int) -> bool:
-        """Whether `epochs` are done, or PATIENCE epochs brought no lower loss."""
+        """Whether `epochs` are done, or PATIENCE epochs have brought no lower loss on the validation part."""
         if len(self.history) >= epochs:
             return True
         patience = self.settings.PATIENCE
@@ -254,14 +263,14 @@ class Trainer:
         due = self.run is not None and is_main_process() and self.checkpoints.due()
         stop, due = on_any_process(bool(self.asked)), on_any_process(due)
         if self.run and (stop or due):
-            check_weights(self.model, self.where)
+            self.check_weights()
             self._write_checkpoint()
         if stop:
             raise KeyboardInterrupt
 
     def finish(self, fresh: bool) -> None:
-        """The last checkpoint, which needs no weights and moments; `fresh`: something was trained."""
-        if self.run and (fresh or has_state(self.run / "last")):  # killed with all epochs done
+        """Write the last checkpoint, which needs no weights and moments; `fresh`: something was trained."""
+        if self.run and (fresh or has_state(self.run / "last")):  # has_state: killed after the last epoch
             self._write_checkpoint(ended=True)
             self._log_speed()
         if self.tracker:
@@ -296,7 +305,7 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 
-    def keep_best(self) -> str:
+    def write_best(self) -> str:
         """Write the best model so far; returns where it is, as the end of a sentence."""
         if not self.run:
             return ""
@@ -306,7 +315,7 @@ class Trainer:
         return f"; the best model so far, of epoch {best_epoch(self.history) + 1}, is in {self.run / 'best_model'}"
 
     def _log_speed(self) -> None:
-        """Of this process's time, what did not go into steps; the checkpoint at the end included."""
+        """Log the speed, and the shares of this process's time that waiting for data and checkpoints took."""
         if not self.trained:
             return
         whole, written = time.perf_counter() - self.began, self.checkpoints
@@ -319,7 +328,7 @@ class Trainer:
 def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
     """Trained parameters: matrices with decay; norms, biases, positions and filters without."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decays = {name for name, p in trained if p.ndim == 2 and not name.endswith(("wpe.weight", "filters"))}
+    decays = {name for name, p in trained if p.ndim == 2 and not name.endswith((POSITIONS, "filters"))}
     return [
         {"params": [p for name, p in trained if name in decays], "weight_decay": weight_decay},
         {"params": [p for name, p in trained if name not in decays], "weight_decay": 0.0},

@@ -1,4 +1,4 @@
-"""TODO emg_gpt2.windows.cut."""
+"""A recording → filtered, resampled samples → where its windows begin; and what the windows of a file share."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -14,12 +14,8 @@ from emg_gpt2.raw.resample import resample, resampled_rate
 from emg_gpt2.settings import Settings
 from emg_gpt2.windows.format import columns
 
-SETTINGS_KEPT = (
-    *("FILTER", "BAND_HZ", "SAMPLE_RATE", "WINDOW_MS", "STRIDE_MS", "TRIM_START_MS", "TRIM_END_MS"),
-    "LEGAL_VALUES",
-)
-LARGEST_SAMPLE = 1e9  # counts, µV or V: far above any amplifier, and safe to square
-LARGEST_COUNT = 2**24  # from there on every float32 is a whole number
+LARGEST_SAMPLE = 1e9  # in any unit: far above what an amplifier gives, and safe to square
+LARGEST_COUNT = 2**24  # larger float32 values are all whole numbers, so they prove nothing
 COUNT_STEP = 0.25  # counts per stored step: an error of 0.25 / √12 = 0.07 counts RMS, below the amplifier's noise
 MOST_REPETITIONS = np.iinfo(np.int16).max  # of one label, in a recording
 RATE_TOLERANCE = 1e-3  # putEMG's clocks differ by 1e-5
@@ -27,7 +23,7 @@ RATE_TOLERANCE = 1e-3  # putEMG's clocks differ by 1e-5
 
 @dataclass(frozen=True)
 class Layout:
-    """What all recordings of one file share: it is set by the first one, and the others must agree."""
+    """What all recordings of a windows file share: the first one sets it, and the others must agree."""
 
     name: str  # of the recording that set it
     channels: tuple[str, ...]
@@ -51,7 +47,7 @@ class Layout:
 
     @property
     def stored(self) -> tuple:
-        """What decides how a recording that agrees is cut and stored."""
+        """The part of it that decides how a recording is cut and stored."""
         return self.channels, self.window, self.stride, self.unit
 
 
@@ -69,23 +65,27 @@ def filter_and_resample(recording: Recording, settings: Settings) -> tuple[np.nd
     """(N, C) raw samples → (M, C) filtered samples, and their rate in Hz; the recording's samples are overwritten."""
     filtered = apply_filter(recording.emg, recording.time, settings.FILTER, settings.BAND_HZ, overwrite=True)
     if not np.isfinite(filtered.sum()):
-        raise EMGError("the filter gives values that are no numbers at this sampling rate; choose another FILTER")
+        raise EMGError("the filter gives NaN or infinite values at this sampling rate; choose another FILTER")
     check_size(filtered)
     return resample(filtered, recording.sampling_rate, settings.SAMPLE_RATE)
 
 
 def check_size(samples: np.ndarray) -> None:
-    """Raises EMGError where filtered samples are larger than any that an amplifier gives, or no numbers."""
+    """Raises EMGError where filtered samples are NaN, or larger than any amplifier gives."""
     if not max(samples.max(initial=0), -samples.min(initial=0)) < LARGEST_SAMPLE:
-        raise EMGError(f"its samples are no muscle's: {LARGEST_SAMPLE:g} or more after the filter; mend the file")
+        raise EMGError(
+            f"samples reach {LARGEST_SAMPLE:g} or more after the filter, which no amplifier gives; repair the file or "
+            "leave it out"
+        )
 
 
 def cut_windows(recording: Recording, rate: float, samples: int, layout: Layout, settings: Settings) -> Windows:
     """Windows of a signal of `samples` at `rate` Hz, each inside one repetition less its trimmed edges.
 
-    Repetitions are numbered from 0 for each label of the recording, −1 and labels that are not legal aside. Each
-    sample belongs to the repetition of the recording's sample that is nearest to it, so none reaches over a label that
-    was too short to leave a sample. Raises EMGError where there are more repetitions than a windows file can number.
+    Repetitions are numbered from 0 for each label of the recording; −1 and labels outside LEGAL_VALUES have none. A
+    resampled sample belongs to the repetition of the raw sample that is nearest to it. So two repetitions stay apart
+    even where the label between them is too short to leave a sample. Raises EMGError where a label has more repetitions
+    than a windows file can number.
     """
     nearest = np.rint(np.arange(samples) * recording.sampling_rate / rate).clip(max=len(recording.labels) - 1)
     trim_start, trim_end = (round(ms * rate / 1000) for ms in (settings.TRIM_START_MS, settings.TRIM_END_MS))
@@ -100,7 +100,7 @@ def cut_windows(recording: Recording, rate: float, samples: int, layout: Layout,
         repetitions += [seen[label]] * len(inside)
         seen[label] += 1
     if max(repetitions, default=0) > MOST_REPETITIONS:
-        raise EMGError(f"a label comes and goes more than {MOST_REPETITIONS} times; mend the labels or leave it out")
+        raise EMGError(f"a label comes and goes more than {MOST_REPETITIONS} times; correct the labels or leave it out")
     first = np.array(starts, int)
     start = recording.time[0] + first / rate
     return Windows(first, np.array(window_labels, np.int8), np.array(repetitions, np.int16), start)

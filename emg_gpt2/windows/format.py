@@ -1,34 +1,44 @@
-"""The windows file: its columns, and its description of itself, which is believed only where all of it fits.
+"""The windows file (parquet): its columns, its metadata, how it is written, and what is checked before it is read.
 
-Pages carry checksums of their own (Parquet's), the description one beside it. Parquet's footer has none, so what it
-says of columns and rows has to agree with the description and with the file's size.
+Parquet keeps a checksum of every page, and this module one of the metadata. Parquet's footer has none, so the columns
+and the number of rows in it have to agree with the metadata and with the file's size.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from emg_gpt2.base.errors import EMGError
+from emg_gpt2.base.errors import EMGError, named
+from emg_gpt2.base.files import check_is_file
 from emg_gpt2.base.text import OneLine, SomeLines, in_short
-from emg_gpt2.raw.recording import check_is_file, named
 
 FORMAT_VERSION = 1
 METADATA_KEY, CHECKSUM_KEY = b"emg", b"emg_sha256"
-LEAST_BYTES = 1 / 1000  # per byte of samples: sEMG is packed to a third, and not even silence to less
+LEAST_BYTES = 1 / 1000  # per byte of samples: sEMG is packed to a third, and even silence to no less
+ENCODING = {  # chosen by `python -m benchmarks storage`
+    "compression": "zstd",
+    "compression_level": 3,
+    "column_encoding": {"emg.list.element": "BYTE_STREAM_SPLIT"},  # high and low bytes apart compress better
+    "use_dictionary": ["TRAJ_GT", "subject", "session", "trajectory", "recording", "repetition", "start"],
+    "write_page_checksum": True,
+}
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class Description(BaseModel):
-    """What a windows file says of itself: see `EMG_windows.describe`."""
+class Metadata(BaseModel):
+    """The metadata of a windows file, which `parts.make_metadata` writes."""
 
     model_config = ConfigDict(strict=True)
 
@@ -56,14 +66,38 @@ def columns(window: int, channels: int, counts: bool) -> pa.Schema:
     return pa.schema({"emg": emg, "TRAJ_GT": pa.int8()} | text | {"repetition": pa.int16(), "start": pa.float64()})
 
 
-def with_checksum(description: dict) -> dict[bytes, bytes]:
-    """A description as Parquet metadata."""
-    described = json.dumps(description).encode()
-    return {METADATA_KEY: described, CHECKSUM_KEY: _checksum(described)}
+# ---- writing ----------------------------------------------------------------------------------------------------
 
 
-def _checksum(described: bytes) -> bytes:
-    return hashlib.sha256(described).hexdigest().encode()
+def write_windows(path: Path, tables: Iterable[pa.Table], metadata: dict) -> None:
+    """One row group per table, under a temporary name until the file is complete and on disk; raises OSError."""
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")  # another machine may write the same
+    try:
+        with temporary.open("wb") as file:
+            _write_tables(file, tables, with_checksum(metadata))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_tables(file: BinaryIO, tables: Iterable[pa.Table], metadata: dict[bytes, bytes]) -> None:
+    tables = iter(tables)
+    first = next(tables)
+    with pq.ParquetWriter(file, first.schema.with_metadata(metadata), **ENCODING) as writer:
+        for table in chain([first], tables):
+            writer.write_table(table.replace_schema_metadata(metadata))
+
+
+def with_checksum(metadata: dict) -> dict[bytes, bytes]:
+    """The metadata as Parquet keeps it, and its checksum."""
+    text = json.dumps(metadata).encode()
+    return {METADATA_KEY: text, CHECKSUM_KEY: _checksum(text)}
+
+
+def _checksum(text: bytes) -> bytes:
+    return hashlib.sha256(text).hexdigest().encode()
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------
@@ -75,13 +109,13 @@ class UnreadableError(EMGError):
 
 @contextmanager
 def open_file(path: Path) -> Iterator[tuple[pq.ParquetFile, dict]]:
-    """A windows file and its description; raises EMGError where it is none, or is damaged, then or in what is read."""
+    """A windows file and its metadata; raises EMGError where it is none, or is damaged, also in what is read later."""
     anew = "write it anew with Preprocessing.py"
     with named(path):
         check_is_file(path)
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            yield file, _read_description(file, path.stat().st_size)
+            yield file, _read_metadata(file, path.stat().st_size)
     except FileNotFoundError:
         raise EMGError(f"{path}: there is no such file; write it with Preprocessing.py or set DATA_LOCATION") from None
     except UnreadableError as error:
@@ -92,38 +126,35 @@ def open_file(path: Path) -> Iterator[tuple[pq.ParquetFile, dict]]:
         raise EMGError(f"{path}: the file cannot be read ({in_short(error)}); {anew}") from None
 
 
-def _read_description(file: pq.ParquetFile, size: int) -> dict:
-    metadata = file.schema_arrow.metadata or {}
-    described = metadata.get(METADATA_KEY, b"")
+def _read_metadata(file: pq.ParquetFile, size: int) -> dict:
+    """Raises UnreadableError unless all of it fits together and fits the file of `size` bytes."""
+    stored = file.schema_arrow.metadata or {}
+    text = stored.get(METADATA_KEY, b"")
     try:
-        description = json.loads(described)
-        version = description["version"]
+        metadata = json.loads(text)
+        version = metadata["version"]
     except (KeyError, TypeError, ValueError, RecursionError):
         raise UnreadableError("no windows of sEMG are in this parquet") from None
     if version != FORMAT_VERSION:
         raise UnreadableError(f"the file has format version {version} and this program reads version {FORMAT_VERSION}")
-    if metadata.get(CHECKSUM_KEY, checksum := _checksum(described)) != checksum:
-        raise UnreadableError("the file is damaged: its description of itself has another checksum")
-    _check_description(description)
-    _check_columns(file, size, description)
-    return description
-
-
-def _check_description(description: dict) -> None:
+    if stored.get(CHECKSUM_KEY, checksum := _checksum(text)) != checksum:
+        raise UnreadableError("the file is damaged: the checksum of its metadata does not match")
     try:
-        Description.model_validate(description)
+        Metadata.model_validate(metadata)
     except ValidationError as error:
-        raise UnreadableError(f"the file's description of itself is wrong ({in_short(error)})") from None
+        raise UnreadableError(f"the file's metadata are wrong ({in_short(error)})") from None
+    _check_columns(file, size, metadata)
+    return metadata
 
 
-def _check_columns(file: pq.ParquetFile, size: int, description: dict) -> None:
-    window, channels = description["window"], len(description["channels"])
-    if window * channels >= 2**31:  # Parquet counts no further
+def _check_columns(file: pq.ParquetFile, size: int, metadata: dict) -> None:
+    window, channels = metadata["window"], len(metadata["channels"])
+    if window * channels >= 2**31:  # Parquet's limit
         raise UnreadableError(f"the file claims windows of {window} samples of {channels} channels")
     found = {field.name: _plain(field.type) for field in file.schema_arrow}
     kinds = [columns(window, channels, counts) for counts in (True, False)]
     if found not in [{field.name: field.type for field in kind} for kind in kinds]:
-        raise UnreadableError("the columns are not those that the file describes")
+        raise UnreadableError("the columns are not those that its metadata describe")
     windows = file.metadata.num_rows
     if not windows:
         raise UnreadableError("the file holds no windows")
@@ -132,26 +163,26 @@ def _check_columns(file: pq.ParquetFile, size: int, description: dict) -> None:
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """Text is text, however another program has written it."""
+    """The same type for all ways in which other programs may have stored text."""
     return pa.string() if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) else kind
 
 
-def read_table(file: pq.ParquetFile, description: dict) -> pa.Table:
+def read_table(file: pq.ParquetFile, metadata: dict) -> pa.Table:
     """All columns but the samples; raises UnreadableError where a window lacks its identity, or its label a name."""
     table = file.read([name for name in file.schema_arrow.names if name != "emg"])
     incomplete = [name for name in table.column_names if table[name].null_count]
     if incomplete or not np.isfinite(table["start"].to_numpy()).all():
         raise UnreadableError(f"the column {[*incomplete, 'start'][0]} has empty places")
     labels = table["TRAJ_GT"].unique().to_pylist()
-    strange = [label for label in labels if label < 0 or str(label) not in description["class_names"]]
+    strange = [label for label in labels if label < 0 or str(label) not in metadata["class_names"]]
     if strange:
         raise UnreadableError(f"TRAJ_GT has the label {strange[0]}, which is none of the classes that the file names")
     return table
 
 
-def read_samples(file: pq.ParquetFile, group: int, description: dict) -> np.ndarray:
+def read_samples(file: pq.ParquetFile, group: int, metadata: dict) -> np.ndarray:
     """(n, T, C) stored values of a row group; raises UnreadableError where there are values that are no numbers."""
-    shape = description["window"], len(description["channels"])
+    shape = metadata["window"], len(metadata["channels"])
     column = file.read_row_group(group, ["emg"])["emg"].combine_chunks()
     values = column.flatten().to_numpy(zero_copy_only=False)  # which leaves out windows that are null
     if len(values) != len(column) * shape[0] * shape[1] or not np.isfinite(values).all():

@@ -1,34 +1,32 @@
-"""One recording → its windows → a windows file, and windows files → one.
+"""One recording → its windows → a windows file; and windows files → one.
 
-A windows file (parquet) of one recording is a part. Parts are made side by side, on this machine or on others, and
-joined in the order of the recordings. A part that is there already, by itself or inside an earlier output, is used
-again where recording, settings and code are still the same, and checksums say that it is whole.
+The windows file of one recording is a part. Parts are made side by side, on this machine or on others, and joined in
+the order of the recordings. A part that exists already, by itself or inside an earlier output, is used again where
+recording, settings and code are still the same and its checksums match.
 """
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import chain
+from importlib.resources import files
 from pathlib import Path
-from typing import BinaryIO
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy
+from filelock import FileLock
 
-from emg_gpt2.base.errors import EMGError
-from emg_gpt2.raw import filter, hdf5, putemg
+from emg_gpt2.base.errors import EMGError, named
+from emg_gpt2.base.files import check_is_file, remove_lock
 from emg_gpt2.raw.putemg import read_recording
-from emg_gpt2.raw.recording import Recording, check_electrodes, check_is_file, named
-from emg_gpt2.settings import Settings
+from emg_gpt2.raw.recording import Recording, check_electrodes
+from emg_gpt2.settings import Role, Settings
 from emg_gpt2.windows.cut import (
-    SETTINGS_KEPT,
     Layout,
     Windows,
     agreed_layout,
@@ -37,17 +35,11 @@ from emg_gpt2.windows.cut import (
     filter_and_resample,
     unit_of,
 )
-from emg_gpt2.windows.format import FORMAT_VERSION, open_file, with_checksum
+from emg_gpt2.windows.format import FORMAT_VERSION, open_file, write_windows
 
 SOURCE_KEYS = {"name", "size", "sha256", "rows", "sampling_rate", "unit", "windows", "windows_sha256"}
 WINDOWS_PER_ROW_GROUP = 1000
-ENCODING = {  # chosen by `python -m tools.benchmark storage`
-    "compression": "zstd",
-    "compression_level": 3,
-    "column_encoding": {"emg.list.element": "BYTE_STREAM_SPLIT"},  # high and low bytes apart compress better
-    "use_dictionary": ["TRAJ_GT", "subject", "session", "trajectory", "recording", "repetition", "start"],
-    "write_page_checksum": True,
-}
+WHAT_DECIDES = ("emg_gpt2.raw", "emg_gpt2.windows")  # packages whose code the windows depend on
 
 
 @dataclass(frozen=True)
@@ -83,11 +75,36 @@ class Workshop:
     settings: Settings
 
 
+@contextmanager
+def open_workshop(output: Path, settings: Settings) -> Iterator[Workshop]:
+    """A hidden folder beside the output for the parts. It is removed once the output is complete.
+
+    Raises filelock's Timeout where another run uses it. Removes what a killed run has left half-written.
+    """
+    folder = output.with_name(f".{output.name}.parts")
+    folder.mkdir(exist_ok=True)
+    lock = FileLock(folder / "lock", timeout=0)
+    lock.acquire()
+    try:
+        _remove(folder.glob("*.tmp"))
+        yield Workshop(folder, settings)
+        _remove(folder.glob("*.parquet"))
+    finally:
+        remove_lock(lock)
+        with suppress(OSError):  # there are parts, or another run's
+            folder.rmdir()
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
 def process(path: Path, layout: Layout | None, earlier: Part | None, workshop: Workshop) -> Result:
     """The part of one recording, found or made; without a `layout` it sets its own.
 
-    `earlier` is the part of a recording of that name in the output of a run before. Raises OSError where the part
-    cannot be written; whatever is wrong with the recording is the result's problem.
+    `earlier` is the part of a recording of that name in the output of an earlier run. Raises OSError where the part
+    cannot be written; what is wrong with the recording becomes the result's `problem`.
     """
     try:
         with named(path):
@@ -120,7 +137,7 @@ def _make_part(recording: Recording, source: dict, layout: Layout | None, file: 
     source["windows"] = len(windows.label)
     source["windows_sha256"] = checksum(encode(recording, emg, windows, layout))
     part = Part(file, _groups(0, source), layout, source, _count(windows.label))
-    write_windows(file, encode(recording, emg, windows, layout), describe([part], layout, settings))
+    write_windows(file, encode(recording, emg, windows, layout), make_metadata([part], layout, settings))
     return part
 
 
@@ -164,16 +181,14 @@ def _whole_part(
 
 
 def finished_parts(file: Path, settings: Settings) -> dict[str, Part]:
-    """Part of every recording in a windows file, by its file name; none where the file was made in another way.
-
-    A damaged description counts as none.
-    """
+    """Part of every recording in a windows file, by its file name; none where the file was made in another way or its
+    metadata are damaged."""
     try:
         with open_file(file) as (_, metadata):
             pass
     except EMGError:
         return {}
-    if [metadata["settings"], metadata["code"]] != [_kept(settings), code()]:
+    if [metadata["settings"], metadata["code"]] != [_windows_settings(settings), code()]:
         return {}
     if any(set(source) != SOURCE_KEYS for source in metadata["sources"]):
         return {}
@@ -217,7 +232,7 @@ def _count(labels: np.ndarray) -> Counter:
 
 def _part_file(source: dict, layout: Layout | None, workshop: Workshop) -> Path:
     """Named after all that decides its content, so that a late worker of a killed run can only write the same again."""
-    made_from = [source["sha256"], _kept(workshop.settings), code(), layout and layout.stored]
+    made_from = [source["sha256"], _windows_settings(workshop.settings), code(), layout and layout.stored]
     digest = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
     return workshop.folder / f"{source['name']}.{digest[:16]}.parquet"
 
@@ -225,10 +240,11 @@ def _part_file(source: dict, layout: Layout | None, workshop: Workshop) -> Path:
 @cache
 def code() -> str:
     """A checksum of the modules that make windows and of the libraries they compute with."""
-    modules = (putemg.__file__, hdf5.__file__, filter.__file__, __file__)
     digest = hashlib.sha256(f"numpy {np.__version__}, scipy {scipy.__version__}".encode())
-    for module in modules:
-        digest.update(Path(module).read_bytes())
+    for package in WHAT_DECIDES:
+        for module in sorted(files(package).iterdir(), key=lambda file: file.name):
+            if module.name.endswith(".py"):
+                digest.update(module.name.encode() + module.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -258,34 +274,13 @@ def checksum(tables: Iterable[pa.Table]) -> str:
     return digest.hexdigest()
 
 
-def write_windows(path: Path, tables: Iterable[pa.Table], metadata: dict) -> None:
-    """One row group a table, under a temporary name until the file is complete and on disk; raises OSError."""
-    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")  # another machine may write the same
-    try:
-        with temporary.open("wb") as file:
-            _write_tables(file, tables, with_checksum(metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _write_tables(file: BinaryIO, tables: Iterable[pa.Table], metadata: dict) -> None:
-    tables = iter(tables)
-    first = next(tables)
-    with pq.ParquetWriter(file, first.schema.with_metadata(metadata), **ENCODING) as writer:
-        for table in chain([first], tables):
-            writer.write_table(table.replace_schema_metadata(metadata))
-
-
-def join(parts: list[Part], layout: Layout, settings: Settings, path: Path) -> None:
+def join_parts(parts: list[Part], layout: Layout, settings: Settings, path: Path) -> None:
     """Write the windows of all parts, in their order, to one windows file; raises OSError."""
     tables = (table for part in parts for table in read_part(part))
-    write_windows(path, tables, describe(parts, layout, settings))
+    write_windows(path, tables, make_metadata(parts, layout, settings))
 
 
-def describe(parts: list[Part], layout: Layout, settings: Settings) -> dict:
+def make_metadata(parts: list[Part], layout: Layout, settings: Settings) -> dict:
     """A windows file's metadata."""
     labels = sorted(set().union(*(part.counts for part in parts)))
     return {
@@ -296,7 +291,7 @@ def describe(parts: list[Part], layout: Layout, settings: Settings) -> dict:
         "channels": layout.channels,
         "unit": layout.unit,
         "scale": layout.scale,
-        "settings": _kept(settings),
+        "settings": _windows_settings(settings),
         "code": code(),
         "class_names": class_names(labels, settings),
         "note": settings.DATA_NOTE,
@@ -304,5 +299,5 @@ def describe(parts: list[Part], layout: Layout, settings: Settings) -> dict:
     }
 
 
-def _kept(settings: Settings) -> dict:
-    return settings.model_dump(mode="json", include=set(SETTINGS_KEPT))
+def _windows_settings(settings: Settings) -> dict:
+    return settings.model_dump(mode="json", include=settings.with_role(Role.WINDOWS))

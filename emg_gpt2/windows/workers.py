@@ -2,7 +2,9 @@
 
 import logging
 import os
+import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,23 +17,14 @@ from joblib import Parallel, parallel_config
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.settings import Settings
 
-# What a cluster's workers run, in order.
-MODULES = (
-    "EMG_help.py",
-    "ENV.py",
-    "EMG_hdf5.py",
-    "EMG_recording.py",
-    "EMG_filter.py",
-    "EMG_format.py",
-    "EMG_windows.py",
-)
+PACKAGE = Path(__file__).parents[1]
 CLUSTER_PATIENCE = 10  # s, for the scheduler's answer, and for a worker where there is none
-ORPHAN_PATIENCE = 20  # s without work, after which the processes of a killed run end too
+ORPHAN_PATIENCE = 20  # s without work, after which the processes of a killed run end
 
 
 @contextmanager
 def open_workers(settings: Settings, places: set[Path]) -> Iterator[Callable]:
-    """Something that runs `delayed` calls side by side, WORKERS at a time or on CLUSTER, and gives results in order.
+    """A function that runs `delayed` calls side by side, WORKERS at a time or on CLUSTER: their results, in order.
 
     `places` are the folders that the workers of a cluster must see. Raises EMGError where a cluster cannot be used,
     and the executor's BrokenExecutor where a process was killed.
@@ -46,7 +39,7 @@ def open_workers(settings: Settings, places: set[Path]) -> Iterator[Callable]:
 
 
 def _undisturbed(parallel: Parallel, tasks: Iterable) -> Iterator:
-    """The results; processes that start here inherit that Ctrl-C is not theirs, and leave without a traceback."""
+    """The results, from processes that inherit from here to ignore Ctrl-C, and so end without a traceback."""
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         return parallel(tasks)
@@ -57,13 +50,13 @@ def _undisturbed(parallel: Parallel, tasks: Iterable) -> Iterator:
 @contextmanager
 def _cluster(address: str, places: set[Path]) -> Iterator[None]:
     try:
-        from distributed import Client, KilledWorker  # only who has a cluster has it installed
+        from distributed import Client, KilledWorker  # an optional dependency
         from distributed.client import CancelledError
         from distributed.comm import CommClosedError
     except ImportError:
         raise EMGError(f"CLUSTER = {address}: a package is missing; pip install distributed") from None
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]:
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they would say in tracebacks is said below
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # their tracebacks become the sentences below
     try:
         client = Client(address, timeout=CLUSTER_PATIENCE)
     except (OSError, ValueError) as error:
@@ -82,14 +75,13 @@ def _cluster(address: str, places: set[Path]) -> Iterator[None]:
 
 
 def _prepare(client, address: str, places: set[Path]) -> None:
-    """Wait for workers, give them the modules, and make sure that they see what they are to read and write."""
+    """Wait for workers, send them this package, and check that they see the folders that they read and write."""
     patience = time.monotonic() + CLUSTER_PATIENCE
-    while sum(client.ncores().values()) < 2:  # joblib would do in this process what is meant for a single one
+    while sum(client.ncores().values()) < 2:  # with a single one joblib would do the work in this process
         if time.monotonic() > patience:
             raise EMGError(f"CLUSTER = {address}: it has fewer than two worker threads; start more workers")
         time.sleep(0.2)
-    for module in MODULES:
-        client.upload_file(str(Path(__file__).with_name(module)))
+    _send_package(client)
     for place in sorted(places):
         for worker, seen in client.run(os.path.exists, str(place)).items():
             if not seen:
@@ -98,9 +90,24 @@ def _prepare(client, address: str, places: set[Path]) -> None:
                 )
 
 
+def _send_package(client) -> None:
+    """As a zip, from which the workers import it; they forget the version that an earlier run may have sent."""
+
+    def forget(name: str) -> None:
+        import sys
+
+        for module in [module for module in sys.modules if module.partition(".")[0] == name]:
+            del sys.modules[module]
+
+    client.run(forget, PACKAGE.name)
+    with tempfile.TemporaryDirectory(prefix=f"{PACKAGE.name}-") as folder:
+        base = Path(folder, Path(folder).name)  # another name each time: Python remembers what a zip of a name holds
+        client.upload_file(shutil.make_archive(str(base), "zip", PACKAGE.parent, PACKAGE.name))
+
+
 @contextmanager
 def _watched(client) -> Iterator[None]:
-    """Hang up where no worker is left for CLUSTER_PATIENCE: the scheduler would wait for another for ever."""
+    """Close the client when there is no worker for CLUSTER_PATIENCE: the scheduler would wait for another for ever."""
     done = threading.Event()
 
     def watch() -> None:

@@ -1,0 +1,191 @@
+"""Decisions on raw recordings: a table and a picture for each, and figures where there are labels."""
+
+import argparse
+import logging
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from emg_gpt2.base.errors import EMGError
+from emg_gpt2.base.files import make_folder, replace_file, write_json
+from emg_gpt2.base.log import progress
+from emg_gpt2.live.decisions import REJECTED, Classifier
+from emg_gpt2.live.judging import Truth, figures_of, pooled, truth_of
+from emg_gpt2.live.references import FixedReference, RunningReference, reference_of_signals
+from emg_gpt2.live.setup import Setup
+from emg_gpt2.live.signals import Signal, read_signal, when
+from emg_gpt2.live.timeline import draw_timeline
+from emg_gpt2.raw.putemg import find_recordings
+from emg_gpt2.raw.recording import UNLABELLED
+from emg_gpt2.results.lanes import Band
+from emg_gpt2.results.run import trained_recordings
+from EMG_utils import versions
+
+logger = logging.getLogger(__name__)
+
+FIGURES = {  # key in metrics.json: heading of the column, and format of the value
+    "accuracy": ("accuracy", "{:.3f}"),
+    "balanced_accuracy": ("balanced", "{:.3f}"),
+    "active_error": ("active error", "{:.3f}"),
+    "instability": ("instability", "{:.3f}"),
+    "rejected": ("rejected", "{:.3f}"),
+    "delay_ms": ("delay, ms", "{:.0f}"),
+    "missed": ("missed", "{}"),
+}
+
+
+@dataclass(frozen=True)
+class Decided:
+    """The decisions on one recording: a row per window, and the truth where it has labels."""
+
+    name: str
+    table: pd.DataFrame
+    labels: np.ndarray  # (n,) decided, or REJECTED
+    plain: np.ndarray  # (n,) the same without smoothing and rejection
+    truth: Truth | None
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether a window lies inside a repetition, so that figures can be given."""
+        return self.truth is not None and bool((self.truth.windows["label"] != UNLABELLED).any())
+
+
+def predict(args: argparse.Namespace, console: Console) -> int:
+    """Write tables, pictures and figures; print the figures to `console`. Returns the exit status; raises EMGError."""
+    paths = sorted(find_recordings(args.recordings), key=when)
+    setup = Setup(args)
+    make_folder(args.out)
+    done, skipped = [], []
+    with progress() as bar:
+        task = bar.add_task("recordings", total=len(paths))
+        for _, day in groupby(paths, key=lambda path: when(path)[:2]):
+            signals, problems = read_day(list(day), setup)
+            skipped += problems
+            bar.advance(task, len(problems))
+            measure = reference_of_day(signals, setup)
+            for signal in signals:
+                done.append(decide(signal, measure, setup))
+                write_decisions(signal, done[-1], setup, args)
+                bar.advance(task)
+    if not done:
+        raise EMGError(f"nothing could be predicted: {skipped[0]}")
+    report(done, setup, args.out, console)
+    return 3 if skipped else 0
+
+
+def read_day(paths: list[Path], setup: Setup) -> tuple[list[Signal], list[str]]:
+    """Return the recordings that can be read, and what is wrong with the others."""
+    signals, problems = [], []
+    for path in paths:
+        try:
+            if path.stem in [signal.name for signal in signals]:
+                raise EMGError(f"{path}: the same recording was read from another file already; leave one out")
+            signals.append(read_signal(path, setup.model, setup.args.filter))
+        except EMGError as error:
+            problems.append(str(error))
+            logger.warning(f"skipped: {error}")
+    return signals, problems
+
+
+def reference_of_day(signals: list[Signal], setup: Setup) -> FixedReference | RunningReference | None:
+    """What the windows of a person and day are measured against; None where no recording could be read."""
+    if setup.fixed or not signals:
+        return setup.fixed
+    if setup.reference == "running":
+        return RunningReference(setup.model, setup.hop)
+    return FixedReference(reference_of_signals(signals, setup.model))
+
+
+def decide(signal: Signal, measure: FixedReference | RunningReference, setup: Setup) -> Decided:
+    """Classify every window of a recording."""
+    config = setup.model.config
+    first, values = Classifier(setup.model, setup.hop, measure)(signal.samples)
+    classes, confidence = setup.new_smoother()(values)
+    names, codes = np.array([*config.class_names, "rejected"]), np.array([*config.class_codes, REJECTED])
+    start = signal.start + first / signal.rate
+    table = pd.DataFrame({"start": start, "end": start + config.window / signal.rate})
+    table = table.assign(gesture=names[classes], confidence=confidence)  # REJECTED, −1, is the last name
+    table[[f"p_{code}" for code in config.class_codes]] = values
+    truth = None
+    if (signal.labels != UNLABELLED).any():
+        trims = config.preprocessing["TRIM_START_MS"], config.preprocessing["TRIM_END_MS"]
+        truth = truth_of(signal.labels, first, config.window, signal.rate, trims, config.class_codes)
+        table["label"] = truth.windows["label"]
+    return Decided(signal.name, table, codes[classes], codes[values.argmax(1)], truth)
+
+
+# ---- files ------------------------------------------------------------------------------------------------------
+
+
+def write_decisions(signal: Signal, decided: Decided, setup: Setup, args: argparse.Namespace) -> None:
+    """Write the table and the picture of a recording; each replaces an old one whole."""
+    table, picture = (args.out / f"{signal.name}.{suffix}" for suffix in (args.format, "png"))
+    replace_file(table, lambda path: write_table(decided.table, path))
+    replace_file(picture, lambda path: draw_decisions(signal, decided, setup, path))
+    logger.info(f"{table}: {len(decided.table)} windows")
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write CSV or Parquet, by the suffix of `path`."""
+    if path.suffix == ".csv":
+        table.to_csv(path, index=False, float_format="%.7g", lineterminator="\n")
+    else:
+        table.to_parquet(path, index=False)
+
+
+def draw_decisions(signal: Signal, decided: Decided, setup: Setup, path: Path) -> None:
+    """Draw labels, decisions without and with smoothing, confidence and signal of a recording."""
+    config, ends = setup.model.config, decided.table["end"].to_numpy()
+    bands = {"label": Band(signal.time, signal.labels, signal.end)} if decided.truth else {}
+    if (decided.plain != decided.labels).any():
+        bands["not smoothed"] = Band(ends, decided.plain, signal.end)
+    bands["decided"] = Band(ends, decided.labels, signal.end)
+    names = {int(label): f"gesture {label}" for label in np.unique(signal.labels)}
+    names |= dict(zip(config.class_codes, config.class_names, strict=True))
+    names[UNLABELLED] = "no label, or rejected" if setup.args.reject_below else "no label"
+    note = f"{setup}. Model: {setup.args.model}, {config.weights} weights. {config.data_note}"
+    draw_timeline(signal, bands, decided.table["confidence"].to_numpy(), names, note, path)
+
+
+# ---- figures ----------------------------------------------------------------------------------------------------
+
+
+def report(done: list[Decided], setup: Setup, out: Path, console: Console) -> None:
+    """Print the figures of each labelled recording and of all together, and write metrics.json."""
+    labelled, config = [one for one in done if one.has_truth], setup.model.config
+    metrics = {"model": str(setup.args.model), "weights": config.weights, "data_note": config.data_note}
+    seen = sorted(trained_recordings(Path(setup.args.model)) & {one.name for one in done})
+    metrics |= {"ways": str(setup), "trained_on": seen, "recordings": {}, "versions": versions()}
+    if labelled:
+        metrics["recordings"] = {one.name: with_and_without([one]) for one in labelled}
+        metrics["all"] = with_and_without(labelled)
+        print_figures(metrics["recordings"] | {"all": metrics["all"]}, console)
+    replace_file(out / "metrics.json", lambda path: write_json(path, metrics))
+    print(setup)
+    if seen:
+        print(f"the model was trained on {len(seen)} of these recordings (split.csv): their figures are too good")
+    print(f"{out}: tables, pictures, metrics.json")
+
+
+def with_and_without(done: list[Decided]) -> dict:
+    """Return the figures with smoothing and rejection, and without."""
+    truth = pooled([one.truth for one in done])
+    decisions = {"with": [one.labels for one in done], "without": [one.plain for one in done]}
+    return {name: figures_of(truth, np.concatenate(labels)) for name, labels in decisions.items()}
+
+
+def print_figures(figures: dict[str, dict], console: Console) -> None:
+    """Print a table with two rows per recording: with smoothing and rejection, and without."""
+    table = Table("", "smoothing and rejection", *(heading for heading, _ in FIGURES.values()), box=None)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for name, both in figures.items():
+        for place, (kind, one) in enumerate(both.items()):
+            cells = ("–" if one[key] is None else form.format(one[key]) for key, (_, form) in FIGURES.items())
+            table.add_row("" if place else name, kind, *cells)
+    console.print(table)

@@ -1,0 +1,51 @@
+"""How decisions are made: a trained model with the flags of live/options.py."""
+
+import argparse
+from pathlib import Path
+
+from emg_gpt2.base.errors import EMGError
+from emg_gpt2.live.decisions import Smoother, load_for_decisions
+from emg_gpt2.live.options import HOP_MS
+from emg_gpt2.live.references import FixedReference, reference_of_signals
+from emg_gpt2.live.signals import read_signal
+from emg_gpt2.raw.putemg import find_recordings
+
+
+class Setup:
+    """A trained model, and how its decisions are made; raises EMGError where the flags do not fit the model.
+
+    hop_ms, hop: step from one window to the next, in ms and in samples; reference: as --reference has it, or what
+    the model was trained with; fixed: that reference where all recordings share it, else None.
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.model = args, load_for_decisions(args.model)
+        rate, window = self.model.config.sampling_rate, self.model.config.window
+        self.hop_ms = min(HOP_MS, 1000 * window / rate) if args.hop_ms is None else args.hop_ms
+        self.hop = round(self.hop_ms * rate / 1000)
+        if not 1 <= self.hop <= window:
+            limits = f"from {1000 / rate:.2g} to {1000 * window / rate:.0f}, the length of a window"
+            raise EMGError(f"--hop-ms {self.hop_ms:g}: should be {limits}")
+        self.reference = args.reference or ("session" if self.model.config.scale == "session" else "model")
+        self.fixed = self._fixed_reference()
+
+    def _fixed_reference(self) -> FixedReference | None:
+        if self.reference == "model":
+            return FixedReference(self.model.reference)
+        if self.reference in ("session", "running"):
+            return None
+        paths = find_recordings([Path(self.reference)])
+        signals = [read_signal(path, self.model, self.args.filter) for path in paths]
+        return FixedReference(reference_of_signals(signals, self.model))
+
+    def new_smoother(self) -> Smoother:
+        """A smoother for the start of a signal."""
+        span = max(1, round(self.args.span_ms / self.hop_ms))
+        return Smoother(self.args.smooth, span, self.args.reject_below)
+
+    def __str__(self) -> str:
+        args, made = self.args, self.model.config.preprocessing
+        kind = made["FILTER"] if args.filter == "model" else "causal"
+        smoothed = "not smoothed" if args.smooth == "none" else f"smoothed ({args.smooth} of {args.span_ms:g} ms)"
+        rejected = f", rejected below {args.reject_below:g}" if args.reject_below else ""
+        return f"filter {kind}, reference {self.reference}, a window every {self.hop_ms:g} ms, {smoothed}{rejected}"

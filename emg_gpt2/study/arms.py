@@ -1,0 +1,96 @@
+"""The arms of an ablation: what each model consists of, and which can be made here."""
+
+import bisect
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import GPT2Config
+
+from emg_gpt2.base.errors import EMGError
+from emg_gpt2.base.files import replace_folder
+from emg_gpt2.model.build import build_model
+from emg_gpt2.model.config import EMGConfig
+from emg_gpt2.model.model import EMGForSequenceClassification
+from emg_gpt2.settings import Settings
+from emg_gpt2.training.adapt import train_last
+from emg_gpt2.training.new_model import describe_model
+from emg_gpt2.windows.reading import WindowSet
+
+ALL = -999  # NUM_LAYERS: more blocks than any GPT-2 has
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One kind of model, and the settings that make it from those of the command line."""
+
+    name: str
+    title: str
+    changes: dict
+
+    @property
+    def is_trained(self) -> bool:
+        return self.name != "linear"
+
+
+# Without blocks, GPT-2's positions and last layer norm remain. One block, attention and MLP, is LLM2Trsf of Tan et al.
+# (NeurIPS 2024), who found it as good as whole language models on forecasting; `no-backbone` is their "w/o LLM".
+ARMS = (
+    Arm("pretrained-frozen", "pretrained, frozen + norms", {"PRETRAINED": "require", "NUM_LAYERS": 0}),
+    Arm("pretrained-trained", "pretrained, fully trained", {"PRETRAINED": "require", "NUM_LAYERS": ALL}),
+    Arm("random-frozen", "random, frozen + norms", {"PRETRAINED": "never", "NUM_LAYERS": 0}),
+    Arm("random-trained", "random, fully trained", {"PRETRAINED": "never", "NUM_LAYERS": ALL}),
+    Arm("small", "small transformer", {"PRETRAINED": "never", "NUM_LAYERS": ALL}),
+    Arm("one-block", "one block", {"PRETRAINED": "never", "NUM_LAYERS": ALL, "BLOCKS": 1}),
+    Arm("no-backbone", "no backbone", {"PRETRAINED": "never", "NUM_LAYERS": ALL, "BLOCKS": 0}),
+    Arm("linear", "linear path alone", {"PRETRAINED": "never", "NUM_LAYERS": ALL, "BLOCKS": 0}),
+)
+
+
+def arms_of(windows: WindowSet, settings: Settings, out: Path) -> tuple[list[Arm], dict[str, str], int]:
+    """The arms that can be run, arm → why another cannot, and the length of a patch (samples).
+
+    The small transformer, whose config.json goes into out/small, has as many trained parameters as the frozen arms.
+    Raises EMGError.
+    """
+    model = build_model(describe_model(windows, settings), settings.MODEL_NAME, "never", settings.BLOCKS)
+    train_last(model, 0)
+    missing = {} if settings.LINEAR_PATH else {"linear": "LINEAR_PATH is off"}
+    try:
+        build_model(describe_model(windows, settings), settings.MODEL_NAME, "require", settings.BLOCKS)
+    except EMGError as error:
+        missing |= dict.fromkeys(("pretrained-frozen", "pretrained-trained"), f"weights not available here ({error})")
+    small = write_small_backbone(model.config, model.num_parameters(only_trainable=True), out / "small")
+    named = {"small": {"MODEL_NAME": str(small)}}
+    arms = [replace(arm, changes=arm.changes | named.get(arm.name, {})) for arm in ARMS if arm.name not in missing]
+    return arms, missing, model.config.patch
+
+
+def write_small_backbone(like: EMGConfig, target: int, folder: Path) -> Path:
+    """config.json of a GPT-2 so narrow that a model on it, fully trained, trains about `target` parameters.
+
+    Blocks and heads are as many as in `like`; the width is the nearest whole number of heads.
+    """
+    heads = like.backbone["n_head"]
+    widths = range(heads, like.backbone["n_embd"] + heads, heads)
+    above = bisect.bisect_left(widths, target, key=lambda width: count_parameters(narrowed(like, width)))
+    near = widths[max(0, above - 1) : above + 1]
+    width = min(near, key=lambda width: abs(count_parameters(narrowed(like, width)) - target))
+    shape = GPT2Config(**narrowed(like, width).backbone)
+    replace_folder(folder, shape.save_pretrained)
+    return folder
+
+
+def narrowed(config: EMGConfig, width: int) -> EMGConfig:
+    """The config with a backbone of another width."""
+    config = copy.deepcopy(config)
+    config.backbone |= {"n_embd": width, "n_inner": None}
+    return config
+
+
+def count_parameters(config: EMGConfig) -> int:
+    """Parameters of a model that train when every block does."""
+    with torch.device("meta"):  # shapes without memory
+        model = EMGForSequenceClassification(config)
+    return model.num_parameters(only_trainable=True)

@@ -1,0 +1,245 @@
+"""One picture per recording or windows file, and what is wrong with its channels."""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+from rich.console import Console
+from scipy.signal import welch
+
+from emg_gpt2.base.errors import EMGError
+from emg_gpt2.base.files import make_folder, replace_file
+from emg_gpt2.base.log import progress
+from emg_gpt2.raw.filter import apply_filter
+from emg_gpt2.raw.putemg import find_recordings, read_recording
+from emg_gpt2.raw.quality import (
+    Finding,
+    Spectrum,
+    find_clipped,
+    find_flat,
+    find_lines,
+    find_noisy,
+    rms_per_label,
+    spectrum,
+)
+from emg_gpt2.raw.recording import UNLABELLED, Recording
+from emg_gpt2.results.figures import plt
+from emg_gpt2.results.lanes import height
+from emg_gpt2.settings import Settings
+from emg_gpt2.study.panels import (
+    Report,
+    draw_channels,
+    draw_electrodes,
+    draw_labels,
+    draw_map,
+    draw_spectra,
+    page,
+)
+from emg_gpt2.windows.cut import class_names, unit_of
+from emg_gpt2.windows.format import open_file, read_samples, read_table
+
+SHORTEST_S = 0.25  # shorter recordings have no useful spectrum
+SAMPLE_WINDOWS = 20_000  # of a larger file: enough for every person and day, and limits time and memory
+
+
+def inspect_files(args: argparse.Namespace, console: Console) -> int:
+    """Draw every file and print its report; returns 0, or 3 where some could not be read or drawn.
+
+    Raises EMGError where none could.
+    """
+    raw = [path for path in args.files if not _holds_windows(path)]
+    paths = (find_recordings(raw) if raw else []) + [path for path in args.files if _holds_windows(path)]
+    make_folder(args.out)
+    drawn, say = set(), partial(console.print, soft_wrap=True, markup=False)
+    with progress() as bar:
+        for path in bar.track(paths, description="files"):
+            say(path.stem)
+            say(*(f"  {line}" for line in _report_lines(path, drawn, args)), sep="\n")
+    if not drawn:
+        raise EMGError("nothing could be drawn; the reason stands below the name of each file")
+    return 0 if len(drawn) == len(paths) else 3
+
+
+def _holds_windows(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
+
+
+def _report_lines(path: Path, drawn: set[Path], args: argparse.Namespace) -> list:
+    """Draw a file, add its picture to `drawn` and return its report; one line where it cannot be drawn."""
+    picture = args.out / f"{path.stem}.png"
+    try:
+        if picture in drawn:
+            raise EMGError(f"{path}: {picture} shows another file of that name; draw this one into another --out")
+        report = _draw_file(path, picture, args)
+    except EMGError as error:
+        return [f"not drawn: {error}"]
+    drawn.add(picture)
+    return [*report.facts, ", ".join(report.amounts.values()), *report.finding_lines(), picture]
+
+
+def _draw_file(path: Path, picture: Path, args: argparse.Namespace) -> Report:
+    inspect = inspect_windows if _holds_windows(path) else inspect_recording
+    report, figure = inspect(path, args.settings, args.ring)
+    try:
+        replace_file(picture, lambda path: figure.savefig(path, dpi=150))
+    except OSError as error:
+        raise EMGError(f"{picture}: cannot be written ({error.strerror or error}); choose another --out") from None
+    finally:
+        plt.close(figure)
+    return report
+
+
+def _filter_words(settings: dict) -> str:
+    low, high = settings["BAND_HZ"]
+    return "no filter" if settings["FILTER"] == "none" else f"filter {settings['FILTER']}, {low:g} to {high:g} Hz"
+
+
+# ---- a recording ------------------------------------------------------------------------------------------------
+
+
+def inspect_recording(path: Path, settings: Settings, ring: int) -> tuple[Report, plt.Figure]:
+    """Return report and picture of a raw recording; raises EMGError where it cannot be read or is too short."""
+    recording = read_recording(path)
+    rate, labels = recording.sampling_rate, recording.labels
+    if len(labels) < round(SHORTEST_S * rate):
+        raise EMGError(f"{path}: {len(labels)} samples at {rate:g} Hz are too few to look at; leave it out")
+    filtered = apply_filter(recording.emg, recording.time, settings.FILTER, settings.BAND_HZ)
+    spectra = {"before the filter": spectrum(recording.emg, rate), "after the filter": spectrum(filtered, rate)}
+    names, rms = label_names(labels, settings), rms_per_label(filtered, labels)
+    findings = [*find_flat(recording), *find_clipped(recording.emg), *find_noisy(rms, names)]
+    findings += find_lines(spectra["after the filter"])
+    report = Report(
+        name=path.stem,
+        facts=[_recording_facts(recording, settings)],
+        amounts={label: f"{name} {(labels == label).sum() / rate:.1f} s" for label, name in names.items()},
+        findings=sorted(findings),
+        sought="flat, clipped or noisy",
+        unit="counts" if unit_of(recording) == "count" else "a.u.",
+        band=settings.BAND_HZ,
+        ring=ring,
+    )
+    return report, _recording_page(report, recording, spectra, rms, list(names.values()))
+
+
+def _recording_facts(recording: Recording, settings: Settings) -> str:
+    rate, (samples, channels) = recording.sampling_rate, recording.emg.shape
+    unit = "whole counts" if unit_of(recording) == "count" else "arbitrary units (no whole counts)"
+    size = f"{samples / rate:.1f} s at {rate:.2f} Hz, {channels} channels in {unit}"
+    return f"{size}; {_filter_words(dict(settings))}"
+
+
+def _recording_page(
+    report: Report, recording: Recording, spectra: dict[str, Spectrum], rms: np.ndarray, labels: list[str]
+) -> plt.Figure:
+    channels = height(len(recording.channels), 2.5)
+    figure, (top, bottom) = page(report, [1.5 + channels, 1.4 + height(len(labels), 2)])
+    band, signals = top.subplots(2, 1, sharex=True, height_ratios=(0.3, 0.6 + channels))
+    draw_labels(band, recording, report)
+    draw_channels(signals, recording, report)
+    left, right = bottom.subplots(1, 2, width_ratios=(2, 3))
+    draw_spectra(left, spectra, report)
+    draw_electrodes(right, rms, labels, report, "RMS after the filter")
+    return figure
+
+
+def label_names(labels: np.ndarray, settings: Settings) -> dict[int, str]:
+    """Return the name of each of the (N,) labels in rising order: from CLASS_NAMES where it has all, else by number."""
+    present = np.unique(labels).tolist()
+    names = class_names([label for label in present if label != UNLABELLED], settings)
+    return {UNLABELLED: "unlabelled"} | names if UNLABELLED in present else names
+
+
+# ---- a windows file ---------------------------------------------------------------------------------------------
+
+
+def inspect_windows(path: Path, settings: Settings, ring: int) -> tuple[Report, plt.Figure]:
+    """Return report and picture of a file of Preprocessing.py; raises EMGError where it cannot be read."""
+    about, table, power, still, density = read_windows(path)
+    counts = pd.crosstab(table["day"], table["TRAJ_GT"])  # (days, K)
+    names = {label: about["class_names"][str(label)] for label in counts}
+    report = Report(
+        name=path.stem,
+        facts=_windows_facts(about, table, len(power)),
+        amounts={label: f"{names[label]} {count}" for label, count in counts.sum().items()},
+        findings=sorted(find_in_days(power, still, names)),
+        sought="flat or noisy",
+        unit="counts" if about["unit"] == "count" else "a.u.",
+        band=about["settings"]["BAND_HZ"],
+        ring=ring,
+    )
+    return report, _windows_page(report, counts, power, density, names)
+
+
+def _windows_page(
+    report: Report, counts: pd.DataFrame, power: pd.DataFrame, density: Spectrum, names: dict[int, str]
+) -> plt.Figure:
+    days, gestures = list(counts.index), list(names.values())
+    figure, (top, bottom) = page(report, [1.6 + height(len(days), 0.4), 1.4 + height(len(names), 2)])
+    left, right = top.subplots(1, 2, width_ratios=(2, 3), sharey=True)
+    draw_map(left, counts.to_numpy(), days, "windows")
+    left.set_xticks(range(len(names)), gestures, rotation=45, ha="right", rotation_mode="anchor")
+    draw_electrodes(right, _rms(power, "day", days), days, report, "RMS per day")
+    left, right = bottom.subplots(1, 2, width_ratios=(2, 3))
+    draw_spectra(left, {"windows": density}, report)
+    draw_electrodes(right, _rms(power, "TRAJ_GT", list(names)), gestures, report, "RMS per gesture")
+    return figure
+
+
+def read_windows(path: Path) -> tuple[dict, pd.DataFrame, pd.DataFrame, pd.DataFrame, Spectrum]:
+    """Return the file's metadata, the day, label and recording of every window, and `measure` of a random sample.
+
+    One row group is in memory at a time; EMG_DATA_LOADER would load or map the whole file. Raises EMGError.
+    """
+    with open_file(path) as (file, about):
+        table = read_table(file, about).to_pandas()
+        rows = np.sort(np.random.default_rng(0).permutation(len(table))[:SAMPLE_WINDOWS])
+        power, still, density = measure(file, about, rows)
+    table["day"] = table["subject"] + " " + table["session"]
+    keys = pd.MultiIndex.from_frame(table.loc[rows, ["day", "TRAJ_GT"]])
+    return about, table, pd.DataFrame(power, keys), pd.DataFrame(still, keys), density
+
+
+def measure(file: pq.ParquetFile, about: dict, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, Spectrum]:
+    """Return variance (n, C) in unit² of the windows `rows` (n,), which rise; which channels are flat; spectrum."""
+    rate = about["sampling_rate"]
+    power, still, total, first = [], [], 0.0, 0
+    for group in range(file.num_row_groups):
+        end = first + file.metadata.row_group(group).num_rows
+        drawn = rows[slice(*np.searchsorted(rows, (first, end)))] - first
+        first = end
+        if len(drawn):  # else the group need not be read
+            emg = read_samples(file, group, about)[drawn] * np.float32(about["scale"])  # (n, T, C)
+            power.append(emg.var(axis=1))
+            still.append(np.ptp(emg, axis=1) == 0)
+            frequencies, density = welch(emg, rate, nperseg=about["window"], axis=1)  # (n, F, C)
+            total += density.sum(axis=0)
+    return np.concatenate(power), np.concatenate(still), Spectrum(frequencies, total / len(rows))
+
+
+def _rms(power: pd.DataFrame, level: str, groups: list) -> np.ndarray:
+    """(groups, C); NaN where no window of the group was drawn."""
+    return np.sqrt(power.groupby(level=level).mean().reindex(groups)).to_numpy()
+
+
+def find_in_days(power: pd.DataFrame, still: pd.DataFrame, names: dict[int, str]) -> list[Finding]:
+    """Find noisy and flat channels of each day, from (n, C) variances and flat channels by day and label."""
+    findings = []
+    for day, part in power.groupby(level="day"):
+        rms = np.sqrt(part.groupby(level="TRAJ_GT").mean())
+        findings += find_noisy(rms.to_numpy(), {label: names[label] for label in rms.index}, f" on {day}")
+    for day, share in still.groupby(level="day").mean().iterrows():
+        flat = np.flatnonzero(share)
+        findings += [Finding(int(i), "flat", f"in {share[i]:.1%} of the windows of {day}") for i in flat]
+    return findings
+
+
+def _windows_facts(about: dict, table: pd.DataFrame, drawn: int) -> list[str]:
+    counted = f"{len(table)} windows of {table['recording'].nunique()} recordings, {len(about['channels'])} channels"
+    cut = f"{about['window']} samples every {about['stride']} at {about['sampling_rate']:.2f} Hz"
+    facts = [f"{counted}, {cut}; {_filter_words(about['settings'])}"]
+    if drawn < len(table):
+        facts.append(f"RMS, spectrum and findings are of {drawn} windows, drawn at random")
+    return [*facts, about["note"]] if about["note"] else facts

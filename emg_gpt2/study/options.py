@@ -1,0 +1,75 @@
+"""The settings of the commands that compare: those of main.py and the command's own.
+
+Nothing heavy is imported here, so that --help and a wrong flag are answered at once.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from emg_gpt2.settings import Role, Settings
+from emg_gpt2.study.protocols import PROTOCOLS
+
+PLACES = Settings.with_role(Role.PLACE) - {"DATA_LOCATION", "DOWNLOAD_URL"}  # every run has its own
+EVALUATED = PLACES | {"FOLD", "SEED"}  # set for every run of an evaluation
+ABLATED = PLACES | {"PRETRAINED", "NUM_LAYERS", "LR", "SAMPLING_RATIO", "SEED"}  # and for every run of an ablation
+ABLATED |= Settings.with_role(Role.SEARCH) - {"NUM_EPOCHS_FOR_VALIDATION"}
+
+
+class SeveralSeeds(Settings):
+    SEEDS: list[int] = [0, 1, 2]
+    """Values of SEED, each 0 ≤ x < 2³¹."""
+
+    @field_validator("SEEDS")
+    @classmethod
+    def _are_seeds(cls, seeds):
+        if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**31 for seed in seeds):
+            raise ValueError("should be one seed or more, each given once")
+        return seeds
+
+
+class EvaluationSettings(SeveralSeeds):
+    """Evaluate every fold of SPLIT, or of a protocol of the putEMG literature, with several seeds: mean, standard
+    deviation and interval over people. The same command goes on after an interruption."""
+
+    PROTOCOL: Literal["none", "A", "B", "C", "D"] = Field(
+        "none", description="; ".join(f"{name}: {one.title} ({one.source})" for name, one in PROTOCOLS.items()) + "."
+    )
+
+    OUT: Path | None = None
+    """Folder of the results; none: runs/evaluate-PROTOCOL or runs/evaluate-SPLIT."""
+
+    BASELINES: bool = False
+    """Also run the classical baselines on every fold (python -m emg_gpt2 baselines)."""
+
+
+class AblationSettings(SeveralSeeds):
+    """Does the language model help? Pretrained and random weights, frozen and trained, beside a small transformer, one
+    block, no backbone and the linear path alone. The same command goes on after an interruption."""
+
+    OUT: Path = Path("runs/ablate")
+    """Folder of the results."""
+
+    SHARES: list[float] = [0.1, 0.3, 1]
+    """Shares of the training windows to learn from, each 0 < x ≤ 1."""
+
+    RATES: list[float] = [3e-4, 1e-3, 3e-3, 1e-2]
+    """Learning rates to choose from, per arm, after NUM_EPOCHS_FOR_VALIDATION epochs each; each 0 < x ≤ 1."""
+
+    @field_validator("SHARES", "RATES")
+    @classmethod
+    def _are_shares(cls, values):
+        if not values or not all(0 < value <= 1 for value in values):
+            raise ValueError("should be one number or more, each 0 < x ≤ 1")
+        return sorted(set(values))
+
+
+class BaselineSettings(Settings):
+    """Score the field's classical classifiers on exactly the windows and the split that main.py would use."""
+
+    ADD_TO: Path | None = None
+    """A finished run: its data and split are taken, its folder gets baselines.json and baselines.png."""
+
+    OUT: Path = Path("baselines.json")
+    """File of the results (JSON); with ADD_TO it lies in the run's folder."""

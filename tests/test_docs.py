@@ -1,0 +1,179 @@
+"""README and pages: every link, command, flag, setting, file and Python name in them exists."""
+
+import ast
+import importlib
+import io
+import re
+import shlex
+from contextlib import redirect_stdout
+from functools import cache
+from itertools import takewhile
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import ROOT
+
+import emg_gpt2
+from emg_gpt2.__main__ import commands
+from emg_gpt2.settings import PreprocessingSettings, Settings, read_settings
+
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+TOUR = ROOT / "docs" / "tour.ipynb"
+SCRIPTS = {"main.py": Settings, "Preprocessing.py": PreprocessingSettings}
+PROGRAMS = ("python", "emg-gpt2", "make", "torchrun")  # a command in a sentence begins with one of them
+BEFORE = re.compile(r"`(python -m tools|EMG_\w+)\.\w+`|`tools/\w+\.py`")  # what the changelog translates
+FLAG = re.compile(r"--[a-z][a-z0-9-]*")
+OUTSIDE = {"--nproc-per-node", "--nthreads", "--logdir"}  # of torchrun, dask and tensorboard
+page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+
+
+@page
+def test_every_link_leads_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        if not link.startswith("https://"):
+            target = page.parent / path if path else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+@page
+def test_every_command_can_be_given(page):
+    for words in shell_commands(page):
+        check(words)
+
+
+def test_the_tour_gives_commands_that_exist():
+    notebook = nbformat.read(TOUR, as_version=4)
+    shown = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    given = re.findall(r"^\$ (python .*)", shown, re.MULTILINE)
+    assert len(given) == 6
+    for command in given:
+        check(shlex.split(command))
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            check_words(cell.source)
+
+
+@page
+def test_every_flag_setting_and_file_that_a_sentence_names_exists(page):
+    check_words(page.read_text(encoding="utf-8"))
+
+
+@page
+def test_python_examples_import_public_names(page):
+    for code in blocks(page, "python"):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and node.module == "emg_gpt2":
+                assert {alias.name for alias in node.names} <= set(emg_gpt2.__all__)
+
+
+def test_the_reference_shows_every_public_name():
+    reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert {*re.findall(r"^::: emg_gpt2\.(\w+)$", reference, re.MULTILINE), "__version__"} == set(emg_gpt2.__all__)
+
+
+def test_the_example_of_the_example_model_runs(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    exec(blocks(ROOT / "docs" / "share.md", "python")[0], {})
+    assert "idle" in capsys.readouterr().out
+
+
+def test_the_front_page_fits_on_a_page():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def shell_commands(page: Path) -> list[list[str]]:
+    """The words of every command in ```sh blocks, and of those in sentences."""
+    lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines()]
+    lines = [part for line in lines for part in line.split("&&")]
+    sentences = BEFORE.sub("", page.read_text(encoding="utf-8"))
+    inline = [code for code in inline_codes(sentences) if code.split()[0] in PROGRAMS]
+    return [words for line in lines + inline if (words := shlex.split(line, comments=True))]
+
+
+def check(words: list[str]) -> None:
+    """One command of the project; others are not judged."""
+    words = list(takewhile(lambda word: word != ">", words))
+    if words[:2] == ["torchrun", "--nproc-per-node"]:
+        words = ["python", *words[3:]]
+    match words:
+        case ["make", target]:
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+        case ["python" | "python3", "-m", "emg_gpt2", *arguments] | ["emg-gpt2", *arguments]:
+            check_command(*arguments)
+        case ["python" | "python3", "-m", "benchmarks" | "stress" as folder, *arguments]:
+            check_flags(f"{folder}.__main__", arguments)
+        case ["python", script, *arguments] if script.endswith(".py"):
+            assert script in SCRIPTS
+            if "--help" not in arguments:
+                read_settings(SCRIPTS[script], arguments or (["raw"] if script == "Preprocessing.py" else []))
+        case ["python" | "python3", "-m", module, *_]:
+            assert module in ("venv", "pytest", "pip", "playwright"), words
+
+
+def check_command(command: str = "--help", *arguments: str) -> None:
+    if command not in ("COMMAND", "NAME", "--help", "--version"):
+        assert command in commands()
+        check_flags(f"emg_gpt2.commands.{command}", arguments)
+
+
+def check_flags(module: str, arguments: list[str]) -> None:
+    assert set(FLAG.findall(" ".join(arguments))) <= flags(module), arguments
+
+
+@cache
+def flags(module: str) -> set[str]:
+    """All flags that --help of a command lists."""
+    said = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    with redirect_stdout(said), pytest.raises(SystemExit):
+        importlib.import_module(module).main(["--help"])
+    said.seek(0)
+    return set(FLAG.findall(said.read()))
+
+
+def check_words(text: str) -> None:
+    """What stands in `backticks`: flags, settings, files of this repository, modules."""
+    for code in inline_codes(BEFORE.sub("", text)):
+        if found := FLAG.match(code):
+            assert found[0] in every_flag() | OUTSIDE, code
+        if re.fullmatch(r"[A-Z][A-Z_]+( = .*)?", code):
+            assert re.search(rf"\b{code.split()[0]}\b", sources()), code
+        if re.match(r"(emg_gpt2|tests|docs|benchmarks|stress|models)/|\w+\.py$", code) and " " not in code:
+            assert (ROOT / code).exists() or [*ROOT.glob(f"emg_gpt2/**/{code}")], code
+        if re.fullmatch(r"emg_gpt2(\.\w+)+", code):
+            assert exists(code), code
+
+
+@cache
+def every_flag() -> set[str]:
+    named = {f"emg_gpt2.commands.{name}" for name in commands()} | {"stress.__main__"}
+    return {"--version", "--help", "--check", "--strict"} | set().union(*map(flags, named))
+
+
+@cache
+def sources() -> str:
+    return "\n".join(path.read_text(encoding="utf-8") for path in [*ROOT.glob("*.py"), *ROOT.glob("emg_gpt2/**/*.py")])
+
+
+def exists(name: str) -> bool:
+    module, _, member = name.rpartition(".")
+    path = ROOT / name.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").exists() or hasattr(importlib.import_module(module), member)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def inline_codes(text: str) -> list[str]:
+    """What stands in backticks outside of blocks."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", text)]
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub and the site make them of headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
