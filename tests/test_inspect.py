@@ -18,8 +18,8 @@ from emg_gpt2.base.errors import EMGError
 from emg_gpt2.commands import inspect
 from emg_gpt2.raw import quality
 from emg_gpt2.results.figures import ORANGE, plt
-from emg_gpt2.settings import Settings, read_settings
 from emg_gpt2.results.lanes import envelope
+from emg_gpt2.settings import Settings, read_settings
 from emg_gpt2.study import inspecting
 
 OTHER_DAY = "emg_gestures-03-sequential-2018-06-14-11-10-52-120"
