@@ -3,12 +3,12 @@
 from EMG_DATA_LOADER import read_emg as read_emg
 from emg_gpt2.base.errors import EMGError as EMGError
 from emg_gpt2.live.decisions import REJECTED as REJECTED
-from emg_gpt2.live.decisions import CausalPath as CausalPath
 from emg_gpt2.live.decisions import Classifier as Classifier
-from emg_gpt2.live.decisions import FixedReference as FixedReference
-from emg_gpt2.live.decisions import RunningReference as RunningReference
 from emg_gpt2.live.decisions import Smoother as Smoother
 from emg_gpt2.live.decisions import load_for_decisions as load_for_decisions
+from emg_gpt2.live.references import FixedReference as FixedReference
+from emg_gpt2.live.references import RunningReference as RunningReference
+from emg_gpt2.live.signals import CausalPath as CausalPath
 from emg_gpt2.model.build import load_model as load_model
 from emg_gpt2.model.config import EMGConfig as EMGConfig
 from emg_gpt2.model.model import EMGForSequenceClassification as EMGForSequenceClassification
