@@ -292,7 +292,9 @@ def test_a_comparison_marks_the_better_run(browser, comparison, metrics):
 
 
 def test_the_best_figures_of_comparable_runs_are_marked(comparison, metrics):
-    text = re.sub(r"<[^>]+>", " ", comparison.read_text(encoding="utf-8").partition('<script type="application/json"')[0])
+    text = re.sub(
+        r"<[^>]+>", " ", comparison.read_text(encoding="utf-8").partition('<script type="application/json"')[0]
+    )
     assert re.search(rf"balanced accuracy\s+{metrics['balanced_accuracy']:.3f}\s+1\.000 \(best\)", text)
     assert re.search(rf"\saccuracy\s+{metrics['accuracy']:.3f} \(best\)\s+0\.000", text)
     assert re.search(r"LR\s+0\.003\s+0\.01", text)
