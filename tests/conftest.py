@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, Phase, settings
 from rich.console import Console
 from transformers import GPT2Config, GPT2Model
 
+from emg_gpt2.commands import simulate
 from emg_gpt2.raw.putemg import find_recordings
 from emg_gpt2.settings import PreprocessingSettings, read_settings
 from Preprocessing import Result, preprocess, print_table
@@ -71,8 +72,7 @@ def raw_folder(tmp_path_factory) -> Path:
     """Two people, two days, three trajectories: 8 channels at 1 kHz, one repetition per block, HDF5."""
     folder = tmp_path_factory.mktemp("raw")
     small = ["--repetitions", "2", "--channels", "8", "--sampling-rate", "1000"]
-    done = run("-m", "emg_gpt2", "simulate", folder, "--subjects", "03", "04", "--sessions", "2", *small)
-    assert done.returncode == 0, done.stderr
+    assert simulate.main([str(folder), "--subjects", "03", "04", "--sessions", "2", *small]) == 0
     return folder
 
 
@@ -80,7 +80,7 @@ def raw_folder(tmp_path_factory) -> Path:
 def windows_file(raw_folder, tmp_path_factory) -> Path:
     """The windows of `raw_folder` with the default settings."""
     path = tmp_path_factory.mktemp("windows") / "windows.parquet"
-    done = run("Preprocessing.py", raw_folder, "--data-location", path)
+    done = call("Preprocessing.py", raw_folder, "--data-location", path)
     assert done.returncode == 0, done.stderr
     return path
 
@@ -190,6 +190,5 @@ def tiny_raw(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     small = ["--subjects", "3", "--sessions", "1", "--trajectories", "sequential", "--repetitions", "1"]
     small += ["--channels", "3", "--sampling-rate", "500", "--format", "both"]
-    done = run("-m", "emg_gpt2", "simulate", folder, *small)
-    assert done.returncode == 0, done.stderr
+    assert simulate.main([str(folder), *small]) == 0
     return folder

@@ -354,4 +354,4 @@ def write_one(args: argparse.Namespace, subject: int, session: int, trajectory: 
 def require_pytables(kind: str) -> None:
     """Raise EMGError where HDF5 files are to be written and the package that writes pandas tables is missing."""
     if kind != "csv" and find_spec("tables") is None:
-        raise EMGError("--format hdf5 needs PyTables; pip install tables, or take --format csv")
+        raise EMGError('HDF5 files are written by PyTables; pip install "emg-gpt2[simulate]", or take --format csv')
