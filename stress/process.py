@@ -182,8 +182,6 @@ def _work(folder: Path, memory: float, function: Callable, given: tuple) -> None
     finally:
         answer = {"value": value, "seconds": time.monotonic() - began, "megabytes": peak_megabytes()}
         (folder / ANSWER).write_text(json.dumps(answer))
-        for child in multiprocessing.active_children():  # of a pool; a forked process would wait for its end
-            child.kill()
     sys.exit(status)
 
 
