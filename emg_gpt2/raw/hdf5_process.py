@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple, TypeVar
@@ -84,7 +85,9 @@ def _start_reader() -> _Reader:
         number = started.result()
     except BrokenProcessPool:
         raise EMGError("the process that reads HDF5 files cannot start; free memory and try again") from None
-    return _Reader(pool, next(one for one in multiprocessing.active_children() if one.pid == number))
+    process = next(one for one in multiprocessing.active_children() if one.pid == number)
+    Finalize(None, process.kill, exitpriority=1)  # joblib's workers would wait for its end when they end
+    return _Reader(pool, process)
 
 
 @contextmanager
@@ -92,14 +95,18 @@ def _undisturbed() -> Iterator[None]:
     """A process that is started here does not import the running script, and is deaf to Ctrl-C from the beginning.
 
     `multiprocessing` would run the script again as a module: that takes its imports' time, and goes wrong in scripts
-    without `if __name__ == "__main__"`. And it forbids children to its daemons, such as Dask's workers.
+    without `if __name__ == "__main__"`. It forbids children to its daemons, such as Dask's workers. And it would tell
+    the process to start others as this one was, which in joblib's workers is a way that it does not know.
     """
     script, this = sys.modules["__main__"], multiprocessing.current_process()
     daemon, mask = this.daemon, getattr(signal, "pthread_sigmask", lambda *_: ())
+    method = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
     sys.modules["__main__"], before = ModuleType("__main__"), mask(signal.SIG_BLOCK, [signal.SIGINT])
     this.daemon = False
     try:
         yield
     finally:
         sys.modules["__main__"], this.daemon = script, daemon
+        multiprocessing.set_start_method(method, force=True)
         mask(signal.SIG_SETMASK, before)
