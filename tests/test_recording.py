@@ -9,9 +9,9 @@ import time
 import zlib
 from contextlib import contextmanager
 
+import faulty
 import h5py
 import numpy as np
-import faulty
 import pandas as pd
 import psutil
 import pyarrow.parquet as pq
