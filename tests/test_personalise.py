@@ -1,4 +1,4 @@
-"""tools.personalise: which repetitions are used for what, the figures before and after, and the adapted model."""
+"""personalise: which repetitions are used for what, the figures before and after, and the adapted model."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ def turned(windows_file, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def personalised(trained, turned, tmp_path_factory) -> tuple:
-    """The folder, and what the tool said; three repetitions, so that they are of two recordings."""
+    """The folder, and what the command said; three repetitions, so that they are of two recordings."""
     out = tmp_path_factory.mktemp("out") / "deep" / "er"
     arguments = [trained / "best_model", turned, "--subject", "03", "--repetitions", "3", "--out", out]
     done = run("-m", "emg_gpt2", "personalise", *arguments)
@@ -186,7 +186,7 @@ def test_the_model_itself_is_left_as_it_was(written, trained, personalised):
     assert new["residual_weight"] == pytest.approx(written["factor"] * old["residual_weight"].item())
 
 
-def test_the_baseline_on_log_rms_is_what_scikit_learn_says_without_this_tool(written, by_hand):
+def test_the_baseline_on_log_rms_is_what_scikit_learn_says_without_this_project(written, by_hand):
     frame, emg = by_hand
     used, features = np.array(frame["used"]), np.log(np.sqrt((emg.double().numpy() ** 2).mean(1)))
     scaler = StandardScaler().fit(features[used])

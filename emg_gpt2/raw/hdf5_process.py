@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple, TypeVar
@@ -84,7 +85,9 @@ def _start_reader() -> _Reader:
         number = started.result()
     except BrokenProcessPool:
         raise EMGError("the process that reads HDF5 files cannot start; free memory and try again") from None
-    return _Reader(pool, next(one for one in multiprocessing.active_children() if one.pid == number))
+    process = next(one for one in multiprocessing.active_children() if one.pid == number)
+    Finalize(None, process.kill, exitpriority=1)  # joblib's workers would wait for its end when they end
+    return _Reader(pool, process)
 
 
 @contextmanager
