@@ -107,7 +107,7 @@ def test_the_undamaged_table_is_read(good, tmp_path):
 
 
 def test_dead_electrodes_are_read_but_make_no_windows(good, tmp_path):
-    """tools.inspect shows them."""
+    """`inspect` shows them."""
     path = write_raw(good.assign(EMG_2=5.0, EMG_3=0.0), tmp_path / f"{STEM}.hdf5")
     assert np.ptp(read_recording(path).emg, axis=0)[1:].tolist() == [0, 0]
     write_raw(good, tmp_path / f"{OTHER}.hdf5")
