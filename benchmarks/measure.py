@@ -29,7 +29,7 @@ from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.settings import AnySettings, Settings
 from emg_gpt2.training.adapt import UpperModel, frozen_blocks, train_last
 from emg_gpt2.training.device import choose_precision
-from emg_gpt2.training.new_model import describe_model
+from emg_gpt2.training.new_model import new_config
 from emg_gpt2.training.task import Task
 from emg_gpt2.windows.reading import WindowSet, open_windows
 
@@ -168,7 +168,7 @@ def facts_of(task: Task, settings: Settings) -> dict:
 
 def model_of_shapes(windows: WindowSet, settings: Settings) -> EMGForSequenceClassification:
     """The model without its numbers; to be called with SHAPES_ONLY."""
-    return build_model(describe_model(windows, settings), settings.MODEL_NAME, "never", settings.BLOCKS)
+    return build_model(new_config(windows, settings), settings.MODEL_NAME, "never", settings.BLOCKS)
 
 
 def training_flops(forward: Callable[[], torch.Tensor]) -> int:

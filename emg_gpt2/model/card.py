@@ -113,7 +113,7 @@ def facts_of_run(windows: WindowSet, split: Split, metrics: dict, settings: Sett
 
 
 def _protocol(metrics: dict) -> list[str]:
-    again = "Then a new model was trained on training and validation part together, for as many epochs."
+    again = "Then a new model was trained on training and validation part together, for the same number of epochs."
     return [
         f"Split: {metrics['split_description']}.",
         f"The validation part chose epoch {metrics['best_epoch']} of {metrics['epochs']} by its loss.",
@@ -311,8 +311,8 @@ Compare only figures of the same protocol, and never accuracy with balanced accu
 * People it was tested on: {{ facts.parts.test.people }}. Its accuracy for others is not known. What is learned from one
   person seldom fits another.
 * A window is measured against the reference of its person and day. A poor reference (few windows, one gesture) makes
-  poor predictions. The figures above are of test windows that were measured
-  {{ "against the session's calibration part" if facts.session else "on their whole test part, not one by one" }}.
+  poor predictions. The figures above are of test windows that were measured against
+  {{ "the session's calibration part" if facts.session else "their day's whole test part, later windows included" }}.
 * The electrodes must be where they were in training, in the same order. A shift around the arm costs accuracy
 {% if config.rotation %}
   (turns of up to ± {{ config.rotation }} electrodes were trained for).

@@ -79,7 +79,7 @@ def _reader() -> _Reader:
 
 def _start_reader() -> _Reader:
     pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=prepare)
-    with _starting, _undisturbed():
+    with _starting, _plainly():
         started = pool.submit(os.getpid)
     try:
         number = started.result()
@@ -91,22 +91,22 @@ def _start_reader() -> _Reader:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """A process that is started here does not import the running script, and is deaf to Ctrl-C from the beginning.
+def _plainly() -> Iterator[None]:
+    """Processes start here as plain ones, whatever this process is: a script, a daemon, a worker of joblib or Dask.
 
-    `multiprocessing` would run the script again as a module: that takes its imports' time, and goes wrong in scripts
-    without `if __name__ == "__main__"`. It forbids children to its daemons, such as Dask's workers. And it would tell
-    the process to start others as this one was, which in joblib's workers is a way that it does not know.
+    `multiprocessing` would run the script again as a module, which takes its imports' time and goes wrong in scripts
+    without `if __name__ == "__main__"`; hand on joblib's start method; and allow a daemon no children. And Ctrl-C is
+    not for them, from the beginning.
     """
-    script, this = sys.modules["__main__"], multiprocessing.current_process()
-    daemon, mask = this.daemon, getattr(signal, "pthread_sigmask", lambda *_: ())
-    method = multiprocessing.get_start_method()
+    script, method = sys.modules["__main__"], multiprocessing.get_start_method(allow_none=True)
+    this, mask = multiprocessing.current_process(), getattr(signal, "pthread_sigmask", lambda *_: ())
+    daemon = this.daemon
+    before = mask(signal.SIG_BLOCK, [signal.SIGINT])
+    sys.modules["__main__"], this.daemon = ModuleType("__main__"), False
     multiprocessing.set_start_method("spawn", force=True)
-    sys.modules["__main__"], before = ModuleType("__main__"), mask(signal.SIG_BLOCK, [signal.SIGINT])
-    this.daemon = False
     try:
         yield
     finally:
-        sys.modules["__main__"], this.daemon = script, daemon
         multiprocessing.set_start_method(method, force=True)
+        sys.modules["__main__"], this.daemon = script, daemon
         mask(signal.SIG_SETMASK, before)
