@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, STEM, run
 
+from emg_gpt2.commands.download import main
 from emg_gpt2.raw import download
 from emg_gpt2.raw.putemg import read_recording
 
@@ -535,7 +536,7 @@ def in_process(server, file, tmp_path, monkeypatch):
     waits = []
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(download.time, "sleep", waits.append)
-    return lambda *options: (download.main([str(tmp_path), "--download-url", server.folder_url, *options]), waits)
+    return lambda *options: (main([str(tmp_path), "--download-url", server.folder_url, *options]), waits)
 
 
 def test_delays_double_up_to_a_bound(server, file, in_process):
@@ -587,10 +588,10 @@ def test_a_full_disk_ends_the_run_in_one_sentence(server, tmp_path):
     """A limit on the size of files stands in for it: the first file fits, the second does not."""
     limited = (
         "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
-        "runpy.run_module('tools.download', run_name='__main__')"
+        "runpy.run_module('emg_gpt2', run_name='__main__')"
     )
     server.files[f"Data-HDF5/{STEM}.hdf5"] = MAGIC + bytes(200_000)
-    done = run("-c", limited, tmp_path, "--download-url", server.folder_url, **LOCAL)
+    done = run("-c", limited, "download", tmp_path, "--download-url", server.folder_url, **LOCAL)
     kept = "what came so far is kept, and the same command goes on from it"
     assert (done.returncode, done.stderr) == (
         1,
