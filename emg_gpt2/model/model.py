@@ -141,7 +141,11 @@ class EMGForSequenceClassification(PreTrainedModel):
         """
         hub = {name: named.pop(name) for name in HUB_ARGUMENTS if name in named}
         _check_arguments(named)
-        return load_saved(cls, pretrained_model_name_or_path, config, **hub).to(device_map)
+        try:
+            device = torch.device(device_map)
+        except (RuntimeError, TypeError):
+            raise EMGError(f"from_pretrained: device_map = {device_map} is not one device; use cpu or cuda") from None
+        return load_saved(cls, pretrained_model_name_or_path, config, **hub).to(device)
 
     def _upload_modified_files(self, working_dir: str, *given, **named):
         """Part of push_to_hub: take along the card of the folder that the model was loaded from.
