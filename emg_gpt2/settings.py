@@ -19,8 +19,6 @@ from emg_gpt2.base.interrupts import importing
 
 ABOUT = """Every setting in these groups is also a constant of ENV.py and an environment variable: --num-epochs,
 NUM_EPOCHS, EMG_NUM_EPOCHS. A flag goes before the variable, and that before ENV.py."""
-
-
 TokenKind = Literal["covariance", "power", "bands", "raw"]  # each has a class in model/tokens.py
 
 

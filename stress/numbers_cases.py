@@ -174,7 +174,7 @@ def all_but_one(windows: Path) -> str:
 
 KEPT = ("best_model/model.safetensors", "history.csv", "bad_batch.csv")
 FREEZE = "--freeze --num-layers 0"
-FEW_PATCHES, IMPLAUSIBLE, FLAT = "at least two patches", "no muscle's", "no channel changes"
+FEW_PATCHES, IMPLAUSIBLE, FLAT = "at least two patches", "no amplifier gives", "no channel changes"
 NOT_LEARNT = "0 windows in the training part"
 
 FAMILIES: dict[str, list[Case]] = {

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import run
+from conftest import call
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from sklearn.preprocessing import StandardScaler
@@ -63,7 +63,7 @@ def personalised(trained, turned, tmp_path_factory) -> tuple:
     """The folder, and what the command said; three repetitions, so that they are of two recordings."""
     out = tmp_path_factory.mktemp("out") / "deep" / "er"
     arguments = [trained / "best_model", turned, "--subject", "03", "--repetitions", "3", "--out", out]
-    done = run("-m", "emg_gpt2", "personalise", *arguments)
+    done = call("emg_gpt2.commands.personalise", *arguments)
     assert done.returncode == 0, done.stderr
     return out, done
 
@@ -308,7 +308,7 @@ def test_a_wrong_command_is_refused_in_one_sentence(trained, day, tmp_path, caps
         ([model, day, "--subject", "03", "--repetitions", "4"], "has 4 repetitions, and 5 are needed"),
         ([model, day, "--subject", "03", "--out", full], "there is something already"),
         ([model, tmp_path / "none.parquet", "--subject", "03"], "there is no such file"),
-        ([tmp_path / "none", day, "--subject", "03"], "no model can be loaded"),
+        ([tmp_path / "none", day, "--subject", "03"], "the model cannot be loaded"),
         ([model, day, "--subject", "03", "--memory-gb", "-1"], "MEMORY_GB"),
     ):
         one_sentence(arguments, words, capsys)

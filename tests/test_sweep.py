@@ -44,7 +44,7 @@ def is_drawn(path: Path) -> bool:
 
 @pytest.fixture(scope="session")
 def tiny_flags(small_file, tiny_gpt2) -> list[str]:
-    where = {"DATA_LOCATION": small_file, "MODEL_NAME": tiny_gpt2, "BLOCKS": 3}
+    where = {"DATA_LOCATION": small_file, "MODEL_NAME": tiny_gpt2, "BLOCKS": 3, "SAMPLING_RATIO": 0.4}
     return ["--sweep", *flags(**where, **SMALL | {"NUM_EPOCHS": 1}, SPLIT="random", NUM_EPOCHS_FOR_VALIDATION=1)]
 
 

@@ -308,8 +308,8 @@ def write(table: pd.DataFrame, path: Path) -> None:
     try:
         temporary.touch()  # says in plain words when the folder cannot be written to
         if path.suffix == ".hdf5":
-            # The search index would take a quarter of the time, and nothing searches.
-            layout = {"key": "data", "format": "table", "complevel": 5, "complib": "zlib", "index": False}
+            # Level 5, as putEMG's files seem to have, takes longer than the simulation; nothing needs the search index.
+            layout = {"key": "data", "format": "table", "complevel": 1, "complib": "zlib", "index": False}
             table.to_hdf(temporary, mode="w", **layout)
         else:
             with (
