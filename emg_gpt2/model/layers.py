@@ -7,7 +7,7 @@ from torch import distributed, nn
 class Dropout(nn.Dropout):
     """nn.Dropout from eight random bits a value on a CPU: p is rounded to 1/256, below 1.
 
-    It saves 4 to 5 % of a training step. It stays because results on the sample depend on its random numbers.
+    It saves about 5 % of a training step. It stays because results on the sample depend on its random numbers.
     """
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
