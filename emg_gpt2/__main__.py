@@ -27,11 +27,9 @@ def main() -> int:
     start_script()  # also where the installed emg-gpt2 calls main()
     name, *argv = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        print(overview())
-        return 0
+        return exit_status("emg-gpt2", lambda: print(overview()))
     if name == "--version":
-        print(f"emg-gpt2 {__version__}")
-        return 0
+        return exit_status("emg-gpt2", lambda: print(f"emg-gpt2 {__version__}"))
     with importing():  # so that a signal afterwards still finds nothing begun
         status = exit_status("emg-gpt2", lambda: _require(name))
     return status or importlib.import_module(f"emg_gpt2.commands.{name}").main(argv)

@@ -19,8 +19,6 @@ from emg_gpt2.base.interrupts import importing
 
 ABOUT = """Every setting in these groups is also a constant of ENV.py and an environment variable: --num-epochs,
 NUM_EPOCHS, EMG_NUM_EPOCHS. A flag goes before the variable, and that before ENV.py."""
-
-
 TokenKind = Literal["covariance", "power", "bands", "raw"]  # each has a class in model/tokens.py
 
 
@@ -321,9 +319,6 @@ def _pairs(parts: list[str]) -> dict[str, str]:
     if not all(equals for _, equals, _ in pairs):
         raise ValueError("should be written 0=idle,1=fist")
     return {label.strip(): name.strip() for label, _, name in pairs}
-
-
-# ---- where values come from -------------------------------------------------------------------------------------
 
 
 def read_settings(model: type[AnySettings] = Settings, argv: list[str] | None = None, command: str = "") -> AnySettings:
