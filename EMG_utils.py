@@ -1,6 +1,6 @@
 """The training loop, the validation loop, the test, metrics, curves and confusion matrix.
 
-What a training needs beside its loop (device, batches, checkpoints, history) is emg_gpt2/training/trainer.py.
+emg_gpt2/training/trainer.py holds what a training needs beside its loop: device, batches, checkpoints, history.
 """
 
 import logging
@@ -56,6 +56,7 @@ from emg_gpt2.windows.reading import WindowSet
 
 logger = logging.getLogger("emg_gpt2.EMG_utils")
 
+LIVE_FIGURES = ("loss {task.fields[loss]:.3f}", "accuracy {task.fields[accuracy]:.3f}")  # of the progress bar
 TIMED_WINDOWS = 40  # single predictions whose median is the time of one window
 
 
@@ -100,9 +101,6 @@ def fit(
             raise NotFiniteError(f"{error}{trainer.write_best()}") from None
     trainer.finish(fresh)
     return trainer.history
-
-
-LIVE_FIGURES = ("loss {task.fields[loss]:.3f}", "accuracy {task.fields[accuracy]:.3f}")
 
 
 def train_epoch(trainer: Trainer, bar: Progress) -> None:
@@ -157,7 +155,7 @@ def refit(task: Task, settings: Settings, history: list[dict], run: Path, tracke
     except NotFiniteError as error:
         raise EMGError(f"training anew: {error}; that of the first training is in {run / 'best_model'}") from None
     refitted = run / "refit" / "best_model"
-    if is_main_process() and refitted.exists():  # it does not where a finished run is resumed
+    if is_main_process() and refitted.exists():  # a finished run that is resumed has none
         replace_folder(run / "best_model", lambda folder: shutil.copytree(refitted, folder, dirs_exist_ok=True))
         remove_folder(refitted)
     wait_for_everyone()

@@ -33,7 +33,7 @@ from emg_gpt2.training.device import is_main_process, join_processes
 from emg_gpt2.training.history import Histories
 from emg_gpt2.training.new_model import new_model
 from emg_gpt2.training.sweep import search
-from emg_gpt2.training.task import Task, fitted_task, load_task, log_task
+from emg_gpt2.training.task import Task, fitted_task, load_task, log_data
 from emg_gpt2.training.tracker import require_tracker, tracking
 from EMG_utils import evaluate, evaluate_linear_path, fit, refit
 
@@ -59,7 +59,7 @@ def start() -> None:
     require_tracker(settings)
     task = load_task(settings)
     with open_run(settings, Console(highlight=False, quiet=not is_main_process())) as run:
-        log_task(task, settings)
+        log_data(task.windows, task.split, settings)
         write_split(task, run)  # refuses other data than those of a resumed run, before its settings are replaced
         write_settings(settings, run)
         experiment(task, settings, run)

@@ -66,7 +66,7 @@ def parse(argv: list[str]) -> tuple[str, argparse.Namespace | Settings]:
         runs = between(int, 1, 99)
         command.add_argument("--runs", type=runs, default=3, metavar="N", help="runs that are counted (%(default)s)")
     for name, settings in SPEEDS.items():
-        commands.add_parser(name, help=settings.__doc__.partition(":")[0].lower())
+        commands.add_parser(name, help=settings.__doc__.partition(":")[0].removeprefix("Measure "))
     given = parser.parse_args(argv)
     return given.what, given
 

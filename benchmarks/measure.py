@@ -29,9 +29,9 @@ from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.settings import AnySettings, Settings
 from emg_gpt2.training.adapt import UpperModel, frozen_blocks, train_last
 from emg_gpt2.training.device import choose_precision
-from emg_gpt2.training.new_model import describe_model
+from emg_gpt2.training.new_model import new_config
 from emg_gpt2.training.task import Task
-from emg_gpt2.windows.reading import WindowSet
+from emg_gpt2.windows.reading import WindowSet, open_windows
 
 try:
     import resource
@@ -62,7 +62,8 @@ def print_wide(table: Table, console: Console) -> None:
 
 
 def prepare(settings: AnySettings, console: Console) -> tuple[AnySettings, dict]:
-    """The settings that every process is given, and facts for the JSON."""
+    """The settings that every process is given, and facts for the JSON. Raises EMGError where there are no windows."""
+    open_windows(settings.DATA_LOCATION)
     precision, reason = choose_precision(settings.PRECISION)
     given = f"{settings.MODEL_NAME}, {settings.DATA_LOCATION}; {precision} ({reason})"
     console.print(given, markup=False, soft_wrap=True)
@@ -167,7 +168,7 @@ def facts_of(task: Task, settings: Settings) -> dict:
 
 def model_of_shapes(windows: WindowSet, settings: Settings) -> EMGForSequenceClassification:
     """The model without its numbers; to be called with SHAPES_ONLY."""
-    return build_model(describe_model(windows, settings), settings.MODEL_NAME, "never", settings.BLOCKS)
+    return build_model(new_config(windows, settings), settings.MODEL_NAME, "never", settings.BLOCKS)
 
 
 def training_flops(forward: Callable[[], torch.Tensor]) -> int:

@@ -14,7 +14,7 @@ from EMG_DATA_LOADER import read_emg, split_windows
 from emg_gpt2.live.decisions import probabilities
 from emg_gpt2.model.build import build_model
 from emg_gpt2.model.normalise import measure_reference
-from emg_gpt2.training.new_model import describe_model
+from emg_gpt2.training.new_model import new_config
 from emg_gpt2.windows.reading import load_windows
 
 TEXT_PREDICTIONS = 10  # each takes about as long as a hundred of this project's
@@ -29,7 +29,7 @@ class Prediction:
         windows = load_windows(settings)
         rows = np.resize(split_windows(windows, settings).test, max(settings.BATCH_SIZES))
         emg = read_emg(windows, rows)  # (n, T, C) in counts
-        config = describe_model(windows, settings)
+        config = new_config(windows, settings)
         model = build_model(config, settings.MODEL_NAME, settings.PRETRAINED, settings.BLOCKS)
         model.set_reference(measure_reference(emg))
         self.model, self.precision, self.emg = model.to(PartialState().device).eval(), settings.PRECISION, emg.numpy()

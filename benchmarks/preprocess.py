@@ -21,18 +21,18 @@ from rich.table import Table
 from benchmarks.measure import ROOT, print_wide, simulate
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.settings import PreprocessingSettings, read_settings
-from emg_gpt2.windows import parts
+from emg_gpt2.windows import cut, parts
 from Preprocessing import preprocess
 
 COPIES = 8
-STAGES = {  # function of EMG_windows → the stage that it belongs to
-    "describe_file": "read",
-    "read_recording": "read",
-    "apply_filter": "filter",
-    "resample": "resample",
-    "cut_windows": "cut",
-    "encode": "cut",
-    "write_windows": "write",
+STAGES = {  # function, in the module that calls it → the stage that it belongs to
+    (parts, "describe_file"): "read",
+    (parts, "read_recording"): "read",
+    (cut, "apply_filter"): "filter",
+    (cut, "resample"): "resample",
+    (parts, "cut_windows"): "cut",
+    (parts, "encode"): "cut",
+    (parts, "write_windows"): "write",
 }
 REFERENCE_COST = 0.70  # s per second of recording, of the data set's own filter on 24 channels and one core
 TIMER = """
@@ -126,15 +126,15 @@ def measure_stages(copies: list[Path], folder: Path) -> dict:
     """Processor seconds per second of recording of each stage, from clocks around the functions of one real run."""
     output, spent = folder / "stages.parquet", dict.fromkeys(STAGES.values(), 0.0)
     output.unlink(missing_ok=True)
-    functions = {name: getattr(parts, name) for name in STAGES}
-    for name, function in functions.items():
-        setattr(parts, name, clocked(function, STAGES[name], spent))
+    functions = {place: getattr(*place) for place in STAGES}
+    for place, function in functions.items():
+        setattr(*place, clocked(function, STAGES[place], spent))
     try:
         settings = read_settings(PreprocessingSettings, [str(copies[0].parent), "--data-location", str(output)])
         results = preprocess(copies, settings, Console(file=io.StringIO()))
     finally:
-        for name, function in functions.items():
-            setattr(parts, name, function)
+        for place, function in functions.items():
+            setattr(*place, function)
     seconds = sum(result.part.seconds for result in results)
     return {"seconds_of_recording": seconds, "stages": {name: value / seconds for name, value in spent.items()}}
 

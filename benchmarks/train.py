@@ -40,6 +40,8 @@ class ThisTraining(Training):
         steps = replace(task, split=replace(task.split, train=rows, validation=rows[:0]))
         note = {"weights": model.config.weights, "data_note": task.windows.metadata["note"]}
         self.precision, self.facts = settings.PRECISION, facts_of(task, settings) | note
+        if settings.RUN_DIR:
+            settings.RUN_DIR.mkdir(exist_ok=True)
         self.trainer = Trainer(model, steps, settings, settings.ROUNDS + 1, settings.RUN_DIR)
 
     def epoch(self) -> dict:

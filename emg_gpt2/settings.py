@@ -321,9 +321,6 @@ def _pairs(parts: list[str]) -> dict[str, str]:
     return {label.strip(): name.strip() for label, _, name in pairs}
 
 
-# ---- where values come from -------------------------------------------------------------------------------------
-
-
 def read_settings(model: type[AnySettings] = Settings, argv: list[str] | None = None, command: str = "") -> AnySettings:
     """The settings of one run, from flags (`argv`; None: those of this process), EMG_* variables and ENV.py.
 

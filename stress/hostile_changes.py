@@ -109,7 +109,7 @@ def state_plants(trace: Path, alone: bool) -> Iterator[Change]:
             if alone:
                 (run / "last" / "state.safetensors").write_bytes(content)
 
-        yield change
+        yield named(f"pickles {'in place of' if alone else 'beside'} the state", change)
 
 
 # ---- weights that claim what is not so --------------------------------------------------------------------------
@@ -229,7 +229,7 @@ def names_in_metrics(planted: str) -> Change:
             table = (run / name).read_text().replace("emg_gestures", planted.replace('"', ""))
             (run / name).write_text(table.replace("random", planted))
 
-    return change
+    return named(f"names with {planted}", change)
 
 
 # ---- mutations at random ----------------------------------------------------------------------------------------

@@ -148,13 +148,13 @@ FUNCTIONS = {"load": load, "build": build}
 
 def make_models(folder: Path) -> None:
     """model/: one with every kind of tokens; backbone/: a GPT-2."""
+    make_gpt2(folder / "backbone")
     torch.manual_seed(0)
     blocks = {"n_embd": 16, "n_head": 2, "n_layer": 2, "n_positions": 64}
     names = {"channels": ["a", "b"], "class_codes": [0, 1], "class_names": ["idle", "fist"]}
     shape = {"window": 100, "patch": 50, "tokens": ["covariance", "power", "bands", "raw"], "ring": 2, "rotation": 1}
     config = EMGConfig(backbone=blocks, preprocessing=PREPROCESSING, **names, **shape)
     EMGForSequenceClassification(config).save_pretrained(folder / "model")
-    make_gpt2(folder / "backbone")
 
 
 def make_runs(folder: Path) -> None:

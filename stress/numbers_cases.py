@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+import EMG_utils
 from EMG_DATA_LOADER import split_windows
 from emg_gpt2.settings import Settings
 from emg_gpt2.training.trainer import Trainer
@@ -131,17 +132,18 @@ ONE_CHANNEL, TWO_CHANNELS = partial(only, channels=1), partial(only, channels=2)
 
 def spoil_training(epoch: int, step: int, what: str) -> None:
     """In that step a `sample` of the batch, or a `gradient`, is no number."""
-    logits_of = Trainer.logits
+    really = Trainer.batches
 
-    def logits(self, batch):
-        if (self.epoch, self.sums.step + 1) == (epoch, step):
-            if what == "sample":
-                batch.own.emg[0, 0, 0] = np.nan
-            else:
-                self.model.head.bias.register_hook(lambda gradient: gradient * np.inf)
-        return logits_of(self, batch)
+    def batches(self, bar):
+        for batch in really(self, bar):
+            if (self.epoch, self.sums.step + 1) == (epoch, step):
+                if what == "sample":
+                    batch.own.emg[0, 0, 0] = np.nan
+                else:
+                    self.model.head.bias.register_hook(lambda gradient: gradient * np.inf)
+            yield batch
 
-    Trainer.logits = logits
+    Trainer.batches = batches
 
 
 def bad(what: str, epoch: int, step: int) -> Callable[[], None]:
@@ -149,16 +151,17 @@ def bad(what: str, epoch: int, step: int) -> Callable[[], None]:
 
 
 def spoil_validation() -> None:
-    """From the second epoch on, a probability is no number."""
-    logits_of = Trainer.evaluation_logits
+    """In the second epoch a probability of the validation part is no number."""
+    really = EMG_utils.predict
 
-    def evaluation_logits(self, batch):
-        found = logits_of(self, batch)
-        if self.epoch == 2:
+    def predict(logits_of, feed, rows):
+        found = really(logits_of, feed, rows)
+        trainer = getattr(logits_of, "__self__", None)
+        if isinstance(trainer, Trainer) and trainer.epoch == 2:
             found[0] = np.nan
         return found
 
-    Trainer.evaluation_logits = evaluation_logits
+    EMG_utils.predict = predict
 
 
 def all_but_one(windows: Path) -> str:
@@ -171,7 +174,7 @@ def all_but_one(windows: Path) -> str:
 
 KEPT = ("best_model/model.safetensors", "history.csv", "bad_batch.csv")
 FREEZE = "--freeze --num-layers 0"
-FEW_PATCHES, IMPLAUSIBLE, FLAT = "at least two patches", "no muscle's", "no channel changes"
+FEW_PATCHES, IMPLAUSIBLE, FLAT = "at least two patches", "no amplifier gives", "no channel changes"
 NOT_LEARNT = "0 windows in the training part"
 
 FAMILIES: dict[str, list[Case]] = {

@@ -1,7 +1,8 @@
 """Windows, splits and decisions on random recordings.
 
-The properties are those of tests/test_properties.py, nightly ones too. Without --nightly the examples are those of the tests, the same every time. With it they are 25 times as many, and
-the seed decides which. An example is one recording, windows file or signal, with settings to use on it.
+They are those of tests/test_properties.py, nightly ones too. Without --nightly the examples are those of the tests, the
+same every time. With it they are 25 times as many, and the seed decides which. An example is one recording, windows
+file or signal, with settings to use on it.
 """
 
 import base64

@@ -68,7 +68,9 @@ def make_gpt2(folder: Path) -> Path:
     """A GPT-2 of width 16 and two blocks as transformers saves it."""
     import torch
     from transformers import GPT2Config, GPT2Model
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     torch.manual_seed(7)
     shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
     GPT2Model(GPT2Config(**shape, vocab_size=5, bos_token_id=0, eos_token_id=0)).save_pretrained(folder)

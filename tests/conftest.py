@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -18,10 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, Phase, settings
 from rich.console import Console
 from transformers import GPT2Config, GPT2Model
 
+from emg_gpt2.commands import simulate
 from emg_gpt2.raw.putemg import find_recordings
 from emg_gpt2.settings import PreprocessingSettings, read_settings
 from Preprocessing import Result, preprocess, print_table
@@ -66,23 +69,38 @@ def call(script: str, *arguments: str | Path) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(command, status, *(one.buffer.getvalue().decode() for one in streams))
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder that `make` fills, made by one of the processes of pytest-xdist for all."""
+    own = factory.getbasetemp()
+    root = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    with FileLock(root / f"{name}.lock"):
+        if not (root / name).exists():
+            (new := root / f"{name}.new").mkdir()
+            make(new)
+            new.rename(root / name)
+    return root / name
+
+
 @pytest.fixture(scope="session")
 def raw_folder(tmp_path_factory) -> Path:
-    """Two people, two days, three trajectories: 8 channels at 1 kHz, one repetition per block, HDF5."""
-    folder = tmp_path_factory.mktemp("raw")
-    small = ["--repetitions", "2", "--channels", "8", "--sampling-rate", "1000"]
-    done = run("-m", "emg_gpt2", "simulate", folder, "--subjects", "03", "04", "--sessions", "2", *small)
-    assert done.returncode == 0, done.stderr
-    return folder
+    """Two people, two days, three trajectories: 8 channels at 1 kHz, two repetitions per block, HDF5."""
+    flags = ["--subjects", "03", "04", "--repetitions", "2", "--channels", "8", "--sampling-rate", "1000"]
+    return made_once(tmp_path_factory, "raw_folder", lambda folder: simulated(folder, *flags))
+
+
+def simulated(folder: Path, *flags: str) -> None:
+    assert simulate.main([str(folder), *flags]) == 0
 
 
 @pytest.fixture(scope="session")
 def windows_file(raw_folder, tmp_path_factory) -> Path:
     """The windows of `raw_folder` with the default settings."""
-    path = tmp_path_factory.mktemp("windows") / "windows.parquet"
-    done = run("Preprocessing.py", raw_folder, "--data-location", path)
-    assert done.returncode == 0, done.stderr
-    return path
+
+    def make(folder: Path) -> None:
+        done = call("Preprocessing.py", raw_folder, "--data-location", folder / "windows.parquet")
+        assert done.returncode == 0, done.stderr
+
+    return made_once(tmp_path_factory, "windows_file", make) / "windows.parquet"
 
 
 @pytest.fixture(scope="session")
@@ -187,9 +205,6 @@ def cut(*argv: str | Path) -> tuple[list[Result], str]:
 @pytest.fixture(scope="session")
 def tiny_raw(tmp_path_factory) -> Path:
     """One simulated recording as STEM.hdf5 and STEM.zip: 3 channels at 500 Hz, one block of every gesture."""
-    folder = tmp_path_factory.mktemp("tiny")
-    small = ["--subjects", "3", "--sessions", "1", "--trajectories", "sequential", "--repetitions", "1"]
-    small += ["--channels", "3", "--sampling-rate", "500", "--format", "both"]
-    done = run("-m", "emg_gpt2", "simulate", folder, *small)
-    assert done.returncode == 0, done.stderr
-    return folder
+    flags = ["--subjects", "3", "--sessions", "1", "--trajectories", "sequential", "--repetitions", "1"]
+    flags += ["--channels", "3", "--sampling-rate", "500", "--format", "both"]
+    return made_once(tmp_path_factory, "tiny_raw", lambda folder: simulated(folder, *flags))

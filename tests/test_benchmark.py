@@ -1,4 +1,7 @@
-"""The benchmarks run, and their figures hang together; what they measure is the machine's."""
+"""The benchmarks run, and their figures hang together; what they measure is the machine's.
+
+By default their parts are tried in this process; the whole commands take minutes, and run at night.
+"""
 
 import json
 import os
@@ -11,20 +14,25 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, STEM, run
+from conftest import ROOT, STEM, cut, run
 from huggingface_hub import constants
 
 from benchmarks.__main__ import main
-from benchmarks.cost import exact_windows
-from benchmarks.rivals import find_tokenizer, tokenise
-from benchmarks.speed import probabilities
+from benchmarks.measure import facts_of
+from benchmarks.rivals import TransformersTraining, find_tokenizer, text_config, text_facts, tokenise
+from benchmarks.settings import TrainSettings
+from benchmarks.storage import exact_windows
+from benchmarks.train import ThisTraining
 from EMG_DATA_LOADER import read_emg, split_windows
+from emg_gpt2.live.decisions import probabilities
 from emg_gpt2.settings import Settings
-from emg_gpt2.training.trainer import Trainer
+from emg_gpt2.training.new_model import new_model
+from emg_gpt2.training.task import Task, load_task
 from emg_gpt2.windows.reading import load_windows
-from EMG_utils import new_model, session_references
+from EMG_utils import evaluate
 
 
+@pytest.mark.nightly
 def test_preprocessing_is_measured_by_stage_and_as_a_whole(tiny_raw, tmp_path):
     done = run("-m", "benchmarks", "preprocess", tiny_raw / f"{STEM}.hdf5", "--runs", "1")
     assert done.returncode == 0, done.stderr
@@ -44,11 +52,10 @@ def test_preprocessing_is_measured_by_stage_and_as_a_whole(tiny_raw, tmp_path):
         assert line in done.stderr
 
 
-def test_storage_is_measured_in_size_speed_and_error(tiny_raw, windows_file):
+def test_storage_is_measured_in_size_speed_and_error(tiny_raw, windows_file, capsys):
     """Rounding to steps of s leaves an error of s/√12 RMS; float16 keeps 11 bits, so less than 2⁻¹¹ of the value."""
-    done = run("-m", "benchmarks", "storage", tiny_raw / f"{STEM}.hdf5", "--runs", "1")
-    assert done.returncode == 0, done.stderr
-    rows = {(r["values"], r["encoding"], r["codec"]): r for r in json.loads(done.stdout)["storage"]}
+    assert main(["storage", str(tiny_raw / f"{STEM}.hdf5"), "--runs", "1"]) == 0
+    rows = {(r["values"], r["encoding"], r["codec"]): r for r in json.loads(capsys.readouterr().out)["storage"]}
     errors = {values: row["error_rms_counts"] for (values, _, _), row in rows.items()}
     assert errors["float32"] == 0
     for steps in (1, 2, 4, 8):
@@ -63,7 +70,7 @@ def test_storage_is_measured_in_size_speed_and_error(tiny_raw, windows_file):
 
 def test_the_error_is_that_of_the_windows_that_are_stored(tiny_raw, tmp_path):
     path = tmp_path / "windows.parquet"
-    assert run("Preprocessing.py", tiny_raw / f"{STEM}.hdf5", "--data-location", path).returncode == 0
+    cut(tiny_raw / f"{STEM}.hdf5", "--data-location", path)
     stored = pq.read_table(path)["emg"].combine_chunks().flatten().to_numpy() / 4
     exact = exact_windows(tiny_raw / f"{STEM}.hdf5").reshape(-1)
     assert np.abs(stored - exact).max() <= 1 / 8
@@ -75,7 +82,7 @@ def test_a_recording_that_cannot_be_read_is_one_sentence(tmp_path, capsys):
     assert main(["storage", str(path)]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith(f"benchmark: {path}: the file cannot be read")
+    assert err.startswith(f"benchmarks: {path}: the file cannot be read")
     assert err.count("\n") == 1
 
 
@@ -95,17 +102,75 @@ def test_a_wrong_command_line_is_one_sentence(flags, found, capsys):
     assert main(flags) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("benchmark: ")
+    assert err.startswith("benchmarks: ")
     assert found in err
     assert err.count("\n") == 1
 
 
-# ---- train and predict ----------------------------------------------------------------------------------------
+# ---- train and predict, their parts ---------------------------------------------------------------------------
 
 COMPACT = "models/gpt2-compact"
 WIDTH, BLOCKS, POSITIONS = 256, 4, 256  # of that GPT-2
 SAMPLES, PATCH, CHANNELS, CLASSES = 250, 50, 8, 8  # of the windows
 PAIRS = CHANNELS * (CHANNELS + 1) // 2
+TOKENS = SAMPLES // PATCH
+
+
+@pytest.fixture(scope="module")
+def settings(small_file) -> TrainSettings:
+    model = {"MODEL_NAME": str(ROOT / COMPACT), "TOKENS": ["raw"], "BLOCKS": BLOCKS, "PRECISION": "fp32"}
+    return TrainSettings(DATA_LOCATION=small_file, BATCH_SIZE=16, STEPS=2, ROUNDS=1, BALANCE="none", **model)
+
+
+@pytest.fixture(scope="module")
+def task(settings) -> Task:
+    return load_task(settings)
+
+
+def test_flops_are_those_counted_by_hand(settings, task):
+    """A matrix of n weights costs 2 n per token forward, and as much again for its own and for its input's gradient.
+
+    A block has 12 D² weights, and attention has 2 products of P² D multiply-adds.
+    """
+    weights = 12 * WIDTH**2
+    blocks = BLOCKS * 3 * (2 * weights * TOKENS + 2 * 2 * TOKENS**2 * WIDTH)
+    tokeniser = 2 * 2 * PATCH * CHANNELS * WIDTH * TOKENS  # samples need no gradient
+    head = 3 * 2 * WIDTH * CLASSES
+    covariance = 2 * CHANNELS**2 * SAMPLES + 2 * CHANNELS**3 + 2 * PAIRS * CLASSES  # fixed: forward alone
+    whole = blocks + tokeniser + head + covariance
+    assert facts_of(task, settings)["flops_per_window"] == whole
+    few = facts_of(task, settings.model_copy(update={"NUM_LAYERS": 1 - BLOCKS}))
+    assert few["trained_blocks"] == BLOCKS - 1
+    assert few["flops_per_window"] == whole - 2 * weights * TOKENS  # the gradient of one block's weights
+    once = facts_of(task, settings.model_copy(update={"NUM_LAYERS": 0, "FREEZE": True}))
+    assert once["flops_per_window"] == head  # and the last norm, which is no matrix
+    text = text_facts(text_config(task.windows, settings), POSITIONS)
+    each = BLOCKS * 3 * (2 * weights * POSITIONS + 2 * 2 * POSITIONS**2 * WIDTH) + head * POSITIONS
+    assert text["flops_per_window"] == each
+
+
+@pytest.mark.parametrize("folder", [None, "run"])
+def test_an_epoch_is_one_of_the_real_training_loop(settings, tmp_path, one_thread, folder):
+    training = ThisTraining(settings.model_copy(update={"RUN_DIR": folder and tmp_path / folder, "BLOCKS": 1}))
+    before = training.trainer.model.head.weight.clone()
+    epochs = [training.epoch(), training.epoch()]
+    assert not torch.equal(training.trainer.model.head.weight, before)
+    assert [row["epoch"] for row in training.trainer.history] == [1, 2]
+    for epoch in epochs:
+        assert 0 < epoch["data"] < epoch["seconds"]
+        assert (epoch["checkpoint"] > 0) == bool(folder)
+    assert (tmp_path / "run" / "last" / "state.safetensors").exists() == bool(folder)
+
+
+def test_transformers_trains_the_same_model_on_the_same_windows(settings, tmp_path, one_thread):
+    chosen = settings.model_copy(update={"RUN_DIR": tmp_path, "BLOCKS": 1})
+    rival, ours = TransformersTraining(chosen), ThisTraining(chosen)
+    assert rival.facts.items() <= ours.facts.items()
+    assert np.array_equal(rival.trainer.train_dataset.rows, ours.trainer.task.split.train)
+    assert rival.epoch()["seconds"] > 0
+
+
+# ---- whole commands -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +187,7 @@ def rows_of(trained: dict) -> dict[str, dict]:
     return {row["name"]: row for comparison in trained["comparisons"] for row in comparison["rows"]}
 
 
+@pytest.mark.nightly
 def test_training_is_measured_beside_other_ways(trained):
     titles = [comparison["title"] for comparison in trained["comparisons"]]
     assert titles == [
@@ -143,6 +209,7 @@ def test_training_is_measured_beside_other_ways(trained):
         assert said in trained["said"]
 
 
+@pytest.mark.nightly
 def test_figures_of_training_hang_together(trained, small_file):
     settings = Settings(DATA_LOCATION=small_file)
     training_windows = len(split_windows(load_windows(settings), settings).train)
@@ -162,6 +229,7 @@ def test_figures_of_training_hang_together(trained, small_file):
         assert 200 < row["peak_mb"] < 4000
 
 
+@pytest.mark.nightly
 def test_shares_of_the_time_are_known_of_this_project(trained):
     rows = rows_of(trained)
     for name in ("transformers.Trainer", "text, batch size 4"):
@@ -171,28 +239,7 @@ def test_shares_of_the_time_are_known_of_this_project(trained):
         assert (row["checkpoint_s"] is not None) == (name == "with a run folder")
 
 
-def test_flops_are_those_counted_by_hand(trained):
-    """A matrix of n weights costs 2 n per token forward, and as much again for its own and for its input's gradient.
-
-    A block has 12 D² weights, and attention has 2 products of P² D multiply-adds.
-    """
-    weights = 12 * WIDTH**2
-    tokens = SAMPLES // PATCH
-    blocks = BLOCKS * 3 * (2 * weights * tokens + 2 * 2 * tokens**2 * WIDTH)
-    tokeniser = 2 * 2 * PATCH * CHANNELS * WIDTH * tokens  # samples need no gradient
-    head = 3 * 2 * WIDTH * CLASSES
-    covariance = 2 * CHANNELS**2 * SAMPLES + 2 * CHANNELS**3 + 2 * PAIRS * CLASSES  # fixed: forward alone
-    rows = rows_of(trained)
-    for name in ("this project", "transformers.Trainer"):
-        assert rows[name]["flops_per_window"] == blocks + tokeniser + head + covariance
-    assert rows["NUM_LAYERS = -3"]["trained_blocks"] == BLOCKS - 1
-    frozen = 2 * weights * tokens  # the gradient of one block's weights
-    assert rows["NUM_LAYERS = -3"]["flops_per_window"] == rows["this project"]["flops_per_window"] - frozen
-    text = BLOCKS * 3 * (2 * weights * POSITIONS + 2 * 2 * POSITIONS**2 * WIDTH) + head * POSITIONS
-    assert rows["text, batch size 4"]["tokens_per_window"] == POSITIONS
-    assert rows["text, batch size 4"]["flops_per_window"] == text
-
-
+@pytest.mark.nightly
 def test_prediction_is_measured_by_batch_size(small_file, tiny_gpt2):
     small = ["--batch-sizes", "8", "--predictions", "100", "--blocks-to-try", "2", "--precision", "fp32"]
     done = run("-m", "benchmarks", "predict", "--data-location", small_file, "--model-name", tiny_gpt2, *small)
@@ -216,12 +263,10 @@ def test_prediction_is_measured_by_batch_size(small_file, tiny_gpt2):
 
 def test_what_is_timed_is_the_prediction_of_the_project(small_file, tiny_gpt2, one_thread):
     settings = Settings(DATA_LOCATION=small_file, MODEL_NAME=str(tiny_gpt2), SCALE="training", PRECISION="fp32")
-    windows = load_windows(settings)
-    split = split_windows(windows, settings)
-    references = session_references(windows, split, settings)
-    model = new_model(windows, split, references, settings)
-    expected = Trainer(model, windows, split, references, settings, 1).predict(model, split.test)
-    found = probabilities(model, read_emg(windows, split.test).numpy(), precision="fp32")
+    task = load_task(settings)
+    model = new_model(task, settings).eval()
+    expected = evaluate(model, task, settings).probabilities
+    found = probabilities(model, read_emg(task.windows, task.split.test).numpy(), precision="fp32")
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -241,11 +286,11 @@ def test_data_that_are_not_there_are_one_sentence(tmp_path, capsys):
     assert main(["predict", "--data-location", str(path), "--precision", "fp32"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    *progress, last = err.splitlines()
-    assert len(progress) == 2  # what is measured, and the first thing that is
-    assert last.startswith(f"benchmark: {path}: there is no such file")
+    assert err.count("\n") == 1
+    assert err.startswith(f"benchmarks: {path}: there is no such file")
 
 
+@pytest.mark.nightly
 def test_an_interrupted_measurement_ends_at_once(small_file, tiny_gpt2):
     command = [sys.executable, "-m", "benchmarks", "predict", "--predictions", "10000000", "--precision", "fp32"]
     command += ["--data-location", small_file, "--model-name", tiny_gpt2]
@@ -256,4 +301,4 @@ def test_an_interrupted_measurement_ends_at_once(small_file, tiny_gpt2):
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=10)
     assert (process.returncode, out) == (130, "")
-    assert err == "benchmark: interrupted; nothing was written, run the same command again\n"
+    assert err == "benchmarks: interrupted; nothing was written, run the same command again\n"

@@ -40,8 +40,10 @@ def test_every_link_leads_somewhere(page):
 
 @page
 def test_every_command_can_be_given(page):
-    for words in shell_commands(page):
-        check(words)
+    for words in commands_in_blocks(page):
+        check(words, whole=True)
+    for words in commands_in_sentences(page):
+        check(words, whole=False)
 
 
 def test_the_tour_gives_commands_that_exist():
@@ -50,7 +52,7 @@ def test_the_tour_gives_commands_that_exist():
     given = re.findall(r"^\$ (python .*)", shown, re.MULTILINE)
     assert len(given) == 6
     for command in given:
-        check(shlex.split(command))
+        check(shlex.split(command), whole=True)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             check_words(cell.source)
@@ -84,17 +86,20 @@ def test_the_front_page_fits_on_a_page():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
-def shell_commands(page: Path) -> list[list[str]]:
-    """The words of every command in ```sh blocks, and of those in sentences."""
+def commands_in_blocks(page: Path) -> list[list[str]]:
+    """The words of every command in ```sh blocks."""
     lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines()]
-    lines = [part for line in lines for part in line.split("&&")]
-    sentences = BEFORE.sub("", page.read_text(encoding="utf-8"))
-    inline = [code for code in inline_codes(sentences) if code.split()[0] in PROGRAMS]
-    return [words for line in lines + inline if (words := shlex.split(line, comments=True))]
+    parts = [part for line in lines for part in line.split("&&")]
+    return [words for part in parts if (words := shlex.split(part, comments=True))]
 
 
-def check(words: list[str]) -> None:
-    """One command of the project; others are not judged."""
+def commands_in_sentences(page: Path) -> list[list[str]]:
+    text = BEFORE.sub("", page.read_text(encoding="utf-8"))
+    return [code.split() for code in inline_codes(text) if code.split()[0] in PROGRAMS]
+
+
+def check(words: list[str], whole: bool) -> None:
+    """One command of the project, with all that it needs or not; other programs are not judged."""
     words = list(takewhile(lambda word: word != ">", words))
     if words[:2] == ["torchrun", "--nproc-per-node"]:
         words = ["python", *words[3:]]
@@ -102,25 +107,35 @@ def check(words: list[str]) -> None:
         case ["make", target]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
         case ["python" | "python3", "-m", "emg_gpt2", *arguments] | ["emg-gpt2", *arguments]:
-            check_command(*arguments)
+            check_command(arguments, whole)
         case ["python" | "python3", "-m", "benchmarks" | "stress" as folder, *arguments]:
-            check_flags(f"{folder}.__main__", arguments)
-        case ["python", script, *arguments] if script.endswith(".py"):
-            assert script in SCRIPTS
-            if "--help" not in arguments:
-                read_settings(SCRIPTS[script], arguments or (["raw"] if script == "Preprocessing.py" else []))
+            check_arguments(f"{folder}.__main__", arguments, whole)
+        case ["python" | "python3", script, *arguments] if script.endswith(".py"):
+            check_settings(script, arguments)
         case ["python" | "python3", "-m", module, *_]:
             assert module in ("venv", "pytest", "pip", "playwright"), words
 
 
-def check_command(command: str = "--help", *arguments: str) -> None:
-    if command not in ("COMMAND", "NAME", "--help", "--version"):
-        assert command in commands()
-        check_flags(f"emg_gpt2.commands.{command}", arguments)
+def check_command(arguments: list[str], whole: bool) -> None:
+    match arguments:
+        case [] | ["COMMAND" | "NAME" | "--help" | "--version" | "…", *_]:
+            pass
+        case [command, *rest]:
+            assert command in commands()
+            check_arguments(f"emg_gpt2.commands.{command}", rest, whole)
 
 
-def check_flags(module: str, arguments: list[str]) -> None:
+def check_arguments(module: str, arguments: list[str], whole: bool) -> None:
+    """Against --help; and, where the module parses its own command line, by that."""
     assert set(FLAG.findall(" ".join(arguments))) <= flags(module), arguments
+    parse = getattr(importlib.import_module(module), "parse", None)
+    if parse and whole:
+        parse(arguments)
+
+
+def check_settings(script: str, arguments: list[str]) -> None:
+    if "--help" not in arguments:
+        read_settings(SCRIPTS[script], arguments or (["raw"] if script == "Preprocessing.py" else []))
 
 
 @cache
@@ -139,7 +154,7 @@ def check_words(text: str) -> None:
         if found := FLAG.match(code):
             assert found[0] in every_flag() | OUTSIDE, code
         if re.fullmatch(r"[A-Z][A-Z_]+( = .*)?", code):
-            assert re.search(rf"\b{code.split()[0]}\b", sources()), code
+            assert re.search(rf"\b{code.split()[0]}\b", sources()) or (ROOT / code).exists(), code
         if re.match(r"(emg_gpt2|tests|docs|benchmarks|stress|models)/|\w+\.py$", code) and " " not in code:
             assert (ROOT / code).exists() or [*ROOT.glob(f"emg_gpt2/**/{code}")], code
         if re.fullmatch(r"emg_gpt2(\.\w+)+", code):

@@ -1,4 +1,7 @@
-"""tools.export: ONNX Runtime gives torch's logits, whatever the model; what the files hold; and what goes wrong."""
+"""export: ONNX Runtime gives torch's logits for any model; what the files hold; and what goes wrong.
+
+An export costs ten seconds of torch.export, so one model is exported by default and the others nightly.
+"""
 
 import json
 import shutil
@@ -13,9 +16,10 @@ import pytest
 import scipy.linalg
 import torch
 from conftest import run
-from test_main import flags, read
 
 from EMG_DATA_LOADER import read_emg
+from emg_gpt2 import __version__
+from emg_gpt2.base.errors import EMGError
 from emg_gpt2.commands import export
 from emg_gpt2.model.build import load_model
 from emg_gpt2.model.config import EMGConfig
@@ -29,6 +33,7 @@ from emg_gpt2.model.normalise import (
     upper_triangle,
 )
 from emg_gpt2.settings import Settings
+from emg_gpt2.study import exporting
 from emg_gpt2.study.onnx_model import logarithm_by_products
 from emg_gpt2.windows.reading import load_windows
 
@@ -86,10 +91,11 @@ def test_log_covariances_are_those_of_products(channels):
 # ---- any model --------------------------------------------------------------------------------------------------
 
 MODELS = {  # tokens, blocks, linear path, channels, window: 260 samples are no whole number of patches
-    "default": (["covariance", "power"], 2, True, 24, 250),
     "all tokens": (["covariance", "power", "bands", "raw"], 1, False, 3, 260),
+    "default": (["covariance", "power"], 2, True, 24, 250),
     "no backbone": (["raw"], 0, True, 1, 250),
 }
+NIGHTLY = [pytest.param(name, marks=pytest.mark.nightly) for name in list(MODELS)[1:]]
 
 
 def random_model(name: str) -> EMGForSequenceClassification:
@@ -129,9 +135,9 @@ def some_windows(model: EMGForSequenceClassification, count: int) -> torch.Tenso
     return torch.randn(count, model.config.window, channels) @ mixing * strength[:, None, None]
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=["all tokens", *NIGHTLY])
 def exported(request, tmp_path_factory) -> tuple[EMGForSequenceClassification, Path, str]:
-    """A model, the folder of its files, and what the tool printed."""
+    """A model, the folder of its files, and its key in MODELS."""
     model, folder = random_model(request.param), tmp_path_factory.mktemp("model")
     model.save_pretrained(folder)
     assert export.main([str(folder)]) == 0
@@ -191,7 +197,23 @@ def test_the_file_describes_itself(exported):
     assert others["preprocessing"] == {"FILTER": "causal", "BAND_HZ": [20, 400]}
     assert (others["tokens"], others["linear_path"], others["backbone"]["n_layer"]) == (tokens, linear_path, blocks)
     assert others["versions"]["torch"] == torch.__version__
+    assert others["versions"]["emg_gpt2"] == __version__
     assert set(others["inputs"]) == {"emg", "scale", "centre", "spread"}
+
+
+def test_every_way_to_run_the_model_is_measured(exported):
+    """No accuracy on noise, which has no labels."""
+    _, folder, name = exported
+    measured = read(folder, "export.json")
+    assert measured["windows"] == "256 windows of noise"
+    files = {"onnx float32": "model.onnx"} | ({"onnx int8": "model.int8.onnx"} if MODELS[name][1] else {})
+    assert list(measured["variants"]) == ["torch float32", *files]
+    for way, row in measured["variants"].items():
+        assert 0 < row["median_ms"] <= row["p99_ms"]
+        assert row["windows_per_second"] > 0
+        assert "accuracy" not in row
+        if way in files:
+            assert row["megabytes"] == (folder / files[way]).stat().st_size / 1e6
 
 
 def test_the_matrices_of_the_blocks_are_of_eight_bits_and_no_others(exported):
@@ -215,43 +237,57 @@ def test_the_matrices_of_the_blocks_are_of_eight_bits_and_no_others(exported):
 # ---- a run ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def trained(small_file, tiny_gpt2, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "trained"
-    settings = {"DATA_LOCATION": small_file, "MODEL_NAME": tiny_gpt2, "RUN_DIR": folder, "PRECISION": "fp32"}
-    done = run("main.py", *flags(**settings, NUM_EPOCHS=2, LR=3e-3, FILTERS=4), OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stderr
-    return folder
+def read(folder: Path, name: str) -> dict:
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def test_a_run_is_compared_on_its_test_part(trained):
+    """The model's accuracy there is that which main.py wrote down."""
+    model, metrics = load_model(exporting.find_model(trained)), read(trained, "metrics.json")
+    sample = exporting.sample_of_run(trained, model)
+    assert sample.description == f"{metrics['n_test']} of the {metrics['n_test']} test windows of small.parquet"
+    logits = exporting.run_all(lambda emg, reference: run_torch(model, emg, reference), sample)
+    found = exporting.accuracies(logits, sample.targets)
+    assert found == {name: pytest.approx(metrics[name]) for name in ("accuracy", "balanced_accuracy")}
+
+
+def test_without_its_data_a_run_is_compared_on_noise(trained, tmp_path, caplog):
+    for name in ("split.csv", "env.json"):
+        shutil.copy(trained / name, tmp_path)
+    (tmp_path / "env.json").write_text(json.dumps(read(trained, "env.json") | {"DATA_LOCATION": "/gone.parquet"}))
+    sample = exporting.sample_of_run(tmp_path, load_model(trained / "best_model"))
+    assert (sample.description, sample.targets) == ("256 windows of noise", None)
+    assert "noise in place of the test part: /gone.parquet" in caplog.text
+    assert exporting.accuracies(np.zeros((256, 3)), sample.targets) == {}
 
 
 @pytest.fixture(scope="module")
-def finished(trained):
-    done = run("-m", "emg_gpt2", "export", trained, "--format", "onnx", "--out", trained / "files")
+def finished(trained, tmp_path_factory):
+    """What the command said about a run, and the folder of the files."""
+    folder = tmp_path_factory.mktemp("files")
+    done = run("-m", "emg_gpt2", "export", trained, "--format", "onnx", "--out", folder)
     assert done.returncode == 0, done.stderr
-    return done
+    return done, folder
 
 
+@pytest.mark.nightly
 def test_a_run_is_exported_and_measured_on_its_test_part(trained, finished):
     """The figures of torch are those that main.py wrote down; those of the files follow from running them."""
-    measured, metrics = read(trained / "files", "export.json"), read(trained, "metrics.json")
-    assert measured["windows"] == f"{metrics['n_test']} of the {metrics['n_test']} test windows of small.parquet"
+    measured, metrics = read(finished[1], "export.json"), read(trained, "metrics.json")
     first, exact, small = measured["variants"].values()
     assert first["accuracy"] == exact["accuracy"] == pytest.approx(metrics["accuracy"])
     assert first["balanced_accuracy"] == exact["balanced_accuracy"] == pytest.approx(metrics["balanced_accuracy"])
     assert exact["max_logit_difference"] < 1e-4
     assert (first["agreement"], exact["agreement"]) == (1, 1)
     assert small["agreement"] > 0.9
-    for row in (first, exact, small):
-        assert 0 < row["median_ms"] <= row["p99_ms"]
-        assert row["windows_per_second"] > 0
-    assert exact["megabytes"] == (trained / "files" / "model.onnx").stat().st_size / 1e6
 
 
+@pytest.mark.nightly
 def test_the_file_gives_the_probabilities_of_the_run(trained, finished, small_file):
     """Its own reference and the test part's: predictions.parquet was made with that of each day's test windows."""
     windows, split = load_windows(Settings(DATA_LOCATION=small_file)), pd.read_csv(trained / "split.csv")
     predictions = pd.read_parquet(trained / "predictions.parquet")
-    session, rows = session_of(trained / "files"), np.flatnonzero(split["part"] == "test")
+    session, rows = session_of(finished[1]), np.flatnonzero(split["part"] == "test")
     days = split["session"].to_numpy()[rows]
     for day in sorted(set(days)):
         emg = read_emg(windows, rows[days == day])
@@ -259,37 +295,18 @@ def test_the_file_gives_the_probabilities_of_the_run(trained, finished, small_fi
         assert np.allclose(found, predictions.filter(like="p_")[days == day], atol=1e-4)
 
 
-def test_the_terminal_shows_the_table_and_no_chatter(trained, finished):
-    assert finished.stderr.splitlines() == [
+@pytest.mark.nightly
+def test_the_terminal_shows_the_table_and_nothing_else(finished):
+    done, folder = finished
+    assert done.stderr.splitlines() == [
         "writing model.onnx",
         "writing model.int8.onnx",
-        f"comparing and timing them on {read(trained / 'files', 'export.json')['windows']}",
-        f"{trained / 'files'}: model.onnx, model.int8.onnx, export.json",
+        f"comparing and timing them on {read(folder, 'export.json')['windows']}",
+        f"{folder}: model.onnx, model.int8.onnx, export.json",
     ]
-    for words in (
-        "torch float32",
-        "onnx float32",
-        "onnx int8",
-        "balanced accuracy",
-        "one window, p99 (ms)",
-        "size (MB)",
-    ):
-        assert words in finished.stdout
-    assert max(map(len, finished.stdout.splitlines())) <= 80
-
-
-def test_without_its_data_a_run_is_measured_on_noise(trained, tmp_path, capsys):
-    shutil.copytree(trained / "best_model", tmp_path / "run" / "best_model")
-    shutil.copy(trained / "split.csv", tmp_path / "run")
-    (tmp_path / "run" / "env.json").write_text(
-        json.dumps(read(trained, "env.json") | {"DATA_LOCATION": "/gone.parquet"})
-    )
-    assert export.main([str(tmp_path / "run")]) == 0
-    assert "noise in place of the test part: /gone.parquet: there is no such file" in capsys.readouterr().err
-    measured = read(tmp_path / "run" / "onnx", "export.json")
-    assert measured["windows"] == "256 windows of noise"
-    assert "accuracy" not in measured["variants"]["onnx float32"]
-    assert measured["variants"]["onnx float32"]["max_logit_difference"] < 1e-4
+    for words in ("torch float32", "onnx int8", "balanced accuracy", "one window, p99 (ms)", "size (MB)"):
+        assert words in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
 
 
 # ---- what goes wrong --------------------------------------------------------------------------------------------
@@ -313,8 +330,16 @@ def test_missing_packages_are_named(tmp_path, capsys, monkeypatch):
     assert failure(capsys, tmp_path) == "export: packages are missing; pip install onnx onnxruntime onnxscript"
 
 
+def test_logits_that_differ_are_an_error():
+    exporting.check_logits({"max_logit_difference": 1e-4})
+    for difference in (2e-4, float("nan")):
+        with pytest.raises(EMGError, match=r"more than 0\.0001"):
+            exporting.check_logits({"max_logit_difference": difference})
+
+
+@pytest.mark.nightly
 def test_a_file_that_is_not_the_model_is_not_left_behind(tmp_path_factory, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(export, "TOLERANCE", 0.0)
+    monkeypatch.setattr(exporting, "TOLERANCE", 0.0)
     random_model("no backbone").save_pretrained(folder := tmp_path_factory.mktemp("model"))
     message = failure(capsys, folder, "--out", tmp_path)
     assert message.startswith("export: the exported model's logits differ from torch's by up to ")

@@ -413,6 +413,7 @@ def test_a_resumed_run_refuses_other_data_and_keeps_its_settings(undisturbed, wi
     assert (undisturbed / "env.json").read_bytes() == before
 
 
+@pytest.mark.nightly
 def test_ctrl_c_after_a_checkpoint_says_how_to_go_on(small_flags, tmp_path):
     process = start(*small_flags, *flags(RUN_DIR=tmp_path / "run", NUM_EPOCHS=500, PATIENCE=500))
     _, errors = stop(process, tmp_path / "run" / "last" / "history.json", signal.SIGINT)

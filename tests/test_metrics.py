@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from emg_gpt2.training.trainer import best_epoch, epochs_since_best
+from emg_gpt2.training.history import best_epoch, epochs_since_best
 from emg_gpt2.windows.reading import WindowSet
 from EMG_utils import balanced_loss, compute_metrics
 

@@ -1,4 +1,4 @@
-"""tools.personalise: which repetitions are used for what, the figures before and after, and the adapted model."""
+"""personalise: which repetitions are used for what, the figures before and after, and the adapted model."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import run
+from conftest import call
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from sklearn.preprocessing import StandardScaler
@@ -60,10 +60,10 @@ def turned(windows_file, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def personalised(trained, turned, tmp_path_factory) -> tuple:
-    """The folder, and what the tool said; three repetitions, so that they are of two recordings."""
+    """The folder, and what the command said; three repetitions, so that they are of two recordings."""
     out = tmp_path_factory.mktemp("out") / "deep" / "er"
     arguments = [trained / "best_model", turned, "--subject", "03", "--repetitions", "3", "--out", out]
-    done = run("-m", "emg_gpt2", "personalise", *arguments)
+    done = call("emg_gpt2.commands.personalise", *arguments)
     assert done.returncode == 0, done.stderr
     return out, done
 
@@ -186,7 +186,7 @@ def test_the_model_itself_is_left_as_it_was(written, trained, personalised):
     assert new["residual_weight"] == pytest.approx(written["factor"] * old["residual_weight"].item())
 
 
-def test_the_baseline_on_log_rms_is_what_scikit_learn_says_without_this_tool(written, by_hand):
+def test_the_baseline_on_log_rms_is_what_scikit_learn_says_without_this_project(written, by_hand):
     frame, emg = by_hand
     used, features = np.array(frame["used"]), np.log(np.sqrt((emg.double().numpy() ** 2).mean(1)))
     scaler = StandardScaler().fit(features[used])
@@ -308,7 +308,7 @@ def test_a_wrong_command_is_refused_in_one_sentence(trained, day, tmp_path, caps
         ([model, day, "--subject", "03", "--repetitions", "4"], "has 4 repetitions, and 5 are needed"),
         ([model, day, "--subject", "03", "--out", full], "there is something already"),
         ([model, tmp_path / "none.parquet", "--subject", "03"], "there is no such file"),
-        ([tmp_path / "none", day, "--subject", "03"], "no model can be loaded"),
+        ([tmp_path / "none", day, "--subject", "03"], "the model cannot be loaded"),
         ([model, day, "--subject", "03", "--memory-gb", "-1"], "MEMORY_GB"),
     ):
         one_sentence(arguments, words, capsys)

@@ -1,4 +1,4 @@
-"""tools.predict: the windows that training saw, what they are measured against, smoothing, rejection, figures."""
+"""predict: the windows that training saw, what they are measured against, smoothing, rejection, figures."""
 
 import json
 import shutil
@@ -12,37 +12,60 @@ import torch
 from conftest import STEM, cut, raw_table, write_raw
 
 from EMG_DATA_LOADER import read_emg
-from emg_gpt2.commands.predict import main
+from emg_gpt2.commands.predict import main, parse
 from emg_gpt2.live.decisions import REJECTED, Classifier, Smoother
 from emg_gpt2.live.judging import figures_of, pooled, truth_of
+from emg_gpt2.live.predicting import decided_recordings
 from emg_gpt2.live.references import FixedReference, RunningReference, mixed
+from emg_gpt2.live.setup import Setup
 from emg_gpt2.model.build import load_model
 from emg_gpt2.model.normalise import Reference, measure_reference
+from emg_gpt2.raw.putemg import find_recordings
 from emg_gpt2.settings import Settings
 from emg_gpt2.windows.reading import load_windows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 GESTURES = [f"p_{code}" for code in (0, 1, 2, 3, 6, 7, 8, 9)]
+DAY = [  # by name the second comes first, by time the first
+    "emg_gestures-03-sequential-2018-05-12-11-05-52-120",
+    "emg_gestures-03-repeats_long-2018-05-12-11-15-26-340",
+]
+
+
+def recorded(path: Path, fist: float = 40.0, seed: int = 3) -> Path:
+    """Four seconds, 8 channels at 1 kHz: 1.5 s at rest, 1.5 s of a fist of that strength, 1 s unlabelled."""
+    labels = np.repeat([0, 1, -1], [1500, 1500, 1000])
+    strength = np.where(labels == 1, fist, 5)[:, None]
+    emg = np.rint(np.random.default_rng(seed).normal(size=(4000, 8)) * strength + 100)
+    return write_raw(raw_table(emg, labels), path)
 
 
 @pytest.fixture(scope="module")
 def short(tmp_path_factory) -> Path:
-    """Four seconds, 8 channels at 1 kHz: 1.5 s at rest, 1.5 s of a fist, 1 s unlabelled."""
-    rng = np.random.default_rng(3)
-    labels = np.repeat([0, 1, -1], [1500, 1500, 1000])
-    emg = np.rint(rng.normal(size=(4000, 8)) * np.where(labels == 1, 40, 5)[:, None] + 100)
-    return write_raw(raw_table(emg, labels), tmp_path_factory.mktemp("short") / f"{STEM}.hdf5")
+    """One recording."""
+    return recorded(tmp_path_factory.mktemp("short") / f"{STEM}.hdf5")
 
 
-def predicted(out: Path, *argv: str | Path, status: int = 0) -> dict[str, pd.DataFrame]:
-    """The tables that tools.predict writes, by recording."""
+@pytest.fixture(scope="module")
+def day(tmp_path_factory) -> list[Path]:
+    """Two recordings of a day, in the order of time."""
+    folder = tmp_path_factory.mktemp("day")
+    return [recorded(folder / f"{stem}.csv", fist=40.0 * (place + 1), seed=place) for place, stem in enumerate(DAY)]
+
+
+def predicted(*argv: str | Path) -> dict[str, pd.DataFrame]:
+    """The tables of `predict`, by recording, without its files."""
+    args = parse([*map(str, argv)])
+    found = [*decided_recordings(find_recordings(args.recordings), Setup(args))]
+    return {signal.name: decided.table for signal, decided in found}
+
+
+def written(out: Path, *argv: str | Path, status: int = 0) -> tuple[dict[str, pd.DataFrame], dict]:
+    """The tables that `predict` writes, by recording, and metrics.json."""
     assert main([*map(str, argv), "--out", str(out)]) == status
-    return {path.stem: pd.read_csv(path) for path in out.glob("*.csv")}
-
-
-def figures(out: Path) -> dict:
-    return json.loads((out / "metrics.json").read_text())
+    tables = {path.stem: pd.read_csv(path) for path in out.glob("*.csv")}
+    return tables, json.loads((out / "metrics.json").read_text())
 
 
 # ---- the same windows as in training ---------------------------------------------------------------------------
@@ -56,7 +79,7 @@ def test_every_window_of_training_is_seen_as_training_saw_it(kind, short, traine
     with torch.no_grad():
         logits = load_model(folder)(emg=read_emg(windows, np.arange(len(windows.table)))).logits
     every = ["--hop-ms", "1", "--smooth", "none", "--reference", "model"]  # 1 ms is one sample
-    table = predicted(tmp_path / "out", short, "--model", folder, *every)[STEM]
+    table = predicted(short, "--model", folder, *every)[STEM]
     assert len(windows.table) == 14  # (1500 − 2 · 250 − 250) / 125 + 1 of each label
     for start, label, expected in zip(windows.table["start"], windows.table["TRAJ_GT"], logits.softmax(1), strict=True):
         row = table.iloc[(table["start"] - start).abs().argmin()]
@@ -65,16 +88,17 @@ def test_every_window_of_training_is_seen_as_training_saw_it(kind, short, traine
         np.testing.assert_allclose(row[GESTURES].astype(float), expected, atol=2e-5)
 
 
-def test_the_filter_can_be_made_causal(short, trained, causal_model, tmp_path):
+def test_the_filter_can_be_made_causal(short, trained, causal_model):
     given = [short, "--reference", "model", "--model"]
-    causal = predicted(tmp_path / "a", *given, causal_model)[STEM]
-    made_causal = predicted(tmp_path / "b", *given, trained / "best_model", "--filter", "causal")[STEM]
+    causal = predicted(*given, causal_model)[STEM]
+    made_causal = predicted(*given, trained / "best_model", "--filter", "causal")[STEM]
     pd.testing.assert_frame_equal(causal, made_causal)
-    assert not predicted(tmp_path / "c", *given, trained / "best_model")[STEM][GESTURES].equals(causal[GESTURES])
+    assert not predicted(*given, trained / "best_model")[STEM][GESTURES].equals(causal[GESTURES])
 
 
 def test_a_table_holds_a_row_per_window(short, trained, tmp_path):
-    table = predicted(tmp_path / "out", short, "--model", trained / "best_model", "--smooth", "none")[STEM]
+    tables, _ = written(tmp_path / "out", short, "--model", trained / "best_model", "--smooth", "none")
+    table = tables[STEM]
     assert list(table) == ["start", "end", "gesture", "confidence", *GESTURES, "label"]
     np.testing.assert_allclose(table["start"], 5 + 0.05 * np.arange(76), atol=1e-4)  # (4000 − 250) / 50 + 1 windows
     np.testing.assert_allclose(table["end"] - table["start"], 0.25, atol=1e-4)
@@ -89,40 +113,36 @@ def test_a_table_holds_a_row_per_window(short, trained, tmp_path):
     assert list(table["start"][table["label"] == 1].round(2))[::15] == [6.75, 7.5]
     assert matplotlib.image.imread(tmp_path / "out" / f"{STEM}.png").std() > 0.05
     assert not list((tmp_path / "out").glob(".*"))
+    memory = predicted(short, "--model", trained / "best_model", "--smooth", "none")[STEM]
+    pd.testing.assert_frame_equal(table, memory, check_dtype=False, atol=1e-6)
 
 
 def test_parquet_holds_the_same(short, trained, tmp_path):
-    model = ["--model", trained / "best_model"]
-    table = predicted(tmp_path, short, *model)[STEM]
-    assert main([*map(str, [short, *model]), "--out", str(tmp_path), "--format", "parquet"]) == 0
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / f"{STEM}.parquet"), table, check_dtype=False, atol=1e-4)
+    model = ["--model", str(trained / "best_model")]
+    assert main([str(short), *model, "--out", str(tmp_path), "--format", "parquet"]) == 0
+    table = predicted(short, *model)[STEM]
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / f"{STEM}.parquet"), table, check_dtype=False)
 
 
 # ---- what windows are measured against --------------------------------------------------------------------------
 
 
-def test_the_reference_is_that_of_all_recordings_of_the_day(raw_folder, trained, tmp_path):
-    day = sorted(raw_folder.glob("*-03-*2018-06-14*"))
-    together = predicted(tmp_path / "all", *day, "--model", trained / "best_model", "--smooth", "none")
-    alone = predicted(tmp_path / "one", day[0], "--model", trained / "best_model", "--smooth", "none")
-    other = predicted(tmp_path / "other", day[0], "--model", trained / "best_model", "--reference", day[1])
-    itself = predicted(tmp_path / "self", day[0], "--model", trained / "best_model", "--reference", day[0])
-    assert len(together) == len(day) == 3
-    stem = day[0].stem
-    assert not np.allclose(together[stem][GESTURES], alone[stem][GESTURES], atol=1e-3)
-    assert not np.allclose(other[stem][GESTURES], alone[stem][GESTURES], atol=1e-3)
-    np.testing.assert_allclose(itself[stem][GESTURES], alone[stem][GESTURES], atol=1e-6)
-    assert figures(tmp_path / "all")["all"]["with"]["balanced_accuracy"] > 0.5  # chance 0.125
-    assert figures(tmp_path / "all")["trained_on"] == []
+def test_the_reference_is_that_of_all_recordings_of_the_day(day, trained):
+    model = ["--model", trained / "best_model", "--smooth", "none"]
+    together, alone = predicted(*day, *model), predicted(day[0], *model)
+    other = predicted(day[0], *model, "--reference", day[1])
+    itself = predicted(day[0], *model, "--reference", day[0])
+    assert list(together) == DAY
+    assert not np.allclose(together[DAY[0]][GESTURES], alone[DAY[0]][GESTURES], atol=1e-3)
+    assert not np.allclose(other[DAY[0]][GESTURES], alone[DAY[0]][GESTURES], atol=1e-3)
+    np.testing.assert_allclose(itself[DAY[0]][GESTURES], alone[DAY[0]][GESTURES], atol=1e-6)
 
 
-def test_a_running_reference_is_kept_over_the_recordings_of_a_day(raw_folder, trained, tmp_path):
-    day = sorted(raw_folder.glob("*-03-*2018-06-14*"), key=lambda path: path.stem[-12:])
+def test_a_running_reference_is_kept_over_the_recordings_of_a_day(day, trained):
     given = ["--model", trained / "best_model", "--reference", "running"]
-    together, second = predicted(tmp_path / "all", *day, *given), predicted(tmp_path / "one", day[1], *given)
-    first = predicted(tmp_path / "first", day[0], *given)
-    pd.testing.assert_frame_equal(together[day[0].stem], first[day[0].stem])
-    assert not np.allclose(together[day[1].stem][GESTURES], second[day[1].stem][GESTURES], atol=1e-3)
+    together, first, second = predicted(*day, *given), predicted(day[0], *given), predicted(day[1], *given)
+    pd.testing.assert_frame_equal(together[DAY[0]], first[DAY[0]])
+    assert not np.allclose(together[DAY[1]][GESTURES], second[DAY[1]][GESTURES], atol=1e-3)
 
 
 def test_a_running_reference_measures_windows_that_do_not_overlap(trained):
@@ -233,21 +253,25 @@ def test_recordings_are_pooled_repetition_by_repetition(judged):
     assert figures_of(both, decided)["instability"] == 0
 
 
-def test_smoothing_and_rejection_are_reported_beside_without(raw_folder, trained, tmp_path, capsys):
-    day = sorted(raw_folder.glob("*-03-sequential-2018-06-14*"))
+def test_figures_are_given_with_smoothing_and_rejection_and_without(raw_folder, trained, tmp_path, capsys):
+    path = next(raw_folder.glob("*-03-sequential-2018-06-14*"))
     given = ["--smooth", "vote", "--span-ms", "500", "--reject-below", "0.6"]
-    table = predicted(tmp_path, *day, "--model", trained / "best_model", *given)[day[0].stem]
-    found = figures(tmp_path)["all"]
+    tables, metrics = written(tmp_path, path, "--model", trained / "best_model", *given)
+    table, found = tables[path.stem], metrics["all"]
+    assert found["with"]["balanced_accuracy"] > 0.5  # chance 0.125
     assert found["with"]["rejected"] > 0 == found["without"]["rejected"]
     assert found["with"]["instability"] < found["without"]["instability"]
     assert ((table["gesture"] == "rejected") == (table["confidence"] < 0.6)).all()
-    assert "smoothed (vote of 500 ms), rejected below 0.6" in capsys.readouterr().out
+    assert metrics["trained_on"] == []
+    said = capsys.readouterr().out
+    assert "smoothed (vote of 500 ms), rejected below 0.6" in said
+    assert f"{found['with']['balanced_accuracy']:.3f}" in said
 
 
 def test_recordings_of_the_training_part_are_named(raw_folder, trained, tmp_path, capsys):
-    path = next(raw_folder.glob("*-03-repeats_long-2018-05-11*"))
-    predicted(tmp_path, path, "--model", trained / "best_model")
-    assert figures(tmp_path)["trained_on"] == [path.stem]
+    name = next(raw_folder.glob("*-03-repeats_long-2018-05-11*")).stem
+    _, metrics = written(tmp_path / "out", recorded(tmp_path / f"{name}.csv"), "--model", trained / "best_model")
+    assert metrics["trained_on"] == [name]
     assert "trained on 1 of these recordings" in capsys.readouterr().out
 
 
@@ -255,59 +279,48 @@ def test_recordings_of_the_training_part_are_named(raw_folder, trained, tmp_path
 
 
 def test_a_recording_without_labels_needs_only_clock_and_channels(short, trained, tmp_path):
-    labelled = predicted(tmp_path / "a", short, "--model", trained / "best_model")[STEM]
-    table = pd.read_hdf(short)
+    model = ["--model", trained / "best_model"]
+    table, labelled = pd.read_hdf(short), predicted(short, *model)[STEM].drop(columns="label")
     columns = [name for name in table if name.startswith("EMG_")]
-    for suffix in ("csv", "zip"):
-        (tmp_path / suffix).mkdir()
-        path = write_raw(table[columns], tmp_path / suffix / f"{STEM}.{suffix}")
-        found = predicted(tmp_path / f"out-{suffix}", path, "--model", trained / "best_model")[STEM]
-        pd.testing.assert_frame_equal(found, labelled.drop(columns="label"), atol=1e-4)
-        assert figures(tmp_path / f"out-{suffix}")["recordings"] == {}
+    path = write_raw(table[columns], tmp_path / f"{STEM}.csv")
+    tables, metrics = written(tmp_path / "out", path, *model)
+    pd.testing.assert_frame_equal(tables[STEM], labelled, check_dtype=False, atol=1e-4)
+    assert metrics["recordings"] == {}
+    path.unlink()
+    path = write_raw(table[columns], tmp_path / f"{STEM}.zip")
+    pd.testing.assert_frame_equal(predicted(path, *model)[STEM], labelled, atol=1e-4)
 
 
 def test_what_cannot_be_predicted_is_named_and_the_rest_is(short, trained, tmp_path, capsys):
-    bad = {
-        "emg_gestures-03-sequential-2018-05-12-11-10-52-120": raw_table(
-            np.arange(3000).reshape(1000, 3), np.zeros(1000)
-        ),
-        "emg_gestures-03-sequential-2018-05-13-11-10-52-120": raw_table(
-            np.random.default_rng(0).normal(size=(1000, 8)), np.zeros(1000)
-        ),
-        "emg_gestures-03-sequential-2018-05-15-11-10-52-120": raw_table(
-            np.rint(np.random.default_rng(0).normal(size=(200, 8)) * 9), np.zeros(200)
-        ),
-        "emg_gestures-03-sequential-2018-05-14-11-10-52-120": raw_table(
-            np.rint(np.random.default_rng(0).normal(size=(1000, 8)) * 9), np.zeros(1000), rate=500
-        ),
-    }
-    paths = [write_raw(table, tmp_path / f"{stem}.hdf5") for stem, table in bad.items()]
-    tables = predicted(tmp_path / "out", *paths, short, "--model", trained / "best_model", status=3)
+    rng = np.random.default_rng(0)
+    bad = [  # what is wrong, samples, rate in Hz
+        ("3 channels, and the model was trained on 8", np.arange(3000).reshape(1000, 3), 1000),
+        ("the samples are not whole counts", rng.normal(size=(1000, 8)), 1000),
+        ("500.00 Hz after resampling", np.rint(9 * rng.normal(size=(1000, 8))), 500),
+        ("200 samples are less than a window", np.rint(9 * rng.normal(size=(200, 8))), 1000),
+    ]
+    for day, (_, emg, rate) in enumerate(bad, 12):
+        table = raw_table(emg, np.zeros(len(emg)), rate)
+        write_raw(table, tmp_path / f"emg_gestures-03-sequential-2018-05-{day}-11-10-52-120.csv")
+    twin = write_raw(pd.read_hdf(short), tmp_path / f"{STEM}.csv")
+    given = [tmp_path, short, "--model", trained / "best_model"]
+    tables, _ = written(tmp_path / "out", *given, status=3)
     assert list(tables) == [STEM]
     said = capsys.readouterr().err
-    for words in (
-        "3 channels, and the model was trained on 8",
-        "no whole counts",
-        "500.00 Hz after resampling",
-        "less than a window",
-    ):
+    for words, *_ in bad:
         assert words in said
-    assert main([*map(str, paths), "--model", str(trained / "best_model"), "--out", str(tmp_path / "none")]) == 1
+    assert "the same recording was read from another file already" in said
+    twin.unlink()
+    assert main([str(tmp_path), "--model", str(trained / "best_model"), "--out", str(tmp_path / "none")]) == 1
     assert "nothing could be predicted" in capsys.readouterr().err
 
 
-def test_the_same_recording_in_two_files_is_predicted_once(short, trained, tmp_path, capsys):
-    twin = write_raw(pd.read_hdf(short), tmp_path / f"{STEM}.csv")
-    assert len(predicted(tmp_path / "out", twin, short, "--model", trained / "best_model", status=3)) == 1
-    assert "the same recording was read from another file already" in capsys.readouterr().err
-
-
-def test_a_dead_electrode_is_named_and_the_recording_predicted(short, trained, tmp_path, capsys):
+def test_a_dead_electrode_is_named_and_the_recording_predicted(short, trained, tmp_path, caplog):
     table = pd.read_hdf(short)
     table["EMG_3"] = 7.0
-    path = write_raw(table, tmp_path / f"{STEM}.hdf5")
-    assert len(predicted(tmp_path / "out", path, "--model", trained / "best_model")[STEM]) == 76
-    assert "EMG_3 never changes" in capsys.readouterr().err
+    path = write_raw(table, tmp_path / f"{STEM}.csv")
+    assert len(predicted(path, "--model", trained / "best_model")[STEM]) == 76
+    assert "EMG_3 never changes" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -316,7 +329,7 @@ def test_a_dead_electrode_is_named_and_the_recording_predicted(short, trained, t
         (["--hop-ms", "300"], "--hop-ms 300: should be from 1 to 250"),
         (["--reject-below", "2"], "2 is not a number from 0 to 1"),
         (["--reference", "nowhere.hdf5"], "nowhere.hdf5: there is no such file"),
-        (["--model", "runs/nowhere/best_model"], "best_model: no model can be loaded (there is no such folder)"),
+        (["--model", "runs/nowhere/best_model"], "best_model: the model cannot be loaded (there is no such folder)"),
         (["--smooth", "median"], "invalid choice: 'median'"),
     ],
 )

@@ -2,20 +2,24 @@
 
 import csv
 import json
+import multiprocessing
 import pickle
 import shutil
+import time
 import zlib
 from contextlib import contextmanager
 
+import faulty
 import h5py
 import numpy as np
 import pandas as pd
+import psutil
 import pyarrow.parquet as pq
 import pytest
-from conftest import SHARED, STEM, cut, needs_shared, raw_table, run, write_raw
+from conftest import ROOT, SHARED, STEM, cut, needs_shared, raw_table, run, write_raw
 
 from emg_gpt2.base.errors import EMGError
-from emg_gpt2.raw import recording
+from emg_gpt2.raw import hdf5_process, recording
 from emg_gpt2.raw.putemg import find_recordings, read_recording
 
 GENERATOR = SHARED / "putemg" / "make_raw_putemg.py"
@@ -71,13 +75,13 @@ def test_samples_may_be_stored_in_any_type(dtype, hand_made, tmp_path):
 
 
 def test_more_rows_than_one_read_takes(tmp_path):
-    """250,001 rows are read in three pieces."""
-    rows = np.arange(250_001)
-    table = raw_table((rows % 2000 - 1000)[:, None], rows // 50_000 % 4)
+    """50,001 rows are read in three pieces, the second of which ends within a chunk of the file."""
+    rows = np.arange(50_001)
+    table = raw_table((rows % 2000 - 1000)[:, None], rows // 10_000 % 4)
     for suffix in (".hdf5", ".csv"):
         recording = read_recording(write_raw(table, tmp_path / f"{STEM}{suffix}"))
         np.testing.assert_array_equal(recording.emg[:, 0], rows % 2000 - 1000)
-        np.testing.assert_array_equal(recording.labels, rows // 50_000 % 4)
+        np.testing.assert_array_equal(recording.labels, rows // 10_000 % 4)
 
 
 def test_folders_are_searched_to_the_bottom(hand_made, tmp_path):
@@ -93,6 +97,7 @@ def test_folders_are_searched_to_the_bottom(hand_made, tmp_path):
 
 
 @needs_shared
+@pytest.mark.nightly
 @pytest.mark.parametrize("pickles", ["py3", "py2"])
 def test_generated_recordings_give_the_same_windows_from_hdf5_and_csv(pickles, tmp_path):
     options = ["--subjects", "03", "--sessions", "1", "--trajectories", "sequential", "--max-reps", "1"]
@@ -139,7 +144,7 @@ def doctor(path, group: str, name: str, content: bytes):
         file[group].attrs[name] = np.void(content) if b"\0" in content else np.bytes_(content)
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("protocol", [0, *(pytest.param(number, marks=pytest.mark.nightly) for number in (2, 4))])
 @pytest.mark.parametrize("place", ["table values_block_3_kind", "table values_block_3_dtype", "table TITLE"])
 @pytest.mark.parametrize("place_above", ["data info", "data non_index_axes", "data data_columns", "/ TITLE"])
 def test_a_planted_pickle_does_not_run(place, place_above, protocol, hand_made, tmp_path):
@@ -274,3 +279,88 @@ def test_quotation_marks_around_names_and_text_do_no_harm(hand_made, tmp_path):
     hand_made.to_csv(tmp_path / f"{STEM}.csv", quoting=csv.QUOTE_NONNUMERIC)
     assert '"EMG_1"' in (tmp_path / f"{STEM}.csv").read_text()[:100]
     assert_same(read_recording(tmp_path / f"{STEM}.csv"), expected)
+
+
+# ---- the process that reads HDF5 --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def good(hand_made, tmp_path):
+    return write_raw(hand_made, tmp_path / f"{STEM}.hdf5")
+
+
+def readers() -> set[int]:
+    return {process.pid for process in multiprocessing.active_children()}
+
+
+@pytest.mark.parametrize("fault", [faulty.crash, faulty.loop])
+def test_a_file_that_crashes_the_library_or_hangs_it_is_one_bad_file(fault, good, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(hdf5_process, "list_columns", fault)
+        patched.setattr(hdf5_process, "LEAST_PATIENCE", 1)
+        with pytest.raises(EMGError, match=r"damaged \(HDF5's library crashed on it, or found no end\)"):
+            read_recording(good)
+    assert len(read_recording(good).time) == 2000
+
+
+def test_a_file_that_asks_for_more_memory_than_it_is_given_is_refused(good, monkeypatch):
+    monkeypatch.setattr(hdf5_process, "list_columns", faulty.allocate)
+    with pytest.raises(EMGError, match="more rows than memory holds"):
+        read_recording(good)
+
+
+def test_one_process_reads_good_and_bad_files_and_imports_little(good, tmp_path, monkeypatch):
+    read_recording(good)
+    before = readers()
+    (tmp_path / f"{STEM[:-3]}999.hdf5").write_bytes(good.read_bytes()[:1000])
+    with pytest.raises(EMGError, match="truncated"):
+        read_recording(tmp_path / f"{STEM[:-3]}999.hdf5")
+    read_recording(good)
+    seen = []
+    monkeypatch.setattr(hdf5_process, "list_columns", faulty.loaded)
+    with pytest.raises(ZeroDivisionError):
+        hdf5_process.read_hdf5(good, lambda modules: seen.extend(modules) or 1 / 0)
+    assert readers() == before
+    assert not {"torch", "pandas", "scipy", "Preprocessing", "conftest"} & set(seen)
+
+
+def test_a_process_that_was_killed_while_idle_is_replaced(good):
+    read_recording(good)
+    for number in readers():
+        psutil.Process(number).kill()
+    while readers():
+        time.sleep(0.01)
+    assert len(read_recording(good).time) == 2000
+
+
+def test_a_daemon_that_was_forked_reads_with_a_process_of_its_own(good):
+    """As Dask's workers are daemons, to which `multiprocessing` allows no children."""
+    read_recording(good)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        found = pool.apply(read_recording, [good])
+    assert_same(found, read_recording(good))
+
+
+def test_a_script_without_a_guard_reads_and_its_process_ends_with_it(good, tmp_path):
+    """Also when it is killed: nothing outlives it."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import os, pathlib, psutil, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "from emg_gpt2.raw.putemg import read_recording\n"
+        f"print(len(read_recording(pathlib.Path({str(good)!r})).time), flush=True)\n"
+        "print(*(one.pid for one in psutil.Process().children()), flush=True)\nos.kill(os.getpid(), 9)"
+    )
+    rows, children = run(script).stdout.splitlines()
+    assert rows == "2000"
+    patience = time.monotonic() + 20
+    while (left := list(filter(runs, children.split()))) and time.monotonic() < patience:
+        time.sleep(0.05)
+    assert children
+    assert not left
+
+
+def runs(number: str) -> bool:
+    try:
+        return psutil.Process(int(number)).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

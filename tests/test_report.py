@@ -14,21 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from conftest import run
+from conftest import call
 from playwright.sync_api import Browser, Error, Page, sync_playwright
 
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.commands import report
-from emg_gpt2.results.report import (
-    FinishedRun,
-    calibration,
-    changed_settings,
-    command,
-    confused_pairs,
-    read_run,
-    svg_path,
-    write_report,
-)
+from emg_gpt2.results.comparison import why_not_comparable
+from emg_gpt2.results.examples import confused_pairs, svg_path
+from emg_gpt2.results.plots import accuracy_curves, loss_curves
+from emg_gpt2.results.reading import FinishedRun, read_run
+from emg_gpt2.results.report import write_report
+from emg_gpt2.results.tables import calibration
+from emg_gpt2.results.used_settings import changed_settings, repeat_command
 from emg_gpt2.settings import Settings, read_settings
 from emg_gpt2.windows.reading import load_windows, open_windows
 
@@ -58,7 +55,8 @@ def hostile_file(small_file, tmp_path_factory) -> Path:
 def finished(hostile_file, tiny_gpt2, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "first"
     flags = ["--data-location", hostile_file, "--model-name", tiny_gpt2, "--run-dir", folder, "--num-layers", "-1"]
-    done = run("main.py", *flags, "--num-epochs", "3", "--no-refit", "--precision", "fp32", "--lr", "0.003")
+    flags += ["--num-epochs", "2", "--precision", "fp32", "--lr", "0.003", "--sampling-ratio", "0.3"]
+    done = call("main.py", *flags)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -160,27 +158,35 @@ def test_the_page_shows_the_figures_of_metrics_json(page, metrics):
 def test_the_page_tells_what_each_part_holds(page, metrics):
     rows = {row[0]: row[1:] for row in table_of(page, "What each part holds")}
     counts = {part: int(row[-1].replace(",", "")) for part, row in rows.items()}
+    assert counts.pop("left out") > 0
     assert counts == {"train": metrics["n_train"], "validation": metrics["n_val"], "test": metrics["n_test"]}
     assert rows["test"][:3] == ["1", "2", "2"]  # one person's two days of two recordings, one of each held out
-    held = [row for row in table_of(page, "Windows of each recording") if row[-1] != "–"]
+    held = [row for row in table_of(page, "Windows of each recording") if row[5] != "–"]
     assert len(held) == 2
     assert all(row[3:5] == ["–", "–"] for row in held)
 
 
 def test_the_plots_hold_history_and_matrix(page, finished, metrics):
-    history = pd.read_csv(finished / "history.csv")
+    history, again = pd.read_csv(finished / "history.csv"), pd.read_csv(finished / "refit" / "history.csv")
     drawn = page.evaluate("Object.fromEntries(plots.map(plot => [plot.id, plot.data.map(({y, z}) => ({y, z}))]))")
     assert [one["y"] for one in drawn["loss"]] == [
-        pytest.approx(history[name].tolist()) for name in ("train_loss", "validation_loss")
+        *(pytest.approx(history[name].tolist()) for name in ("train_loss", "validation_loss")),
+        pytest.approx(again["train_loss"].tolist()),
     ]
     columns = ("train_accuracy", "validation_accuracy", "validation_balanced_accuracy")
-    assert [one["y"] for one in drawn["accuracy"]] == [pytest.approx(history[name].tolist()) for name in columns]
+    assert [one["y"] for one in drawn["accuracy"]] == [
+        *(pytest.approx(history[name].tolist()) for name in columns),
+        pytest.approx(again["train_accuracy"].tolist()),
+    ]
+    alone = metrics["linear_path"]["validation_balanced_accuracy"]
+    assert f"linear path alone, validation, balanced {alone:.3f}" in page.locator("#accuracy").text_content()
     counts = np.array(metrics["confusion_matrix"])
     assert np.allclose(drawn["matrix"][0]["z"], 100 * counts / counts.sum(1, keepdims=True))
     assert sum(drawn["reliability"][2]["y"]) == metrics["n_test"]
     assert f"chosen: epoch {metrics['best_epoch']}" in page.locator("#loss").inner_text()
 
 
+@pytest.mark.nightly
 def test_hovering_shows_a_value(page, finished):
     loss = pd.read_csv(finished / "history.csv")["validation_loss"][1]
     page.locator("#loss .trace").nth(1).locator(".point").nth(1).hover(force=True)
@@ -188,15 +194,17 @@ def test_hovering_shows_a_value(page, finished):
     assert f"epoch 2: {loss:.3f}" in page.locator("#loss .hoverlayer").text_content()
 
 
+@pytest.mark.nightly
 def test_the_matrix_shows_counts_when_hovered(page, metrics):
     page.locator("#matrix").scroll_into_view_if_needed()
     area = page.locator("#matrix .nsewdrag").bounding_box()
     page.mouse.move(area["x"] + area["width"] / 16, area["y"] + area["height"] / 16)  # the first of eight classes
     page.wait_for_selector("#matrix .hoverlayer .hovertext")
     text = page.locator("#matrix .hoverlayer").text_content()
-    assert f"idle, called idle:{metrics['confusion_matrix'][0][0]} windows" in text
+    assert f"idle, predicted idle:{metrics['confusion_matrix'][0][0]} windows" in text
 
 
+@pytest.mark.nightly
 def test_dragging_zooms_in(page):
     page.locator("#accuracy").scroll_into_view_if_needed()
     area = page.locator("#accuracy .nsewdrag").bounding_box()
@@ -207,7 +215,7 @@ def test_dragging_zooms_in(page):
     page.mouse.up()
     page.wait_for_function("document.getElementById('accuracy')._fullLayout.xaxis.range[0] > 0.6")
     low, high = page.evaluate("document.getElementById('accuracy')._fullLayout.xaxis.range")
-    assert (low, high) == pytest.approx((0.5 + 3 / 4, 0.5 + 3 / 2), abs=0.03)  # of 0.5 to 3.5
+    assert (low, high) == pytest.approx((0.5 + 2 / 4, 0.5 + 2 / 2), abs=0.03)  # of 0.5 to 2.5
 
 
 def test_hostile_names_are_text(page):
@@ -222,6 +230,7 @@ def test_hostile_names_are_text(page):
     assert page.locator("script").count() == 4  # plots, plotly.js packed and unpacked, and what draws
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["report", "comparison"])
 def test_nothing_is_wider_than_a_phone(browser, finished, comparison, name):
     file = {"report": finished / "report.html", "comparison": comparison}[name]
@@ -234,7 +243,7 @@ def test_nothing_is_wider_than_a_phone(browser, finished, comparison, name):
     assert not found.violations_count, found.generate_report()
 
 
-@pytest.mark.parametrize("name", ["report", "comparison"])
+@pytest.mark.parametrize("name", ["report", pytest.param("comparison", marks=pytest.mark.nightly)])
 def test_the_rules_of_accessibility_are_kept(browser, finished, comparison, name):
     page, wrong = opened(browser, {"report": finished / "report.html", "comparison": comparison}[name])
     assert wrong == []
@@ -245,6 +254,7 @@ def test_the_rules_of_accessibility_are_kept(browser, finished, comparison, name
     assert all(after - before <= 1 for before, after in pairwise(levels))
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["report", "comparison"])
 def test_nothing_is_cut_off_on_paper(browser, finished, comparison, name):
     """The plots shrink before the browser prints, and grow back; all that is laid out fits on A4."""
@@ -265,6 +275,7 @@ def test_nothing_is_cut_off_on_paper(browser, finished, comparison, name):
     assert max(box["height"] for box in boxes) < A4["height"]
 
 
+@pytest.mark.nightly
 def test_a_comparison_marks_the_better_run(browser, comparison, metrics):
     page, _ = opened(browser, comparison)
     rows = {row[0]: row[1:] for row in table_of(page, "Figures of the runs")}
@@ -280,10 +291,20 @@ def test_a_comparison_marks_the_better_run(browser, comparison, metrics):
     assert page.evaluate("window.hacked") is None
 
 
+def test_the_best_figures_of_comparable_runs_are_marked(comparison, metrics):
+    text = re.sub(
+        r"<[^>]+>", " ", comparison.read_text(encoding="utf-8").partition('<script type="application/json"')[0]
+    )
+    assert re.search(rf"balanced accuracy\s+{metrics['balanced_accuracy']:.3f}\s+1\.000 \(best\)", text)
+    assert re.search(rf"\saccuracy\s+{metrics['accuracy']:.3f} \(best\)\s+0\.000", text)
+    assert re.search(r"LR\s+0\.003\s+0\.01", text)
+    assert "must not be compared" not in text
+
+
 # ---- the same page from the folder alone ------------------------------------------------------------------------
 
 
-def test_tools_report_writes_the_page_that_main_wrote(finished, tmp_path, capsys):
+def test_the_command_writes_the_page_that_main_wrote(finished, tmp_path, capsys):
     out = tmp_path / "again.html"
     assert report.main([str(finished), "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}\n"
@@ -313,8 +334,18 @@ def test_windows_that_are_not_those_of_the_run_are_not_shown(finished, small_fil
     assert "<svg" not in text
 
 
-def test_an_old_run_gives_a_report(finished, metrics, tmp_path):
-    """With nothing but the figures that metrics.json always had."""
+def test_a_run_of_before_the_second_curves_gives_a_report(finished, tmp_path):
+    """Its metrics.json has no figures of the linear path, and no version of this project."""
+    old = changed(finished, tmp_path / "old", leave_out=("linear_path",), versions={"python": "3.11.7"})
+    shutil.rmtree(old / "refit")
+    run = read_run(old)
+    names = [trace.name for figure in (accuracy_curves(run), loss_curves(run)) for trace in figure.data]
+    assert "validation, balanced" in names
+    assert not any("second" in name for name in names)
+    assert "3.11.7" in text_of(old)
+
+
+def test_a_run_with_nothing_but_its_figures_gives_a_report(finished, metrics, tmp_path):
     old = tmp_path / "old"
     old.mkdir()
     needed = (
@@ -364,7 +395,7 @@ def test_other_test_windows_are_another_split(finished, tmp_path):
     other = changed(finished, tmp_path / "other")
     predictions = pd.read_parquet(other / "predictions.parquet")
     predictions.iloc[1:].to_parquet(other / "predictions.parquet")
-    assert report.why_not_comparable({"a": read_run(finished), "b": read_run(other)}) == [
+    assert why_not_comparable({"a": read_run(finished), "b": read_run(other)}) == [
         "The split differs: the runs were not tested on the same windows"
     ]
 
@@ -393,7 +424,7 @@ def by_hand(probabilities: list, true: list, **more) -> FinishedRun:
     predictions = pd.DataFrame({"TRAJ_GT": true, "p_0": values[:, 0], "p_5": values[:, 1]})
     predictions["predicted"] = np.where(values[:, 0] > values[:, 1], 0, 5)
     metrics = {"classes": {"0": "rest", "5": "fist"}} | more
-    return FinishedRun(Path("nowhere"), metrics, {}, {}, None, None, predictions, None, {})
+    return FinishedRun(Path("nowhere"), metrics, settings={}, preprocessing={}, predictions=predictions)
 
 
 def test_the_calibration_error_is_that_of_guo():
@@ -411,7 +442,7 @@ def test_the_calibration_error_is_that_of_guo():
 
 def test_the_most_confused_pairs_come_first():
     run = by_hand([[1, 0]], [0], confusion_matrix=[[5, 1, 0], [4, 4, 0], [0, 2, 8]])
-    assert [(pair["true"], pair["called"], pair["windows"]) for pair in confused_pairs(run)] == [
+    assert [(pair["true"], pair["predicted"], pair["windows"]) for pair in confused_pairs(run)] == [
         *((1, 0, 4), (2, 1, 2), (0, 1, 1)),
     ]
     assert [pair["share"] for pair in confused_pairs(run)] == pytest.approx([4 / 8, 2 / 10, 1 / 6])
@@ -437,12 +468,12 @@ def test_settings_and_command_are_those_of_the_run(finished, hostile_file, tiny_
         "DATA_LOCATION": (str(hostile_file), "EMG_03_data.parquet"),
         "MODEL_NAME": (str(tiny_gpt2), "gpt2"),
         "NUM_LAYERS": ("-1", "-9"),
-        "NUM_EPOCHS": ("3", "8"),
-        "REFIT": ("no", "yes"),
+        "NUM_EPOCHS": ("2", "8"),
+        "SAMPLING_RATIO": ("0.3", "1"),
         "PRECISION": ("fp32", "auto"),
         "LR": ("0.003", "0.0003"),
     }
-    start, script, *flags = shlex.split(command(run))
+    start, script, *flags = shlex.split(repeat_command(run))
     assert (start, script) == ("python", "main.py")
     again = read_settings(Settings, flags).model_dump(mode="json")
     assert again | {"RUN_DIR": None} == run.settings | {"RUN_DIR": None}
@@ -450,14 +481,21 @@ def test_settings_and_command_are_those_of_the_run(finished, hostile_file, tiny_
 
 def test_a_run_of_another_tool_has_no_command_of_main(finished, tmp_path):
     folder = changed(finished, tmp_path / "runs" / "subject-seed0")
-    assert command(read_run(folder))
+    assert repeat_command(read_run(folder))
     (tmp_path / "settings.json").write_text("{}", encoding="utf-8")
-    assert command(read_run(folder)) == ""
-    assert "tools.evaluate" in text_of(folder)
+    assert repeat_command(read_run(folder)) == ""
+    assert "The command evaluate or ablate made this run" in text_of(folder)
 
 
-def test_the_time_of_one_window_is_measured(metrics):
-    assert 1e-5 < metrics["seconds_per_window"] < 1
+def test_settings_of_places_machine_and_windows_file_repeat_nothing(finished, tmp_path):
+    """Another tracker or less memory has no effect on the result; what is no setting any more is shown as it was."""
+    env = {"TRACKER": "none", "MEMORY_GB": 1.0, "WORKERS": 3, "RUN_DIR": "x", "RESUME": "y", "GONE": 5, "SEED": 1}
+    run = read_run(changed(finished, tmp_path / "run", env=env))
+    shown = {one["name"]: one["default"] for one in changed_settings(run)}
+    assert not shown.keys() & {"TRACKER", "MEMORY_GB", "WORKERS", "RUN_DIR", "RESUME"}
+    assert shown["GONE"] == "no such setting now"
+    assert "--seed 1" in repeat_command(run)
+    assert not re.search("tracker|memory|workers|run-dir|resume|gone", repeat_command(run))
 
 
 # ---- what goes wrong --------------------------------------------------------------------------------------------
@@ -487,6 +525,6 @@ def test_a_folder_that_is_no_finished_run_is_one_sentence(finished, tmp_path, ca
 def test_a_place_that_cannot_be_written_is_one_sentence(finished, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert report.main([str(finished), "--out", str(tmp_path / "file" / "report.html")]) == 1
-    assert re.fullmatch(r"report: .*file.*; name another --out\n", capsys.readouterr().err)
+    assert re.fullmatch(r"report: .*file.*; free or mend the place, .*\n", capsys.readouterr().err)
     assert report.main([str(finished), str(finished)]) == 1
     assert "named twice" in capsys.readouterr().err

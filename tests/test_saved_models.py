@@ -151,7 +151,7 @@ def test_a_damaged_folder_is_refused_with_the_reason(folder, loader, damage):
         LOADERS[loader](folder)
     if loader != "AutoModel":  # reads config.json before it knows our class, and has its own words
         assert reason in str(caught.value)
-        assert str(caught.value).startswith(f"{folder}: the model cannot be loaded (")
+        assert str(caught.value).startswith(f"{folder}: no model can be loaded (")
 
 
 def test_a_language_model_is_not_a_gesture_model(tiny_gpt2):

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, run
+from conftest import ROOT, cut, run
 from huggingface_hub import ModelCard
 from local_hub import TOKEN, LocalHub, local_hub
-from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from EMG_DATA_LOADER import read_emg, split_windows
+from emg_gpt2 import __version__
+from emg_gpt2.base.errors import EMGError
 from emg_gpt2.model.build import load_model
 from emg_gpt2.model.card import MAYBE_PUTEMG, PUTEMG, SIMULATED, UNKNOWN, data_licence, facts_of_run, model_card
-from emg_gpt2.model.config import EMGConfig
-from emg_gpt2.model.model import EMGForSequenceClassification
+from emg_gpt2.model.files import save_model
 from emg_gpt2.model.normalise import measure_reference
 from emg_gpt2.settings import Settings
 from emg_gpt2.windows.reading import load_windows
@@ -31,17 +31,6 @@ RECORDINGS = [
 ]
 
 FILES = ["README.md", "config.json", "model.safetensors"]
-
-
-@pytest.fixture(scope="module")
-def trained(small_file, tiny_gpt2, tmp_path_factory) -> Path:
-    """A run of one epoch; its model is also in `saved`, beside it."""
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    backbone = ["--model-name", tiny_gpt2, "--pretrained", "never", "--precision", "fp32"]
-    where = ["--data-location", small_file, "--run-dir", folder, "--model-saving-dir", folder.parent / "saved"]
-    done = run("main.py", *where, *backbone, "--num-epochs", "1")
-    assert done.returncode == 0, done.stderr
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +53,11 @@ def test_card_holds_the_figures_of_the_run(card, trained):
         row = f"| {name} | {one['precision']:.3f} | {one['recall']:.3f} | {one['f1']:.3f} | {one['support']} |"
         assert row in card.text
     assert f"* chance, balanced: {1 / len(metrics['classes']):.3f}" in card.text
-    assert f"| test | 1 | 2 | 2 | {metrics['n_test']} |" in card.text  # of two days of two recordings, one of each
+    assert f"| test | 1 | 1 | 2 | {metrics['n_test']} |" in card.text  # the second day's two recordings
     assert f"Split: {metrics['split_description']}." in card.text
-    assert "trained anew on training and validation part" in card.text
+    assert "The validation part was not trained on." in card.text
     assert "**Random weights:**" in card.text
+    assert f"emg_gpt2 {__version__}, " in card.text
     assert f"torch {torch.__version__}" in card.text
 
 
@@ -86,12 +76,17 @@ def test_card_is_whole_markdown_with_metadata_for_the_hub(card, trained):
     assert "{%" not in text
     assert str(ROOT) not in text
     assert str(trained) not in text
-    assert (trained.parent / "saved" / "README.md").read_text(encoding="utf-8") == text
-    assert sorted(file.name for file in (trained / "best_model").iterdir()) == [
-        "README.md",
-        "config.json",
-        "model.safetensors",
-    ]
+    assert sorted(file.name for file in (trained / "best_model").iterdir()) == FILES
+
+
+def test_a_model_is_saved_with_its_card_beside_other_files(trained, card, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    save_model(load_model(trained / "best_model"), card, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [*FILES, "notes.txt"]
+    for name in ("README.md", "model.safetensors"):
+        assert (tmp_path / name).read_bytes() == (trained / "best_model" / name).read_bytes()
+    with pytest.raises(EMGError, match=r"notes\.txt: the model cannot be written"):
+        save_model(load_model(trained / "best_model"), card, tmp_path / "notes.txt")
 
 
 def code_of(folder: Path) -> str:
@@ -100,18 +95,22 @@ def code_of(folder: Path) -> str:
     return code
 
 
-def run_card(folder: Path, data: Path, place: Path) -> list[str]:
-    """What the card's code prints where a user would run it."""
-    place.mkdir()
-    shutil.copytree(folder, place / "best_model")
-    shutil.copy(data, place / "windows.parquet")
-    done = run("-c", code_of(folder), cwd=place, PYTHONPATH=str(ROOT))
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.replace("'", '"'))
+@pytest.fixture
+def run_card(tmp_path, monkeypatch, capsys):
+    """What the card's code prints in a folder with the model and the windows."""
+
+    def printed(folder: Path, data: Path) -> list[str]:
+        shutil.copytree(folder, tmp_path / "place" / "best_model")
+        shutil.copy(data, tmp_path / "place" / "windows.parquet")
+        monkeypatch.chdir(tmp_path / "place")
+        exec(code_of(folder), {})
+        return json.loads(capsys.readouterr().out.replace("'", '"'))
+
+    return printed
 
 
-def test_the_code_of_the_card_runs(trained, small_file, tmp_path):
-    printed = run_card(trained / "best_model", small_file, tmp_path / "place")
+def test_the_code_of_the_card_runs(trained, small_file, run_card):
+    printed = run_card(trained / "best_model", small_file)
     windows, model = load_windows(Settings(DATA_LOCATION=small_file)), load_model(trained / "best_model")
     day = np.flatnonzero(windows.table["session"] == windows.table["session"][0])  # one person
     emg = read_emg(windows, day)
@@ -124,9 +123,7 @@ def test_the_preprocessing_of_the_card_makes_such_windows(card, raw_folder, smal
     (command,) = re.findall(r"```sh\npython (.*?)\n```", card.text, re.DOTALL)
     assert command.startswith("Preprocessing.py RECORDINGS --data-location windows.parquet ")
     one = next(raw_folder.glob("emg_gestures-03-repeats_short*.hdf5"))
-    flags = command.split()[4:]
-    done = run("Preprocessing.py", one, "--data-location", tmp_path / "new.parquet", *flags)
-    assert done.returncode == 0, done.stderr
+    cut(one, "--data-location", tmp_path / "new.parquet", *command.split()[4:])
     made, known = (
         load_windows(Settings(DATA_LOCATION=path)).metadata for path in (tmp_path / "new.parquet", small_file)
     )
@@ -162,7 +159,7 @@ def test_card_of_pretrained_weights_on_putemg_and_a_leaky_split(small_file, trai
     windows = load_windows(settings)
     split = split_windows(windows, settings)
     metrics = json.loads((trained / "metrics.json").read_text(encoding="utf-8"))
-    facts = facts_of_run(windows, split, metrics | {"weights": "pretrained", "refit": False}, settings)
+    facts = facts_of_run(windows, split, metrics | {"weights": "pretrained", "refit": True}, settings)
     config = load_model(trained / "best_model").config
     config.weights = "pretrained"
     made = model_card(config, facts._replace(notes=["putEMG"], licence=PUTEMG))
@@ -172,41 +169,34 @@ def test_card_of_pretrained_weights_on_putemg_and_a_leaky_split(small_file, trai
     assert "Random weights" not in made.text
     assert made.text.index("**leaky**") < made.text.index("## Figures")
     assert "no commercial use" in made.text
-    assert "The validation part was not trained on." in made.text
+    assert "a new model was trained on training and validation part together" in made.text
 
 
 # ---- loading and pushing --------------------------------------------------------------------------------------
 
 
-def test_auto_classes_know_the_model(trained):
-    folder = trained / "best_model"
-    assert type(AutoConfig.from_pretrained(folder)) is EMGConfig
-    model = AutoModelForSequenceClassification.from_pretrained(folder)
-    assert type(model) is EMGForSequenceClassification
-    for name, tensor in load_model(folder).state_dict().items():
-        assert torch.equal(model.state_dict()[name], tensor)
-
-
 SHARE = """
 import sys, torch
-from EMG_build import load_model
-from emg_gpt2.model.model import EMGForSequenceClassification
-from emg_gpt2.base.errors import EMGError
-from transformers import AutoModelForSequenceClassification
+from emg_gpt2 import EMGConfig, EMGError, EMGForSequenceClassification, load_model
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
-model = EMGForSequenceClassification.from_pretrained(sys.argv[1]).eval()
+model = EMGForSequenceClassification.from_pretrained(sys.argv[1])
 model.push_to_hub("somebody/emg", tags=["of-the-test"])
 emg = 100 * torch.randn(3, 250, 8, generator=torch.Generator().manual_seed(0))
 logits = model(emg=emg).logits
 classes = (EMGForSequenceClassification, AutoModelForSequenceClassification)
 for load in (load_model, *(one.from_pretrained for one in classes)):
-    assert torch.equal(load("somebody/emg").eval()(emg=emg).logits, logits)
+    assert torch.equal(load("somebody/emg")(emg=emg).logits, logits)
+assert type(AutoConfig.from_pretrained("somebody/emg")) is EMGConfig
+cached = EMGForSequenceClassification.from_pretrained("somebody/emg", local_files_only=True)
+assert torch.equal(cached(emg=emg).logits, logits)
 EMGForSequenceClassification(model.config).push_to_hub("somebody/new")
-for name in ("somebody/pickled", "somebody/nothing"):
-    try:
-        load_model(name)
-    except EMGError as error:
-        print(error)
+for load in classes[0].from_pretrained, load_model:
+    for name in ("somebody/pickled", "somebody/nothing", "somebody/damaged"):
+        try:
+            load(name)
+        except EMGError as error:
+            print(error)
 """
 
 
@@ -227,10 +217,11 @@ def online(hub, tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def shared(hub, online, trained) -> list[str]:
-    """What the script said that pushes the model, loads it, and tries two that cannot be loaded."""
+    """The lines of the script that pushes the model, loads it, and tries three that cannot be loaded."""
     folder = trained / "best_model"
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    hub.repositories["somebody/pickled"]["config.json"] = json.dumps(config).encode()
+    config, weights = ((folder / name).read_bytes() for name in ("config.json", "model.safetensors"))
+    hub.repositories["somebody/pickled"]["config.json"] = config
+    hub.repositories["somebody/damaged"] = {"config.json": config, "model.safetensors": weights[:-100]}
     done = run("-c", SHARE, folder, **online)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -251,15 +242,17 @@ def test_a_model_without_a_card_gets_the_one_of_transformers(shared, hub: LocalH
     assert b"automatically generated" in hub.repositories["somebody/new"]["README.md"]
 
 
-def test_pickles_and_missing_models_are_refused_in_a_sentence(shared):
-    assert len(shared) == 2
-    assert shared[0].startswith("somebody/pickled: no model can be loaded (")
+def test_pickles_missing_and_damaged_models_are_refused_in_a_sentence(shared):
+    assert len(shared) == 6
+    assert shared[:3] == shared[3:]  # from_pretrained and load_model
+    for name, sentence in zip(("pickled", "nothing", "damaged"), shared[:3], strict=True):
+        assert sentence.startswith(f"somebody/{name}: no model can be loaded (")
+        assert sentence.endswith("name a best_model folder, or a model on the hub")
     assert "safetensors" in shared[0]
-    assert shared[1].startswith("somebody/nothing: no model can be loaded (")
-    assert shared[1].endswith("name a best_model folder, or a model on the hub")
 
 
-def test_personalise_takes_a_model_from_the_hub_and_its_card_says_so(shared, online, small_file, tmp_path):
+@pytest.mark.nightly
+def test_personalise_takes_a_model_from_the_hub_and_its_card_says_so(shared, online, small_file, tmp_path, run_card):
     out = tmp_path / "out"
     flags = ["--subject", "03", "--session", "2018-06-14", "--repetitions", "2", "--out", out]
     done = run("-m", "emg_gpt2", "personalise", "somebody/emg", small_file, *flags, **online)
@@ -270,7 +263,7 @@ def test_personalise_takes_a_model_from_the_hub_and_its_card_says_so(shared, onl
     assert own.data.eval_results[1].metric_value == pytest.approx(after["balanced_accuracy"], abs=1e-4)
     assert "**Personalised** for subject 03, session 2018-06-14" in own.text
     assert f"| calibration | 1 | 1 | 1 | {found['n_calibration']} |" in own.text  # the day's first recording has two
-    printed = run_card(out, small_file, tmp_path / "place")
+    printed = run_card(out, small_file)
     windows, model = load_windows(Settings(DATA_LOCATION=small_file)), load_model(out)
     emg = read_emg(windows, np.flatnonzero(windows.table["session"] == "2018-06-14"))
     with torch.no_grad():

@@ -1,6 +1,7 @@
 """Simulated recordings have putEMG's layout, and a seed names them."""
 
 import re
+import sys
 
 import numpy as np
 import pandas as pd
@@ -114,8 +115,16 @@ def test_a_bad_argument_is_named_in_one_sentence(wrong, named, tmp_path, capsys)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_one_sentence():
-    done = run("-m", "emg_gpt2", "simulate", "/dev/null/out", *SMALL)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("simulate: /dev/null/out: ")
-    assert done.stderr.count("\n") == 1
+def test_a_folder_that_cannot_be_written_is_one_sentence(capsys):
+    assert simulate.main(["/dev/null/out", *SMALL]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("simulate: /dev/null/out: ")
+    assert said.count("\n") == 1
+
+
+def test_without_pytables_hdf5_is_one_sentence_and_csv_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tables", None)
+    assert simulate.main([str(tmp_path), *SMALL]) == 1
+    assert 'pip install "emg-gpt2[simulate]"' in capsys.readouterr().err
+    assert simulate.main([str(tmp_path), *SMALL, "--format", "csv"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == [f"{STEM}.zip"]

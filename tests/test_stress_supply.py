@@ -1,8 +1,6 @@
 """The supply chain is what it is said to be, and the programme that says so would notice if it were not."""
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -11,19 +9,16 @@ from conftest import ROOT
 from emg_gpt2.commands.download import main
 from emg_gpt2.raw import download
 from stress import supply
+from stress.row import Row
 
-GOOD = {"records.txt", "Data-HDF5/MD5SUMS", f"Data-HDF5/{supply.STEM}.hdf5"}
 
-
-def test_nothing_is_lost(tmp_path):
-    """24: four pickles in each of the six protocols; 8 of the ten lies are refused, and the truth and the one good name
-    among bad ones are fetched."""
-    packages, advisories, sources, pickles, downloads = supply.rows(False, tmp_path, 0, print)
-    assert [row.lost for row in (packages, sources, pickles, downloads)] == [[], [], [], []]
-    assert advisories.times or "no database could be reached" in advisories.note  # what it finds is not up to us
+def test_what_is_pinned_is_installed_and_no_source_runs_data(tmp_path):
+    """24: four pickles in each of the six protocols."""
+    packages, sources, pickles = supply.pinned(ROOT), supply.sources(ROOT), supply.unpickler(tmp_path)
+    assert [row.lost for row in (packages, sources, pickles)] == [[], [], []]
     assert packages.right == packages.times > 150
-    assert sources.right == len([*ROOT.glob("*.py"), *ROOT.glob("tools/**/*.py")])
-    assert (pickles.refused, downloads.refused, downloads.right) == (24, 8, 2)
+    assert sources.right > 100  # files
+    assert pickles.refused == 24
     assert not (tmp_path / "executed").exists()
 
 
@@ -49,33 +44,36 @@ def test_other_versions_are_found(tmp_path):
     assert row.lost[1] == "scikit_learn is 0.1 in one file and 0.2 in constraints.txt"
 
 
-class Advisories(BaseHTTPRequestHandler):
-    """Answers as osv.dev's documentation has it: a result per query, empty where nothing is known."""
-
-    def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["queries"]
-        known = {"vulns": [{"id": "GHSA-1", "modified": "2026-01-01"}, {"id": "PYSEC-2"}]}
-        results = [known if one["package"]["name"] == "bad" else {} for one in asked]
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps({"results": results}).encode())
-
-    def log_message(self, *_):
-        """Quiet."""
+def package(name: str, *ids: str) -> dict:
+    """As pip-audit writes it in JSON."""
+    found = [{"id": one, "fix_versions": [], "aliases": [], "description": "…"} for one in ids]
+    return {"name": name, "version": "2.0", "vulns": found}
 
 
-def test_known_vulnerabilities_are_told(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with HTTPServer(("127.0.0.1", 0), Advisories) as server:
-        threading.Thread(target=server.handle_request, daemon=True).start()
-        row = supply.audited({"good": "1.0", "bad": "2.0"}, f"http://127.0.0.1:{server.server_port}/")
+SKIPPED = {"name": "odd", "skip_reason": "Dependency not found on PyPI and could not be audited: odd (1.0)"}
+
+
+def audit(*packages: dict) -> Row:
+    return supply.audit_row(json.dumps({"dependencies": packages, "fixes": []}), "the database is not reachable")
+
+
+def test_known_vulnerabilities_are_lost():
+    row = audit(package("good"), package("bad", "GHSA-1", "PYSEC-2"), SKIPPED)
     assert (row.right, row.lost) == (1, ["bad 2.0 has GHSA-1, PYSEC-2"])
+    assert row.note == "1 packages are not in the database"
 
 
-def test_without_a_database_nothing_counts_as_audited(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    row = supply.audited({"good": "1.0"}, "http://127.0.0.1:9/")
-    assert (row.times, row.note) == (0, "not audited: no database could be reached (ConnectionError)")
+@pytest.mark.parametrize("row", [audit(SKIPPED), supply.audit_row("", "the database is not reachable")])
+def test_without_a_database_nothing_counts_as_audited(row):
+    assert (row.times, row.note) == (0, "not audited: the database is not reachable")
+
+
+@pytest.mark.nightly
+def test_pip_audit_gives_a_row_or_a_reason(tmp_path):
+    """Without a network too."""
+    (tmp_path / "constraints.txt").write_text("rich==15.0.0\n")
+    row = supply.audited(tmp_path / "constraints.txt")
+    assert row.times == 1 or row.note.startswith("not audited: the database is not reachable (")
 
 
 # ---- sources --------------------------------------------------------------------------------------------------
@@ -112,6 +110,13 @@ def test_what_only_looks_like_it_is_not():
 # ---- downloads ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
+def test_a_server_that_lies_leaves_nothing(tmp_path):
+    """8 of the ten lies are refused; the truth, and the one good name among bad ones, are fetched."""
+    row = supply.downloads(tmp_path, False)
+    assert (row.lost, row.refused, row.right) == ([], 8, 2)
+
+
 def test_an_endless_body_ends_at_the_limit(tmp_path, monkeypatch, capsys):
     """The limit is made as small as three pieces of the body."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -123,11 +128,11 @@ def test_an_endless_body_ends_at_the_limit(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_programme_notices_a_downloader_that_does_not_check(tmp_path):
-    """A server that says the right checksum of the wrong file: what is then fetched is not what was to come."""
+@pytest.mark.nightly
+def test_a_downloader_that_does_not_check_is_found(tmp_path):
+    """The server gives the right checksum of the wrong file, which a downloader that does not check would fetch too."""
     wrong = supply.MAGIC + b"wrong"
     sums = supply.hashlib.md5(wrong).hexdigest() + f"  {supply.STEM}.hdf5\n"
     answers = {"records.txt": supply.STEM, "Data-HDF5/MD5SUMS": sums, f"Data-HDF5/{supply.STEM}.hdf5": wrong}
-    assert answers.keys() == GOOD
-    end = supply.download(tmp_path / "case", {name: supply.body(content) for name, content in answers.items()}, 3)
-    assert end == f"{tmp_path / 'case' / 'inside' / 'raw' / supply.STEM}.hdf5 is there"
+    outcome = supply.download(tmp_path / "case", {name: supply.body(content) for name, content in answers.items()}, 3)
+    assert outcome == f"{tmp_path / 'case' / 'inside' / 'raw' / supply.STEM}.hdf5 is there"

@@ -1,11 +1,11 @@
 """The sweep: the grid, the wide search, and studies that are killed, resumed, shared, pruned and refused."""
 
-import io
 import multiprocessing
 import os
 import re
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,12 +14,11 @@ import optuna
 import pandas as pd
 import pytest
 import torch
-from conftest import run
+from conftest import call
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
-from rich.console import Console
 from safetensors.torch import load_file
-from test_main import ONE_THREAD, SMALL, flags, history, read, start
+from test_main import SMALL, flags, history, read, start
 
 from EMG_DATA_LOADER import split_windows
 from emg_gpt2.base.errors import EMGError
@@ -27,9 +26,8 @@ from emg_gpt2.model.build import load_model
 from emg_gpt2.results.run import write_split
 from emg_gpt2.settings import Settings
 from emg_gpt2.training import sweep as sweeping
-from emg_gpt2.training.sweep import SharedStudy, identity, sweep, written
-from emg_gpt2.windows.reading import load_windows
-from EMG_utils import session_references
+from emg_gpt2.training.sweep import SharedStudy, choice, identity, search
+from emg_gpt2.training.task import Task, load_task
 
 GRID = [(0, 3e-4), (0, 3e-3), (-1, 3e-4), (-1, 3e-3)]
 
@@ -46,7 +44,7 @@ def is_drawn(path: Path) -> bool:
 
 @pytest.fixture(scope="session")
 def tiny_flags(small_file, tiny_gpt2) -> list[str]:
-    where = {"DATA_LOCATION": small_file, "MODEL_NAME": tiny_gpt2, "BLOCKS": 3}
+    where = {"DATA_LOCATION": small_file, "MODEL_NAME": tiny_gpt2, "BLOCKS": 3, "SAMPLING_RATIO": 0.4}
     return ["--sweep", *flags(**where, **SMALL | {"NUM_EPOCHS": 1}, SPLIT="random", NUM_EPOCHS_FOR_VALIDATION=1)]
 
 
@@ -65,7 +63,7 @@ def swept(grid_flags, tmp_path_factory) -> tuple[Path, Path, str]:
     (base / "models").mkdir()
     (base / "models" / "notes.txt").write_text("mine")
     settings = {"RUN_DIR": base / "run", "MODEL_SAVING_DIR": base / "models"}
-    done = run("main.py", *grid_flags, *flags(**settings, WINDOW_MS=200, FILTER="causal"), **ONE_THREAD)
+    done = call("main.py", *grid_flags, *flags(**settings, WINDOW_MS=200, FILTER="causal"))
     assert done.returncode == 0, done.stderr
     return base / "run", base / "models", done.stdout
 
@@ -109,7 +107,7 @@ def test_random_windows_are_announced_wherever_the_result_appears(swept):
 
 def test_settings_that_the_file_was_not_made_with_are_noted(swept):
     log = (swept[0] / "log.txt").read_text()
-    assert re.search("WINDOW_MS is 250.0 in the file, not 200.0; run Preprocessing.py", log)
+    assert re.search("WINDOW_MS is 250 in the file, not 200; run Preprocessing.py", log)
     assert re.search("FILTER is putemg in the file, not causal", log)
     assert "STRIDE_MS" not in log
 
@@ -151,6 +149,7 @@ def check_points(trials: pd.DataFrame, undisturbed: pd.DataFrame) -> None:
     pd.testing.assert_frame_equal(complete, undisturbed[columns].sort_values(columns).reset_index(drop=True))
 
 
+@pytest.mark.nightly
 def test_a_killed_sweep_goes_on_without_repeating_a_trial(grid_flags, swept, tmp_path):
     """It is resumed while a second process joins its study: together they end it."""
     resumed, joined = tmp_path / "resumed", tmp_path / "joined"
@@ -176,22 +175,15 @@ def test_a_killed_sweep_goes_on_without_repeating_a_trial(grid_flags, swept, tmp
 # ---- the wide search ------------------------------------------------------------------------------------------
 
 
-def test_the_wide_search_starts_from_the_settings_and_trains_with_the_best(tiny_flags, tmp_path):
-    folder = tmp_path / "run"
-    wide = {"SWEEP_SPACE": "wide", "SWEEP_TRIALS": 4, "RUN_DIR": folder}
-    done = run("main.py", *tiny_flags, *flags(**wide), **ONE_THREAD)
-    assert done.returncode == 0, done.stderr
-    assert "optuna" not in done.stderr
-    trials, names = trials_of(folder), list(sweeping.WIDE)
-    assert trials["trial"].tolist() == [1, 2, 3, 4]
-    assert trials[names].nunique().max() == 4
-    given = Settings(LR=3e-3, TOKENS="covariance,bands")
+def test_the_wide_search_starts_from_the_settings_and_returns_the_best(small, folder):
+    best, names = search_here(small, folder, BLOCKS=3, SWEEP_TRIALS=3, NUM_EPOCHS_FOR_VALIDATION=1), list(sweeping.WIDE)
+    trials = trials_of(folder)
+    assert trials["trial"].tolist() == [1, 2, 3]
+    assert trials[names].nunique().max() == 3
     free = [name for name in names if name != "BLOCKS"]  # 3 is none of its choices
-    assert trials[free].iloc[0].to_dict() == {name: written(given, name) for name in free}
-    best = trials.loc[trials["validation_balanced_accuracy"].idxmax()]
-    saved = read(folder, "env.json")
-    assert [written(Settings(**saved), name) for name in names] == best[names].tolist()
-    assert history(folder)["validation_balanced_accuracy"].tolist() == [best["validation_balanced_accuracy"]]
+    assert trials[free].iloc[0].to_dict() == {name: choice(small[1], name) for name in free}
+    expected = trials.loc[trials["validation_balanced_accuracy"].idxmax()]
+    assert [choice(best, name) for name in names] == expected[names].tolist()
     assert is_drawn(folder / "sweep.png")
 
 
@@ -199,37 +191,33 @@ def test_the_table_of_the_wide_search_holds_legal_values():
     for name, distribution in sweeping.WIDE.items():
         categorical = isinstance(distribution, CategoricalDistribution)
         for value in distribution.choices if categorical else (distribution.low, distribution.high):
-            assert written(Settings(**{name: value}), name) == value
+            assert choice(Settings(**{name: value}), name) == value
 
 
 # ---- one process, step by step --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
-def small(small_file, tiny_gpt2):
-    """Windows, split and settings of a small wide search."""
+def small(small_file, tiny_gpt2) -> tuple[Task, Settings]:
+    """A task, and the settings of a small wide search."""
     settings = {"DATA_LOCATION": small_file, "MODEL_NAME": str(tiny_gpt2), "PRECISION": "fp32", "SWEEP_SPACE": "wide"}
     settings = Settings(**settings, NUM_EPOCHS_FOR_VALIDATION=2, SAMPLING_RATIO=0.3, LR=3e-3, SWEEP_TRIALS=6)
-    windows = load_windows(settings)
-    return windows, split_windows(windows, settings), settings
+    return load_task(settings), settings
 
 
 @pytest.fixture
 def folder(small, tmp_path) -> Path:
     """A run's folder with its split.csv, as main.py has it when the sweep begins."""
-    write_split(*small[:2], tmp_path)
+    write_split(small[0], tmp_path)
     return tmp_path
 
 
-def sweep_here(small, folder: Path, **other) -> Settings:
-    windows, split, settings = small
-    settings = settings.model_copy(update=other)
-    references = session_references(windows, split, settings)
-    return sweep(windows, split, references, settings, Console(file=io.StringIO()), folder)
+def search_here(small, folder: Path, **other) -> Settings:
+    return search(small[0], small[1].model_copy(update=other), folder)
 
 
 def open_study(small, folder: Path, **other) -> SharedStudy:
-    settings = small[2].model_copy(update=other)
+    settings = small[1].model_copy(update=other)
     return SharedStudy(settings, identity(small[0], settings, folder), folder)
 
 
@@ -237,11 +225,11 @@ def open_study(small, folder: Path, **other) -> SharedStudy:
 def test_a_trial_below_the_median_of_five_is_stopped(small, folder, before, ends):
     """Five trials that stand at 1 (the highest there is) or at 0 after each epoch, then one that is trained."""
     study = open_study(small, folder)
-    point = {name: written(small[2], name) for name in sweeping.WIDE}
+    point = {name: choice(small[1], name) for name in sweeping.WIDE}
     values = {"value": before / 2, "intermediate_values": {1: before, 2: before}}
     made = create_trial(params=point, distributions=sweeping.WIDE, user_attrs={"weights": "random"}, **values)
     study.study.add_trials([made] * 5)
-    sweep_here(small, folder)
+    search_here(small, folder)
     trials = trials_of(folder)
     assert len(trials) == 6
     trained = trials.iloc[0]  # it was queued first
@@ -254,7 +242,7 @@ def test_the_grid_is_tried_to_the_end(small, folder):
     study, perfect = open_study(small, folder, **grid), {"value": 1.0, "intermediate_values": {1: 1.0, 2: 1.0}}
     point = {"params": {"NUM_LAYERS": -1, "LR": 1e-4}, "distributions": study.space}
     study.study.add_trials([create_trial(**point, **perfect, user_attrs={"weights": "random"})] * 5)
-    sweep_here(small, folder, **grid)
+    search_here(small, folder, **grid)
     trained = trials_of(folder).iloc[0]
     assert (trained["state"], trained["epochs"]) == ("complete", 2)
 
@@ -262,7 +250,7 @@ def test_the_grid_is_tried_to_the_end(small, folder):
 def test_a_trial_that_fails_is_named_and_the_sweep_goes_on(small, folder, monkeypatch, caplog):
     """The settings themselves fail: 200 of 250 samples leave no room for two patches."""
     monkeypatch.setattr(sweeping, "WIDE", {"PATCH_MS": CategoricalDistribution([200.0, 25.0, 50.0])})
-    best = sweep_here(small, folder, PATCH_MS=200.0, SWEEP_TRIALS=4, NUM_EPOCHS_FOR_VALIDATION=1)
+    best = search_here(small, folder, PATCH_MS=200.0, SWEEP_TRIALS=4, NUM_EPOCHS_FOR_VALIDATION=1)
     trials = trials_of(folder)
     failed = trials[trials["state"] == "failed"]
     assert len(trials) == 4
@@ -276,7 +264,7 @@ def test_a_trial_that_fails_is_named_and_the_sweep_goes_on(small, folder, monkey
 def test_if_all_trials_fail_there_is_one_sentence(small, folder, monkeypatch):
     monkeypatch.setattr(sweeping, "WIDE", {"PATCH_MS": FloatDistribution(150.0, 250.0)})
     with pytest.raises(EMGError, match=r"^all 3 trials of the sweep failed, the last because PATCH_MS = ") as error:
-        sweep_here(small, folder, SWEEP_TRIALS=3)
+        search_here(small, folder, SWEEP_TRIALS=3)
     assert "\n" not in str(error.value)
 
 
@@ -299,7 +287,7 @@ SPACES = {
 }
 
 
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("space", ["grid", pytest.param("wide", marks=pytest.mark.nightly)])
 def test_four_processes_of_which_one_dies_try_every_point_once(small, folder, space):
     other = SPACES[space] | {"SWEEP_SPACE": space}
     fork = multiprocessing.get_context("fork")
@@ -323,8 +311,8 @@ def test_a_trial_that_others_took_for_dead_ends_the_sweep_in_one_sentence(small,
         return build(*given)
 
     monkeypatch.setattr(sweeping, "new_model", build_late)
-    with pytest.raises(EMGError, match=r"sweep.journal: another process took this one for dead, .* shares locks$"):
-        sweep_here(small, folder)
+    with pytest.raises(EMGError, match=r"sweep.journal: another process ended this trial, .* shares locks$"):
+        search_here(small, folder)
 
 
 def test_more_trials_can_be_wanted_later(small, folder):
@@ -358,9 +346,9 @@ OTHER = {
 @pytest.mark.parametrize("named", OTHER)
 def test_a_study_of_something_else_is_refused(small, folder, named):
     before = open_study(small, folder, SWEEP_SPACE="grid").path.read_bytes()
-    other = small[2].model_copy(update=OTHER[named] | {"SWEEP_SPACE": "grid"})
+    task, other = small[0], small[1].model_copy(update=OTHER[named] | {"SWEEP_SPACE": "grid"})
     (folder / "split.csv").unlink()
-    write_split(small[0], split_windows(small[0], other), folder)
+    write_split(replace(task, split=split_windows(task.windows, other)), folder)
     with pytest.raises(EMGError, match=f"sweep.journal: the study was started with another {named}; name a new"):
         open_study(small, folder, **other.model_dump())
     assert (folder / "sweep.journal").read_bytes() == before
@@ -368,10 +356,10 @@ def test_a_study_of_something_else_is_refused(small, folder, named):
 
 def test_a_study_of_other_data_is_refused(small, folder):
     open_study(small, folder)
-    windows, split, settings = small
-    other = type(windows)(windows.emg, windows.table, windows.metadata | {"scale": 0.5})
+    task, settings = small
+    other = replace(task.windows, metadata=task.windows.metadata | {"scale": 0.5})
     with pytest.raises(EMGError, match="the study was started with another data; name a new SWEEP_STUDY"):
-        open_study((other, split, settings), folder)
+        open_study((replace(task, windows=other), settings), folder)
 
 
 def test_a_study_may_be_shared_from_other_places(small, folder):

@@ -15,17 +15,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT, run
-from mlflow import MlflowClient
+from conftest import ROOT, call, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_main import flags, history, one_sentence, read
-from wandb.proto.wandb_internal_pb2 import Record
+from test_training import die_at, in_a_copy
 
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.settings import Settings
+from emg_gpt2.training import tracker
 from emg_gpt2.training.tracker import tracking
 
 TRACKERS = ["tensorboard", "wandb", "mlflow"]
+BY_DEFAULT = ["tensorboard", *(pytest.param(name, marks=pytest.mark.nightly) for name in TRACKERS)]
 VARIABLES = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
 
 Curves = dict[str, list[tuple[int, float]]]  # of every name, its steps and values
@@ -42,6 +43,8 @@ def tensorboard_curves(folder: Path) -> tuple[Curves, dict]:
 
 
 def mlflow_curves(folder: Path) -> tuple[Curves, dict]:
+    from mlflow import MlflowClient
+
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     experiments = [one.experiment_id for one in client.search_experiments()]
     (found,) = client.search_runs(experiments)
@@ -65,8 +68,10 @@ def wandb_curves(folder: Path) -> tuple[Curves, dict]:
     return curves, settings
 
 
-def wandb_records(content: bytes) -> Iterator[Record]:
+def wandb_records(content: bytes) -> Iterator:
     """The log format of LevelDB, after seven bytes: blocks of 32 KiB, records that may go on from block to block."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
     place, parts = 7, b""
     while place + 7 <= len(content):
         if 32768 - place % 32768 < 7:
@@ -87,8 +92,33 @@ CURVES = {"tensorboard": tensorboard_curves, "wandb": wandb_curves, "mlflow": ml
 
 @pytest.fixture(scope="module")
 def tracked_flags(small_file, tiny_gpt2) -> list[str]:
-    small = {"DATA_LOCATION": small_file, "MODEL_NAME": tiny_gpt2, "LR": 3e-3, "BATCH_SIZE": 16, "FILTERS": 4}
-    return flags(**small, PRECISION="fp32", NUM_EPOCHS=2)
+    small = {"DATA_LOCATION": small_file, "MODEL_NAME": tiny_gpt2, "LR": 3e-3, "BATCH_SIZE": 16, "BLOCKS": 1}
+    return flags(**small, PRECISION="fp32", NUM_EPOCHS=2, TOKENS="covariance")
+
+
+@pytest.fixture(scope="module")
+def resumed(tracked_flags, tmp_path_factory) -> Path:
+    """A run with TensorBoard, killed after 21 steps with a checkpoint of the 16th, and resumed."""
+    folder = tmp_path_factory.mktemp("runs") / "tensorboard"
+
+    def die() -> None:
+        tracker.SHARE = 1.0  # no step is spared, however slow the machine is
+        die_at(21, every=8)
+        call("main.py", *tracked_flags, *flags(RUN_DIR=folder))
+
+    in_a_copy(die)
+    assert saved_step(folder) < tracked_step(folder)
+    (folder / "killed_at").write_text(str(tracked_step(folder)))
+    done = call("main.py", *flags(RESUME=folder))
+    assert (done.returncode, done.stderr) == (0, "")
+    return folder
+
+
+@pytest.fixture
+def tracked(request, name) -> Path:
+    """The folder of the run with this tracker: by default the one that is made in this process."""
+    nightly = request.node.get_closest_marker("nightly")
+    return request.getfixturevalue("runs") / name if nightly else request.getfixturevalue("resumed")
 
 
 @pytest.fixture(scope="module")
@@ -155,12 +185,12 @@ def same(curve: list[tuple[int, float]], steps: list[int], values: list[float]) 
     return [step for step, _ in curve] == steps and np.allclose([value for _, value in curve], values, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", TRACKERS)
-def test_curves_are_those_of_history_and_metrics(runs, name):
+@pytest.mark.parametrize("name", BY_DEFAULT)
+def test_curves_are_those_of_history_and_metrics(tracked, name):
     """Names and steps by hand: an epoch is shown after its last step, the second training after the first."""
-    curves, _ = CURVES[name](runs / name)
-    steps, more = steps_of(runs / name, ["train"]), steps_of(runs / name, ["train", "validation"])
-    rows, again = (history(folder).drop(columns="weights") for folder in (runs / name, runs / name / "refit"))
+    curves, _ = CURVES[name](tracked)
+    steps, more = steps_of(tracked, ["train"]), steps_of(tracked, ["train", "validation"])
+    rows, again = (history(folder).drop(columns="weights") for folder in (tracked, tracked / "refit"))
     assert len(rows) == 2
     assert set(curves) - {"refit/step/loss", "refit/step/lr"} == {  # these are spared where they take too long
         *(f"epoch/{column}" for column in [*rows, "seconds"]),
@@ -172,28 +202,28 @@ def test_curves_are_those_of_history_and_metrics(runs, name):
     assert all(same(curves[f"epoch/{column}"], [steps, 2 * steps], rows[column]) for column in rows)
     assert all(same(curves[f"refit/epoch/{column}"], ends, again[column]) for column in again)
     for figure in ("accuracy", "balanced_accuracy", "macro_f1"):
-        assert same(curves[f"test/{figure}"], [ends[-1] + 1], [read(runs / name, "metrics.json")[figure]])
+        assert same(curves[f"test/{figure}"], [ends[-1] + 1], [read(tracked, "metrics.json")[figure]])
 
 
-@pytest.mark.parametrize("name", TRACKERS)
-def test_a_resumed_run_goes_on_with_its_log_and_shows_no_step_twice(runs, name):
-    curves, _ = CURVES[name](runs / name)
-    killed_at = int((runs / name / "killed_at").read_text())
+@pytest.mark.parametrize("name", BY_DEFAULT)
+def test_a_resumed_run_goes_on_with_its_log_and_shows_no_step_twice(tracked, name):
+    curves, _ = CURVES[name](tracked)
+    killed_at = int((tracked / "killed_at").read_text())
     for curve in curves.values():
         shown = [step for step, _ in curve]
         assert shown == sorted(set(shown))
     shown = [step for step, _ in curves["step/loss"] + curves["epoch/train_loss"]]
     assert killed_at in shown or name == "wandb"  # which writes five times a second
     assert max(shown) > killed_at
-    steps = steps_of(runs / name, ["train"])
+    steps = steps_of(tracked, ["train"])
     assert all(step % steps % 10 == 0 for step, _ in curves["step/loss"])
 
 
-@pytest.mark.parametrize("name", TRACKERS)
-def test_the_learning_rate_of_a_step_is_that_of_the_schedule(runs, name):
+@pytest.mark.parametrize("name", BY_DEFAULT)
+def test_the_learning_rate_of_a_step_is_that_of_the_schedule(tracked, name):
     """It rises to LR over a tenth of the steps, and falls to zero as half a cosine."""
-    curves, _ = CURVES[name](runs / name)
-    total = 2 * steps_of(runs / name, ["train"])
+    curves, _ = CURVES[name](tracked)
+    total = 2 * steps_of(tracked, ["train"])
     rise = round(0.1 * total)
     for step, value in curves["step/lr"]:
         done = step - 1  # steps before this one
@@ -201,14 +231,15 @@ def test_the_learning_rate_of_a_step_is_that_of_the_schedule(runs, name):
         assert value == pytest.approx(3e-3 * share, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", TRACKERS)
-def test_the_settings_are_shown(runs, name):
-    _, settings = CURVES[name](runs / name)
+@pytest.mark.parametrize("name", BY_DEFAULT)
+def test_the_settings_are_shown(tracked, name):
+    _, settings = CURVES[name](tracked)
     assert set(Settings.model_fields) <= set(settings)
     assert (str(settings["NUM_EPOCHS"]), float(settings["LR"])) == ("2", 3e-3)
-    assert settings["TOKENS"] == '["covariance", "power"]'
+    assert settings["TOKENS"] == '["covariance"]'
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", TRACKERS)
 def test_a_tracker_changes_no_result(runs, name):
     alone, tracked = runs / "none", runs / name
@@ -221,28 +252,73 @@ def test_a_tracker_changes_no_result(runs, name):
     assert added == {files[name], "tracker.json", "killed_at"}
 
 
-def test_what_is_not_installed_is_said_before_anything_is_done(tracked_flags, tmp_path):
-    """None in sys.modules is how Python is told that there is no such module."""
-    hidden = "import sys; sys.modules['wandb'] = None; import main; sys.argv[0] = 'main.py'; sys.exit(main.main())"
-    done = run("-c", hidden, *tracked_flags, *flags(RUN_DIR=tmp_path / "run", TRACKER="wandb"), **VARIABLES)
+def test_what_is_not_installed_is_said_before_anything_is_done(tracked_flags, tmp_path, monkeypatch):
+    monkeypatch.setitem(tracker.PACKAGES, "wandb", (lambda: False, "wandb"))
+    done = call("main.py", *tracked_flags, *flags(RUN_DIR=tmp_path / "run", TRACKER="wandb"))
     assert done.returncode == 1
     assert one_sentence(done.stderr).startswith("main.py: TRACKER = wandb: it is not installed; pip install wandb")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_log_that_cannot_be_begun_is_an_error_and_one_that_breaks_off_a_warning(tmp_path, caplog):
+@pytest.mark.nightly
+def test_a_package_that_is_not_there_is_not_installed(tracked_flags, tmp_path):
+    """None in sys.modules is how Python is told that there is no such module."""
+    hidden = "import sys; sys.modules['wandb'] = None; import main; sys.argv[0] = 'main.py'; sys.exit(main.main())"
+    done = run("-c", hidden, *tracked_flags, *flags(RUN_DIR=tmp_path / "run", TRACKER="wandb"), **VARIABLES)
+    assert done.returncode == 1
+    assert one_sentence(done.stderr).startswith("main.py: TRACKER = wandb: it is not installed; pip install wandb")
+
+
+def test_a_log_that_cannot_be_begun_is_an_error(tmp_path):
     (tmp_path / "tensorboard").write_text("mine")
     with (
         pytest.raises(EMGError, match=r"^TRACKER = tensorboard: it cannot begin \("),
         tracking(Settings(TRACKER="tensorboard"), tmp_path),
     ):
         pass
-    with tracking(Settings(TRACKER="mlflow"), tmp_path) as tracker:
-        tracker.log({"step/loss": 1.0}, 1)
-        (tmp_path / "mlflow.db").write_bytes(b"no database" * 1000)
-        tracker.log({"step/loss": 0.5}, 2)
-        tracker.log({"step/loss": 0.5}, 3)
-    (message,) = (record.message for record in caplog.records if record.name == "EMG_tracker")
-    assert message.startswith("mlflow fails (")
+
+
+def test_a_log_that_breaks_off_is_a_warning(tmp_path, caplog):
+    with tracking(Settings(TRACKER="tensorboard"), tmp_path) as log:
+        log.log({"step/loss": 1.0}, 1)
+        log.theirs.writer.close()
+        log.theirs.writer = None  # it has lost its file
+        log.log({"step/loss": 0.5}, 2)
+        log.log({"step/loss": 0.5}, 3)
+    (message,) = (record.message for record in caplog.records if record.name == "emg_gpt2.training.tracker")
+    assert message.startswith("tensorboard fails (")
     assert message.endswith("; the run goes on without it")
     assert read(tmp_path, "tracker.json")["step"] == 1
+
+
+@pytest.mark.nightly
+def test_a_database_that_breaks_is_a_warning(tmp_path, caplog):
+    with tracking(Settings(TRACKER="mlflow"), tmp_path) as log:
+        log.log({"step/loss": 1.0}, 1)
+        (tmp_path / "mlflow.db").write_bytes(b"no database" * 1000)
+        log.log({"step/loss": 0.5}, 2)
+        log.log({"step/loss": 0.5}, 3)
+    (message,) = (record.message for record in caplog.records if record.name == "emg_gpt2.training.tracker")
+    assert message.startswith("mlflow fails (")
+    assert read(tmp_path, "tracker.json")["step"] == 1
+
+
+def test_a_resumed_run_may_change_its_tracker(tmp_path):
+    """The new one begins at the first step that it sees, and the one before is left alone."""
+    (tmp_path / "tracker.json").write_text('{"tracker": "mlflow", "run": "0123", "step": 7}')
+    with tracking(Settings(TRACKER="tensorboard"), tmp_path) as log:
+        log.log({"step/loss": 1.0}, 6)
+    curves, settings = tensorboard_curves(tmp_path)
+    assert curves == {"step/loss": [(6, 1.0)]}
+    assert settings["TRACKER"] == "tensorboard"
+    assert read(tmp_path, "tracker.json") == {"tracker": "tensorboard", "run": None, "step": 6}
+
+
+def test_a_log_of_an_older_version_is_gone_on_with(tmp_path):
+    """Its tracker.json does not say which tracker it was."""
+    (tmp_path / "tracker.json").write_text('{"run": null, "step": 7}')
+    with tracking(Settings(TRACKER="tensorboard"), tmp_path) as log:
+        for step in (7, 8):
+            log.log({"step/loss": 1.0}, step)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [point.step for point in events.Scalars("step/loss")] == [8]

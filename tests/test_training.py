@@ -39,9 +39,9 @@ from emg_gpt2.training.checkpoint import CHECKPOINT_SHARE, GUESSED_RATE, Checkpo
 from emg_gpt2.training.device import faster_precision
 from emg_gpt2.training.finite import NotFiniteError
 from emg_gpt2.training.new_model import new_model
-from emg_gpt2.training.task import Task, fitted_task, make_task
+from emg_gpt2.training.task import Task, fitted_task, load_task
 from emg_gpt2.training.trainer import Trainer
-from emg_gpt2.windows.reading import WindowSet, load_windows
+from emg_gpt2.windows.reading import load_windows
 from EMG_utils import fit, refit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -54,14 +54,13 @@ def settings(small_file: Path, tiny_gpt2: Path, **changes) -> Settings:
     return Settings(**few | {"BLOCKS": 1} | changes)
 
 
-@cache
-def windows_of(path: Path) -> WindowSet:
-    return load_windows(Settings(DATA_LOCATION=path))
-
-
 def task_of(chosen: Settings) -> Task:
-    windows = windows_of(chosen.DATA_LOCATION)
-    return make_task(windows, split_windows(windows, chosen), chosen)
+    return read_task(chosen.DATA_LOCATION, chosen.SAMPLING_RATIO)
+
+
+@cache
+def read_task(windows: Path, ratio: float) -> Task:
+    return load_task(Settings(DATA_LOCATION=windows, SAMPLING_RATIO=ratio))
 
 
 def fit_here(chosen: Settings, run: Path | None = None, task: Task | None = None, **options) -> Trainer:
@@ -164,8 +163,8 @@ def train_both(chosen: Settings, run: Path) -> None:
     refit(fitted_task(task, chosen), chosen, history, run)
 
 
-def train_and_die(chosen: Settings, run: Path, steps: int, refitting: bool) -> None:
-    """Both trainings, with a checkpoint after every second step, and SIGKILL when so many steps of one are done."""
+def die_at(steps: int, refitting: bool = False, every: int = 2) -> None:
+    """SIGKILL for this process when so many steps of one training are done; a checkpoint after `every` steps."""
     batches = Trainer.batches
 
     def deadly(trainer, bar):
@@ -173,24 +172,28 @@ def train_and_die(chosen: Settings, run: Path, steps: int, refitting: bool) -> N
             done = len(trainer.history) * trainer.steps + trainer.sums.step
             if done == steps and (trainer.run.name == "refit") == refitting:
                 os.kill(os.getpid(), signal.SIGKILL)
-            trainer.checkpoints.due = lambda now=done: now % 2 == 1
+            trainer.checkpoints.due = lambda after=done + 1: after % every == 0
             yield batch
 
     Trainer.batches = deadly
-    train_both(chosen, run)
+
+
+def in_a_copy(act: Callable[[], object]) -> None:
+    """`act` in a copy of this process, which is killed by it."""
+    victim = multiprocessing.get_context("fork").Process(target=act)
+    victim.start()
+    victim.join(120)
+    assert victim.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a copy of this process is killed, which Windows cannot make")
 def test_a_run_that_is_killed_between_two_steps_ends_as_if_left_alone(small_file, tiny_gpt2, tmp_path):
     """In epoch 2 of 6 steps, after the third step, with a checkpoint of the second; then in the second training."""
-    chosen, fork = settings(small_file, tiny_gpt2, NUM_EPOCHS=2, REFIT=True), multiprocessing.get_context("fork")
+    chosen = settings(small_file, tiny_gpt2, NUM_EPOCHS=2, REFIT=True)
     train_both(chosen, tmp_path / "alone")
     folder = tmp_path / "run"
     for steps, refitting in ((9, False), (3, True)):
-        victim = fork.Process(target=train_and_die, args=(chosen, folder, steps, refitting))
-        victim.start()
-        victim.join(120)
-        assert victim.exitcode == -signal.SIGKILL
+        in_a_copy(lambda: (die_at(steps, refitting), train_both(chosen, folder)))  # noqa: B023, it is called at once
         last = folder / "refit" / "last" if refitting else folder / "last"
         assert read(last, "epoch.json")["step"] == 2
         assert len(read(last, "history.json")) == (0 if refitting else 1)

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -57,39 +58,42 @@ class Decided:
 
 def predict(args: argparse.Namespace, console: Console) -> int:
     """Write tables, pictures and figures; print the figures to `console`. Returns the exit status; raises EMGError."""
-    paths = sorted(find_recordings(args.recordings), key=when)
-    setup = Setup(args)
+    paths, setup = find_recordings(args.recordings), Setup(args)
     make_folder(args.out)
     done, skipped = [], []
     with progress() as bar:
-        task = bar.add_task("recordings", total=len(paths))
-        for _, day in groupby(paths, key=lambda path: when(path)[:2]):
-            signals, problems = read_day(list(day), setup)
-            skipped += problems
-            bar.advance(task, len(problems))
-            measure = reference_of_day(signals, setup)
-            for signal in signals:
-                done.append(decide(signal, measure, setup))
-                write_decisions(signal, done[-1], setup, args)
-                bar.advance(task)
+        for found in bar.track(decided_recordings(paths, setup), total=len(paths), description="recordings"):
+            if isinstance(found, EMGError):
+                skipped.append(found)
+                logger.warning(f"skipped: {found}")
+            else:
+                done.append(found[1])
+                write_decisions(*found, setup, args)
     if not done:
         raise EMGError(f"nothing could be predicted: {skipped[0]}")
     report(done, setup, args.out, console)
     return 3 if skipped else 0
 
 
-def read_day(paths: list[Path], setup: Setup) -> tuple[list[Signal], list[str]]:
-    """Return the recordings that can be read, and what is wrong with the others."""
-    signals, problems = [], []
-    for path in paths:
-        try:
-            if path.stem in [signal.name for signal in signals]:
-                raise EMGError(f"{path}: the same recording was read from another file already; leave one out")
-            signals.append(read_signal(path, setup.model, setup.args.filter))
-        except EMGError as error:
-            problems.append(str(error))
-            logger.warning(f"skipped: {error}")
-    return signals, problems
+def decided_recordings(paths: list[Path], setup: Setup) -> Iterator[tuple[Signal, Decided] | EMGError]:
+    """Yield each recording and the decisions on it, day after day in the order of time, or why it cannot be read."""
+    for _, day in groupby(sorted(paths, key=when), key=lambda path: when(path)[:2]):
+        signals = []
+        for path in day:
+            try:
+                signals.append(read_new_signal(path, signals, setup))
+            except EMGError as error:
+                yield error
+        measure = reference_of_day(signals, setup)
+        for signal in signals:
+            yield signal, decide(signal, measure, setup)
+
+
+def read_new_signal(path: Path, signals: list[Signal], setup: Setup) -> Signal:
+    """Read a recording; raises EMGError, also where it is among the `signals` of the day already."""
+    if path.stem in [signal.name for signal in signals]:
+        raise EMGError(f"{path}: the same recording was read from another file already; leave one out")
+    return read_signal(path, setup.model, setup.args.filter)
 
 
 def reference_of_day(signals: list[Signal], setup: Setup) -> FixedReference | RunningReference | None:

@@ -1,6 +1,6 @@
 """The model card: README.md beside a saved model, as the Hugging Face hub reads it.
 
-YAML for the hub, then what a user has to know: use, data and its licence, protocol, figures, limits.
+First YAML for the hub, then what a user has to know: use, data and their licence, protocol, figures, limits.
 """
 
 import re
@@ -25,7 +25,7 @@ PUTEMG_RECORDING = r"emg_gestures-\d\d-\w+-\d{4}(-\d\d){5}-\d{3}"
 
 
 class DataLicence(NamedTuple):
-    """Of the data that a model learnt from: the hub's key, a short name, and what follows, in a sentence or two."""
+    """The licence of training data: the hub's key, a short name, and what it means for the model's user."""
 
     key: str
     name: str
@@ -58,7 +58,7 @@ STRICTEST_FIRST = (PUTEMG, MAYBE_PUTEMG, UNKNOWN, SIMULATED)
 
 
 def data_licence(notes: Iterable[str], recordings: Iterable[str]) -> DataLicence:
-    """The strictest of what the notes on the data's origin (DATA_NOTE) and the names of the recordings say."""
+    """The strictest licence that the notes on the data's origin (DATA_NOTE) and the recordings' names allow for."""
     unknown = MAYBE_PUTEMG if all(re.fullmatch(PUTEMG_RECORDING, name) for name in recordings) else UNKNOWN
     found = {_licence_of(note.lower(), unknown) for note in notes}
     return min(found, key=STRICTEST_FIRST.index)
@@ -71,11 +71,15 @@ def _licence_of(note: str, unknown: DataLicence) -> DataLicence:
 
 
 class Facts(NamedTuple):
-    """What a card says that the model itself does not know.
+    """What a card says that the model's config does not.
 
-    figures: as EMG_utils.compute_metrics has them, and `versions`; parts: of the data, name → `count_part`; protocol:
-    sentences; notes: on the origin of the data; warnings: what must be read before the figures; base: the backbone's
-    name on the hub, where its weights came from there; session: subject and session that the model's reference is of.
+    figures: of EMG_utils.compute_metrics, and `versions`
+    parts: name of a part of the data → its `count_part`
+    protocol: sentences
+    notes: on the origin of the data
+    warnings: to be read before the figures
+    base: the backbone's name on the hub, where its weights came from there
+    session: subject and session whose reference the model has; None: it has the training part's
     """
 
     figures: dict
@@ -89,11 +93,13 @@ class Facts(NamedTuple):
 
 
 def facts_of_run(windows: WindowSet, split: Split, metrics: dict, settings: Settings) -> Facts:
-    """What main.py knows when the test is done; `metrics` is the content of metrics.json."""
+    """The facts of a finished run; metrics: the content of metrics.json."""
     note = windows.metadata["note"]
     parts = {"training": split.train, "validation": split.validation, "test": split.test}
     licence = data_licence([note], windows.table["recording"].unique())
-    leak = ["The split is **leaky**: neighbours of the test windows were trained on, and the figures are far too good."]
+    leak = [
+        "The split is **leaky**: the model was trained on neighbours of the test windows, so the figures are too good."
+    ]
     hub_name = metrics["weights"] == "pretrained" and not Path(settings.MODEL_NAME).is_dir()
     return Facts(
         figures=metrics,
@@ -107,7 +113,7 @@ def facts_of_run(windows: WindowSet, split: Split, metrics: dict, settings: Sett
 
 
 def _protocol(metrics: dict) -> list[str]:
-    again = "Then the model was trained anew on training and validation part together, for as many epochs."
+    again = "Then a new model was trained on training and validation part together, for the same number of epochs."
     return [
         f"Split: {metrics['split_description']}.",
         f"The validation part chose epoch {metrics['best_epoch']} of {metrics['epochs']} by its loss.",
@@ -117,7 +123,7 @@ def _protocol(metrics: dict) -> list[str]:
 
 
 def count_part(windows: WindowSet, rows: np.ndarray) -> dict[str, int]:
-    """How much a part of the data holds."""
+    """Numbers of people, days, recordings and windows in a part of the data."""
     table = windows.table.iloc[rows]
     days = len(table[["subject", "session"]].drop_duplicates())
     counts = {"people": table["subject"].nunique(), "days": days, "recordings": table["recording"].nunique()}
@@ -125,7 +131,7 @@ def count_part(windows: WindowSet, rows: np.ndarray) -> dict[str, int]:
 
 
 def model_card(config: EMGConfig, facts: Facts) -> ModelCard:
-    """The card of a model; `EMG_run.save_card` puts it beside the model."""
+    """The card of a model; `save_card` of model/files.py puts it beside the model."""
     pages = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined)
     pages.filters |= {"figure": "{:.3f}".format, "literal": repr}
     content = pages.from_string(TEMPLATE).render(
@@ -145,7 +151,7 @@ def model_card(config: EMGConfig, facts: Facts) -> ModelCard:
 
 
 def preprocessing_flags(config: EMGConfig) -> str:
-    """What Preprocessing.py has to be told, so that windows are like those of the training."""
+    """The flags with which Preprocessing.py makes windows like those of the training."""
     names = dict(zip(config.class_codes, config.class_names, strict=True))
     usual = names.items() <= Settings.model_fields["CLASS_NAMES"].default.items()
     named = {} if usual else {"CLASS_NAMES": [f"{code}={name}" for code, name in names.items()]}
@@ -154,7 +160,7 @@ def preprocessing_flags(config: EMGConfig) -> str:
 
 
 def card_data(config: EMGConfig, facts: Facts) -> ModelCardData:
-    """The YAML at the top."""
+    """The YAML at the top of the card."""
     licence, dataset = facts.licence, facts.licence.name
     results = [
         EvalResult(
@@ -193,7 +199,7 @@ TEMPLATE = """---
 > {{ warning }}
 
 {% endfor %}
-It tells {{ config.class_names | length }} gestures apart ({{ config.class_names | join(", ") }}), in windows of
+It recognises {{ config.class_names | length }} gestures ({{ config.class_names | join(", ") }}), in windows of
 {{ milliseconds }} ms from {{ config.channels | length }} surface electrodes ({{ rate }} Hz).
 A GPT-2 backbone of {{ config.backbone.n_layer }} blocks, width {{ config.backbone.n_embd }}, reads the window as tokens
 ({{ config.tokens | join(", ") }}){% if config.linear_path %} beside a linear path on log covariances{% endif %}.
@@ -207,20 +213,18 @@ A GPT-2 backbone of {{ config.backbone.n_layer }} blocks, width {{ config.backbo
 
 ## Use
 
-The class is part of the EMG-GPT2 project: run this in a copy of it, with its requirements installed. No code is loaded
-from the hub. Only safetensors are read.
+Install the package (`pip install .` in a copy of the EMG-GPT2 project). No code is loaded from the hub, and only
+safetensors are read.
 
 ```python
 import torch
-from EMG_DATA_LOADER import load_windows, read_emg
 {% if facts.session %}
-from EMG_model import EMGForSequenceClassification
+from emg_gpt2 import EMGForSequenceClassification, Settings, load_windows, read_emg
 {% else %}
-from EMG_model import EMGForSequenceClassification, measure_reference
+from emg_gpt2 import EMGForSequenceClassification, Settings, load_windows, measure_reference, read_emg
 {% endif %}
-from ENV import Settings
 
-model = EMGForSequenceClassification.from_pretrained("best_model").eval()  # this folder, or its name on the hub
+model = EMGForSequenceClassification.from_pretrained("best_model")  # this folder, or its name on the hub
 windows = load_windows(Settings(DATA_LOCATION="windows.parquet"))  # of Preprocessing.py, see below
 {% if facts.session %}
 subject, session = {{ facts.session | literal }}
@@ -242,14 +246,15 @@ print([model.config.class_names[index] for index in logits.argmax(1)[:5]])
 The model's own reference is that of subject {{ facts.session[0] }}, session {{ facts.session[1] }}: it predicts for
 that person and day alone.
 {% else %}
-`measure_reference` takes the scale and the log covariances of a person's day from its own windows, without labels; it
-needs signal with all gestures in it, in shares like those of training. Without `reference` the windows are measured
-against the training part, which costs accuracy.
+`measure_reference` measures a person's day on its own windows, without labels. These windows should hold all gestures,
+in shares like those of the training. Without `reference` the windows are measured against the training part, which
+costs accuracy.
 {% endif %}
 
-After `import EMG_model`, `AutoModelForSequenceClassification.from_pretrained` works too.
+After `from emg_gpt2 import EMGForSequenceClassification`, `AutoModelForSequenceClassification.from_pretrained` works
+too.
 
-The windows must be made as those of the training were:
+Make the windows as those of the training were made:
 
 ```sh
 python Preprocessing.py RECORDINGS --data-location windows.parquet {{ made_with }}
@@ -299,22 +304,22 @@ Test part, {{ facts.figures.windows }} windows.
 | {{ name }} | {{ one.balanced_accuracy | figure }} | {{ one.accuracy | figure }} | {{ one.windows }} |
 {% endfor %}
 
-Never compare figures of different protocols, nor accuracy where most windows are one class with balanced accuracy.
+Compare only figures of the same protocol, and never accuracy with balanced accuracy.
 
 ## Limits
 
-* People it was tested on: {{ facts.parts.test.people }}. What it does for others is not known; one person to learn from
-  does not carry far to another.
-* A window is judged against the reference of its person and day; a poor reference (few windows, one gesture) makes poor
-  predictions. The figures above are of test windows that were measured
-  {{ "against the session's calibration part" if facts.session else "on their whole test part, not as they come" }}.
-* Electrodes must lie where they lay in training, in the same order; a shift around the arm costs accuracy
+* People it was tested on: {{ facts.parts.test.people }}. Its accuracy for others is not known. What is learned from one
+  person seldom fits another.
+* A window is measured against the reference of its person and day. A poor reference (few windows, one gesture) makes
+  poor predictions. The figures above are of test windows that were measured against
+  {{ "the session's calibration part" if facts.session else "their day's whole test part, later windows included" }}.
+* The electrodes must be where they were in training, in the same order. A shift around the arm costs accuracy
 {% if config.rotation %}
   (turns of up to ± {{ config.rotation }} electrodes were trained for).
 {% else %}
   (it was trained for none).
 {% endif %}
-* Gestures that it does not know are taken for one that it knows. The confidence is not calibrated.
+* It takes unknown gestures for one of its own. Its confidence is not calibrated.
 * It is **not a medical device**, and not tested for control of a prosthesis or a machine.
 
 ## Versions

@@ -128,7 +128,7 @@ def load_saved(kind: type[PreTrainedModel], source: Path | str, config: PreTrain
         not_a_name = isinstance(error, HFValidationError)  # what is not a folder is taken for a name on the hub
         reason = "there is no such folder" if not_a_name else in_short(error)
         raise EMGError(
-            f"{source}: the model cannot be loaded ({reason}); name a best_model folder or a model on the hub"
+            f"{source}: no model can be loaded ({reason}); name a best_model folder, or a model on the hub"
         ) from None
     model.config.name_or_path = model.name_or_path = str(source)
     return model.eval()

@@ -19,7 +19,6 @@ from emg_gpt2.base.errors import EMGError
 from emg_gpt2.model.backbone import new_backbone, run_backbone
 from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.files import load_saved
-from emg_gpt2.model.layers import Dropout, use_quick_dropout
 from emg_gpt2.model.normalise import Reference, normalise
 from emg_gpt2.model.tokens import TOKENISERS
 
@@ -54,8 +53,7 @@ class EMGForSequenceClassification(PreTrainedModel):
         self.register_buffer("spread", torch.ones(1, pairs))
         self.tokenisers = nn.ModuleDict({name: TOKENISERS[name](config) for name in config.tokens})
         self.backbone = new_backbone(config.backbone)
-        use_quick_dropout(self.backbone)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(width, classes)
         self.linear = nn.Linear(pairs, classes).requires_grad_(False) if config.linear_path else None
         self.residual_weight = nn.Parameter(torch.tensor(RESIDUAL_WEIGHT if config.linear_path else 1.0))

@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple, TypeVar
@@ -78,28 +79,34 @@ def _reader() -> _Reader:
 
 def _start_reader() -> _Reader:
     pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=prepare)
-    with _starting, _undisturbed():
+    with _starting, _plainly():
         started = pool.submit(os.getpid)
     try:
         number = started.result()
     except BrokenProcessPool:
         raise EMGError("the process that reads HDF5 files cannot start; free memory and try again") from None
-    return _Reader(pool, next(one for one in multiprocessing.active_children() if one.pid == number))
+    process = next(one for one in multiprocessing.active_children() if one.pid == number)
+    Finalize(None, process.kill, exitpriority=1)  # joblib's workers would wait for its end when they end
+    return _Reader(pool, process)
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """A process that is started here does not import the running script, and is deaf to Ctrl-C from the beginning.
+def _plainly() -> Iterator[None]:
+    """Processes start here as plain ones, whatever this process is: a script, a daemon, a worker of joblib or Dask.
 
-    `multiprocessing` would run the script again as a module: that takes its imports' time, and goes wrong in scripts
-    without `if __name__ == "__main__"`. And it forbids children to its daemons, such as Dask's workers.
+    `multiprocessing` would run the script again as a module, which takes its imports' time and goes wrong in scripts
+    without `if __name__ == "__main__"`; hand on joblib's start method; and allow a daemon no children. And Ctrl-C is
+    not for them, from the beginning.
     """
-    script, this = sys.modules["__main__"], multiprocessing.current_process()
-    daemon, mask = this.daemon, getattr(signal, "pthread_sigmask", lambda *_: ())
-    sys.modules["__main__"], before = ModuleType("__main__"), mask(signal.SIG_BLOCK, [signal.SIGINT])
-    this.daemon = False
+    script, method = sys.modules["__main__"], multiprocessing.get_start_method(allow_none=True)
+    this, mask = multiprocessing.current_process(), getattr(signal, "pthread_sigmask", lambda *_: ())
+    daemon = this.daemon
+    before = mask(signal.SIG_BLOCK, [signal.SIGINT])
+    sys.modules["__main__"], this.daemon = ModuleType("__main__"), False
+    multiprocessing.set_start_method("spawn", force=True)
     try:
         yield
     finally:
+        multiprocessing.set_start_method(method, force=True)
         sys.modules["__main__"], this.daemon = script, daemon
         mask(signal.SIG_SETMASK, before)

@@ -15,7 +15,7 @@ from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.settings import Settings
 from emg_gpt2.training.adapt import train_last
-from emg_gpt2.training.new_model import describe_model
+from emg_gpt2.training.new_model import new_config
 from emg_gpt2.windows.reading import WindowSet
 
 ALL = -999  # NUM_LAYERS: more blocks than any GPT-2 has
@@ -54,11 +54,11 @@ def arms_of(windows: WindowSet, settings: Settings, out: Path) -> tuple[list[Arm
     The small transformer, whose config.json goes into out/small, has as many trained parameters as the frozen arms.
     Raises EMGError.
     """
-    model = build_model(describe_model(windows, settings), settings.MODEL_NAME, "never", settings.BLOCKS)
+    model = build_model(new_config(windows, settings), settings.MODEL_NAME, "never", settings.BLOCKS)
     train_last(model, 0)
     missing = {} if settings.LINEAR_PATH else {"linear": "LINEAR_PATH is off"}
     try:
-        build_model(describe_model(windows, settings), settings.MODEL_NAME, "require", settings.BLOCKS)
+        build_model(new_config(windows, settings), settings.MODEL_NAME, "require", settings.BLOCKS)
     except EMGError as error:
         missing |= dict.fromkeys(("pretrained-frozen", "pretrained-trained"), f"weights not available here ({error})")
     small = write_small_backbone(model.config, model.num_parameters(only_trainable=True), out / "small")

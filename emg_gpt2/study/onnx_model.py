@@ -1,4 +1,4 @@
-"""The model as an ONNX file: float32, with its description inside, and with the backbone's matrices in eight bits."""
+"""The model as ONNX files: in float32 with metadata, and with the backbone's matrices in eight bits."""
 
 import contextlib
 import io
@@ -25,7 +25,7 @@ from EMG_utils import versions
 
 ROOTS = 2  # square roots taken before the series: with 16 of its terms the fewest products for 1 to 64 channels
 TERMS = 16
-CLOSE = 1e-9  # relative error of a root's eigenvalues, at the most; the next product would square it
+CLOSE = 1e-9  # largest relative error of a root's eigenvalues; one more step would square it
 LARGEST = 2**31 - 1  # bytes of an ONNX file
 
 INPUTS = {
@@ -34,6 +34,10 @@ INPUTS = {
     "centre": "(1 or batch, pairs): mean of log_covariance over the session's windows; default: training part's",
     "spread": f"(1 or batch, pairs): its standard deviation, at least {SPREAD_FLOOR}; default: training part's",
 }
+CONFIG_KEPT = (  # in the file's metadata
+    *("class_codes", "class_names", "channels", "sampling_rate", "window", "unit", "preprocessing", "data_note"),
+    *("weights", "tokens", "patch", "linear_path", "backbone"),
+)
 OUTPUTS = {
     "logits": "(batch, classes), in the order of class_codes",
     "probabilities": "(batch, classes)",
@@ -45,14 +49,14 @@ OUTPUTS = {
 
 
 class Exported(nn.Module):
-    """Windows and what they are measured against → logits, probabilities and log covariances of the scaled windows."""
+    """Windows and their references → logits, probabilities and log covariances of the scaled windows."""
 
     def __init__(self, model: EMGForSequenceClassification):
         super().__init__()
         self.model = model
 
     def forward(self, emg: torch.Tensor, scale: torch.Tensor, centre: torch.Tensor, spread: torch.Tensor) -> tuple:
-        """emg (B, T, C); the others one row, or one per window."""
+        """emg (B, T, C); reference: one row for all windows, or one per window."""
         model, reference = self.model, Reference(scale, centre, spread)
         signal, covariance = normalise(emg, reference, logarithm_by_products)
         hidden = run_lower(model.backbone, model.tokenise(signal, covariance), blocks=0)  # (B, P, D)
@@ -64,9 +68,10 @@ class Exported(nn.Module):
 def logarithm_by_products(matrices: torch.Tensor) -> torch.Tensor:
     """The logarithm of `normalise.matrix_logarithm` (B, C, C) without eigenvectors, for which ONNX has no operator.
 
-    Inverse scaling and squaring (Higham, Functions of Matrices, SIAM 2008, section 11.5): over their trace, the
-    matrices have eigenvalues of 1/condition to 1, because shrinkage leaves none below SHRINKAGE of the mean variance.
-    Their fourth roots B, times condition^(1/8), lie around the identity: log B = arsinh((B − B⁻¹)/2), by a polynomial.
+    Inverse scaling and squaring (Higham, Functions of Matrices, SIAM 2008, section 11.5). Divided by their trace, the
+    matrices have eigenvalues from 1/condition to 1, because shrinkage leaves none below SHRINKAGE of the mean variance.
+    Their fourth roots B, times condition^(1/8), lie around the identity. There log B = arsinh((B − B⁻¹)/2), which a
+    polynomial computes.
     """
     channels = matrices.shape[1]
     condition = channels * (1 + SHRINKAGE) / SHRINKAGE
@@ -85,9 +90,9 @@ def logarithm_by_products(matrices: torch.Tensor) -> torch.Tensor:
 def square_roots(matrices: torch.Tensor, identity: torch.Tensor, smallest: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Square roots of (B, C, C), and their inverses, where the eigenvalues lie between `smallest` and 1.
 
-    The coupled Newton–Schulz iteration (Higham 2008, equation 6.35), each step scaled so that the eigenvalues still
-    farthest from their place gain most (Chen and Chow, A stable scaling of Newton–Schulz, 2014): `low` is the smallest
-    ratio of an eigenvalue to that of the true root, and tells how many steps it takes: nine for 24 channels, then six.
+    The coupled Newton–Schulz iteration (Higham 2008, equation 6.35), with scaled steps (Chen and Chow, A stable scaling
+    of Newton–Schulz, 2014). `low` is the smallest ratio of an eigenvalue to that of the true root. It decides the
+    number of steps: for 24 channels nine for the first root and six for the second.
     """
     root, inverse, product, low = matrices, None, matrices, math.sqrt(smallest)  # the inverse starts as the identity
     while 1 - low > CLOSE:
@@ -100,7 +105,7 @@ def square_roots(matrices: torch.Tensor, identity: torch.Tensor, smallest: float
 
 
 def arsinh_over(squares: torch.Tensor, identity: torch.Tensor, largest: float) -> torch.Tensor:
-    """arsinh(S) S⁻¹ from S² (B, C, C), where S has eigenvalues from −largest to largest: a Chebyshev interpolation."""
+    """arsinh(S) S⁻¹ from S² (B, C, C) by a Chebyshev series, where S has eigenvalues from −largest to largest."""
 
     def function(share: np.ndarray) -> np.ndarray:
         sine = largest * np.sqrt(share)
@@ -126,17 +131,17 @@ def write_onnx(model: EMGForSequenceClassification, path: Path) -> None:
     program = to_onnx(model)
     for given in program.graph.input:
         given.type.tensor_type.shape.dim[0].dim_param = "batch" if given.name == "emg" else "references"
-    for name, tensor in model.reference._asdict().items():  # an initialiser of an input's name is its default
+    for name, tensor in model.reference._asdict().items():  # an initialiser with the name of an input is its default
         program.graph.initializer.append(onnx.numpy_helper.from_array(tensor.numpy(), name))
     del program.graph.value_info[:]  # they say that there are as many references as windows
     program.doc_string = f"Gestures from surface EMG: {config.data_note}".strip(": ")
-    onnx.helper.set_model_props(program, describe(model))
+    onnx.helper.set_model_props(program, metadata_of(model))
     onnx.checker.check_model(program)
     onnx.save(program, path)
 
 
 def to_onnx(model: EMGForSequenceClassification) -> onnx.ModelProto:
-    """Any number of windows, measured against as many references, which ONNX lets be a single one too."""
+    """Traced for any number of windows, and one reference per window; ONNX also allows one reference for all."""
     config, count = model.config, 3
     windows = torch.zeros(count, config.window, len(config.channels))
     given = (windows, *(tensor.repeat(count, 1) for tensor in model.reference))
@@ -157,7 +162,7 @@ def to_onnx(model: EMGForSequenceClassification) -> onnx.ModelProto:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The exporters tell what they do, and which operators of other people's models they leave out."""
+    """Silence the exporters: they report each stage, and operators that this model does not have."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -168,15 +173,11 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def describe(model: EMGForSequenceClassification) -> dict[str, str]:
-    """What a user of the file needs to know, by name; lists and tables as JSON."""
-    config = model.config
-    described = {name: getattr(config, name) for name in ("class_codes", "class_names", "channels", "sampling_rate")}
-    described |= {name: getattr(config, name) for name in ("window", "unit", "preprocessing", "data_note", "weights")}
-    described |= {name: getattr(config, name) for name in ("tokens", "patch", "linear_path", "backbone")}
-    described |= {"inputs": INPUTS, "outputs": OUTPUTS}
-    described["versions"] = versions() | {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in described.items()}
+def metadata_of(model: EMGForSequenceClassification) -> dict[str, str]:
+    """What a user of the file needs to know, by name; lists and dictionaries as JSON."""
+    metadata = {name: getattr(model.config, name) for name in CONFIG_KEPT} | {"inputs": INPUTS, "outputs": OUTPUTS}
+    metadata["versions"] = versions() | {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
 
 
 # ---- int8 -------------------------------------------------------------------------------------------------------
@@ -185,9 +186,9 @@ def describe(model: EMGForSequenceClassification) -> dict[str, str]:
 def write_int8(source: Path, path: Path) -> int:
     """Write the file `source` with the matrices of the backbone's blocks in eight bits; returns their number.
 
-    Activations are quantised as they come. Tokenisers, head, linear path and log covariance stay as they are: they are
-    a small part of the time, and powers span 60 dB. Weights have seven bits' range, because sums of full products
-    overflow on processors without VNNI.
+    Activations are quantised when the file runs. Tokenisers, head, linear path and log covariance stay in float32: they
+    take a small part of the time, and powers span 60 dB. Weights use a range of seven bits, because the sums of
+    eight-bit products overflow on processors without VNNI.
     """
     wrapped = ONNXModel(onnx.load(source))
     wrapped.replace_gemm_with_matmul()
@@ -217,7 +218,7 @@ def backbone_matrices(model: onnx.ModelProto) -> list[str]:
 
 
 def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    """On the CPU."""
+    """Load an ONNX file to run on the CPU."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

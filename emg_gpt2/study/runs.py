@@ -28,7 +28,7 @@ from emg_gpt2.study.people import METRICS
 from emg_gpt2.training.history import Histories
 from emg_gpt2.training.new_model import new_model
 from emg_gpt2.training.sweep import search
-from emg_gpt2.training.task import Task, fitted_task, log_task
+from emg_gpt2.training.task import Task, fitted_task, log_data
 from emg_gpt2.training.tracker import tracking
 from emg_gpt2.windows.reading import WindowSet
 from EMG_utils import evaluate, evaluate_linear_path, fit, refit
@@ -152,7 +152,7 @@ def train_and_test(run: Run, task: Task, console: Console) -> None:
     """What main.py does with these settings, from the run's last checkpoint where it has one. Raises EMGError."""
     settings = settings_to_go_on(run)
     with open_run(settings, console) as folder:
-        log_task(task, settings)
+        log_data(task.windows, task.split, settings)
         write_split(task, folder)
         write_settings(settings, folder)
         if settings.SWEEP and not (folder / "last").exists():

@@ -308,8 +308,8 @@ def write(table: pd.DataFrame, path: Path) -> None:
     try:
         temporary.touch()  # says in plain words when the folder cannot be written to
         if path.suffix == ".hdf5":
-            # The search index would take a quarter of the time, and nothing searches.
-            layout = {"key": "data", "format": "table", "complevel": 5, "complib": "zlib", "index": False}
+            # Level 5, as putEMG's files seem to have, takes longer than the simulation; nothing needs the search index.
+            layout = {"key": "data", "format": "table", "complevel": 1, "complib": "zlib", "index": False}
             table.to_hdf(temporary, mode="w", **layout)
         else:
             with (
@@ -354,4 +354,4 @@ def write_one(args: argparse.Namespace, subject: int, session: int, trajectory: 
 def require_pytables(kind: str) -> None:
     """Raise EMGError where HDF5 files are to be written and the package that writes pandas tables is missing."""
     if kind != "csv" and find_spec("tables") is None:
-        raise EMGError("--format hdf5 needs PyTables; pip install tables, or take --format csv")
+        raise EMGError('HDF5 files are written by PyTables; pip install "emg-gpt2[simulate]", or take --format csv')

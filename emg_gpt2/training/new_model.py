@@ -30,7 +30,7 @@ def new_model(task: Task, settings: Settings) -> EMGForSequenceClassification:
     Where a window is no whole number of patches, the tokens leave out its first samples. Raises EMGError where it
     holds fewer than two, or nothing changes in the training part.
     """
-    config = describe_model(task.windows, settings)
+    config = new_config(task.windows, settings)
     torch.manual_seed(settings.SEED)
     model = build_model(config, settings.MODEL_NAME, settings.PRETRAINED, settings.BLOCKS)
     emg = read_emg(task.windows, draw_rows(task.split.train, settings.SEED))
@@ -47,10 +47,10 @@ def new_model(task: Task, settings: Settings) -> EMGForSequenceClassification:
     return model
 
 
-def describe_model(windows: WindowSet, settings: Settings) -> EMGConfig:
-    """What rebuilds a model for these windows; raises EMGError where a window is too short for them."""
-    described, rate = windows.metadata, windows.metadata["sampling_rate"]
-    window, patch = described["window"], round(settings.PATCH_MS * rate / 1000)
+def new_config(windows: WindowSet, settings: Settings) -> EMGConfig:
+    """The configuration of a model for these windows; raises EMGError where patch or filters do not fit a window."""
+    about, rate = windows.metadata, windows.metadata["sampling_rate"]
+    window, patch = about["window"], round(settings.PATCH_MS * rate / 1000)
     if patch < 1 or window // patch < 2:
         raise EMGError(
             f"PATCH_MS = {settings.PATCH_MS:g} is {patch} samples, and a window of {window} samples should hold at "
@@ -76,11 +76,11 @@ def describe_model(windows: WindowSet, settings: Settings) -> EMGConfig:
         sampling_rate=rate,
         class_codes=windows.classes,
         class_names=windows.class_names,
-        channels=described["channels"],
-        preprocessing=described["settings"],
-        unit=described["unit"],
+        channels=about["channels"],
+        preprocessing=about["settings"],
+        unit=about["unit"],
         scale=settings.SCALE,
-        data_note=described["note"],
+        data_note=about["note"],
     )
 
 

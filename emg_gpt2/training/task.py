@@ -67,11 +67,6 @@ def session_references(windows: WindowSet, split: Split, settings: Settings) -> 
 # ---- log --------------------------------------------------------------------------------------------------------
 
 
-def log_task(task: Task, settings: Settings) -> None:
-    """Log what `log_data` says of the task."""
-    log_data(task.windows, task.split, settings)
-
-
 def log_data(windows: WindowSet, split: Split, settings: Settings) -> None:
     """Log windows and split, settings that differ from the windows file, and gestures that a part lacks."""
     about = windows.metadata

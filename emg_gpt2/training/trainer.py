@@ -92,7 +92,7 @@ class Trainer:
         self.samples, self.references = Feed(task.windows, self.device), task.references.to(self.device)
         self.steps = -(-len(task.split.train) // settings.BATCH_SIZE)  # per epoch
         self._prepare(settings)
-        self.class_weight = self._class_weight()  # (K,)
+        self.class_weight = self._class_weight()
         self.history, self.sums, self.unchecked = [], EpochSums.zero(), []
         self.checkpoints = Checkpoints(run, model, self.optimizer)
         self.asked = []
@@ -125,6 +125,7 @@ class Trainer:
         return Feed(stored, self.device), lower.linear_logits.to(self.device)
 
     def _class_weight(self) -> torch.Tensor:
+        """(K,) the weight of each class in the loss."""
         if self.settings.BALANCE != "weights":
             return torch.ones(self.task.classes, device=self.device)
         weight = class_weights(self.task.windows.targets[self.task.split.train], self.task.classes)
@@ -139,6 +140,7 @@ class Trainer:
 
     @property
     def where(self) -> str:
+        """Epoch and step, for messages."""
         return f"epoch {self.epoch}, step {self.sums.step}"
 
     def batches(self, bar: Progress) -> Iterator[TrainingBatch]:
@@ -150,7 +152,7 @@ class Trainer:
         self.bar, self.shown = bar, bar.add_task(f"epoch {self.epoch}/{self.epochs}", **shown)
         self.clock = time.perf_counter()  # where the next step's time begins
         for rows, own in zip(parts, self._timed(self.feed(map(own_share, parts))), strict=True):
-            yield TrainingBatch(rows, own, has_share(rows), self._draw(rows))
+            yield TrainingBatch(rows, own, has_share(rows), self._sample(rows))
         bar.remove_task(self.shown)
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -163,8 +165,8 @@ class Trainer:
                 return
             yield batch
 
-    def _draw(self, rows: np.ndarray) -> Draws:
-        """Seed the step, and draw the augmentation of this process's share of the batch."""
+    def _sample(self, rows: np.ndarray) -> Draws:
+        """Seed torch for the step; returns the augmentation of this process's share of the batch."""
         step = [self.settings.SEED, len(self.history), self.sums.step]
         dropout, augmentation = (int(word >> 1) for word in np.random.SeedSequence(step).generate_state(2, np.uint64))
         torch.manual_seed(dropout + self.accelerator.process_index)
