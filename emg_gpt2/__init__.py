@@ -10,7 +10,7 @@ from typing import Any
 
 __version__ = "0.2.0"  # the only place: the package, models, cards, reports and --version take it from here
 
-_STUB = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+_STUB = ast.parse(__loader__.get_data(str(Path(__file__).with_suffix(".pyi"))))  # a cluster has the package in a zip
 _MODULES = {name.name: node.module for node in _STUB.body if isinstance(node, ast.ImportFrom) for name in node.names}
 
 __all__ = sorted([*_MODULES, "__version__"])

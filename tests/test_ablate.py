@@ -1,4 +1,4 @@
-"""tools.ablate: what the arms consist of, that all else is the same, what the sentence says and when."""
+"""`ablate`: what the arms consist of, that all else is the same, what the sentence says and when."""
 
 import contextlib
 import io
@@ -15,14 +15,26 @@ import torch
 from transformers import GPT2Config, GPT2Model
 
 from EMG_DATA_LOADER import read_emg, split_windows
-from emg_gpt2.commands.ablate import ARMS, AblationSettings, main, plan_all, predict, shuffle_patches
+from emg_gpt2.commands.ablate import main
 from emg_gpt2.model.build import load_model
 from emg_gpt2.model.normalise import log_covariance
 from emg_gpt2.settings import Settings
-from emg_gpt2.study.differences import ALWAYS, AT_TEST, IN_ORDER, compare, summarise, verdict
+from emg_gpt2.study.ablation import plan
+from emg_gpt2.study.arms import ARMS
+from emg_gpt2.study.differences import (
+    ALWAYS,
+    AT_TEST,
+    IN_ORDER,
+    paired_differences,
+    results_of_ablation,
+    verdict,
+)
+from emg_gpt2.study.options import AblationSettings
 from emg_gpt2.study.people import METRICS
+from emg_gpt2.study.shuffling import shuffle_patches
+from emg_gpt2.training.task import fitted_split, make_task
 from emg_gpt2.windows.reading import WindowSet, load_windows
-from EMG_utils import session_references
+from EMG_utils import evaluate
 
 TINY = ["--precision", "fp32", "--tokens", "bands", "--num-epochs", "1", "--num-epochs-for-validation", "1"]
 TRAINED = {  # 8 channels × 6 bands, width 32, 1024 positions, two blocks, 8 classes
@@ -69,6 +81,7 @@ def ablated(small_file, tiny_gpt2, tmp_path_factory) -> tuple[Path, str]:
 # ---- the arms -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 def test_trained_parameters_of_every_arm(ablated):
     arms = {arm["name"]: arm for arm in read(ablated[0])["arms"]}
     assert {name: arm["trainable_parameters"] for name, arm in arms.items()} == TRAINED
@@ -76,6 +89,7 @@ def test_trained_parameters_of_every_arm(ablated):
     assert arms["linear"]["parameters"] == 36 * 8 + 8
 
 
+@pytest.mark.nightly
 def test_pretrained_arms_start_from_the_weights_and_frozen_ones_keep_them(ablated, tiny_gpt2):
     weights = GPT2Model.from_pretrained(tiny_gpt2).h[0].attn.c_attn.weight
     kept = {}
@@ -90,13 +104,14 @@ def test_pretrained_arms_start_from_the_weights_and_frozen_ones_keep_them(ablate
     assert not torch.equal(kept["random-frozen"], kept["random-trained"])
 
 
+@pytest.mark.nightly
 def test_the_linear_path_alone_is_that_of_the_other_arms(ablated, small_file):
     folder = ablated[0] / "runs" / "no-backbone-share1-seed0"
     settings, model = Settings(**environment(folder)), load_model(folder / "best_model")
     windows = load_windows(settings)
     split = split_windows(windows, settings)
-    references = session_references(windows, split.with_validation(), settings)
-    reference = references.of(torch.from_numpy(split.test))
+    task = make_task(windows, fitted_split(split, settings), settings)
+    reference = task.references.of(torch.from_numpy(split.test))
     with torch.inference_mode():
         logits = model.linear_logits(model.normalise(read_emg(windows, split.test), reference)[1])
     predictions = pd.read_parquet(ablated[0] / "runs" / "linear-share1-seed0" / "predictions.parquet")
@@ -105,6 +120,7 @@ def test_the_linear_path_alone_is_that_of_the_other_arms(ablated, small_file):
     np.testing.assert_allclose(predictions[columns], logits.softmax(1), atol=1e-5)
 
 
+@pytest.mark.nightly
 def test_all_arms_have_the_same_split(ablated):
     splits = {folder.name: (folder / "split.csv").read_bytes() for folder in (ablated[0] / "runs").iterdir()}
     assert len(splits) == 8 + 7  # the trained arms shuffled, too
@@ -114,8 +130,8 @@ def test_all_arms_have_the_same_split(ablated):
 def test_every_arm_share_and_seed_is_planned(small_file):
     """The arms of a seed and share have the same training windows, and smaller shares the same other parts."""
     settings = Settings(DATA_LOCATION=small_file)
-    given = AblationSettings(SEEDS=[3, 5], SHARES=[1, 0.5], OUT="out")
-    runs = plan_all(list(ARMS), dict.fromkeys(TRAINED, 0.01), given, settings)
+    given = AblationSettings(SEEDS=[3, 5], SHARES=[1, 0.5], OUT=Path("out"))
+    runs = plan(list(ARMS), dict.fromkeys(TRAINED, 0.01), given, settings)
     assert len({run.folder for run in runs}) == len(runs) == 2 * (2 * 8 + 7)
     assert {(run.share, run.seed) for run in runs if run.shuffled} == {(1, 3), (1, 5)}
     varied = {"PRETRAINED", "NUM_LAYERS", "BLOCKS", "SAMPLING_RATIO", "SEED", "RUN_DIR"}
@@ -130,6 +146,7 @@ def test_every_arm_share_and_seed_is_planned(small_file):
     assert half == pytest.approx(whole / 2, rel=0.05)
 
 
+@pytest.mark.nightly
 def test_the_learning_rate_is_chosen_per_arm_on_validation(ablated):
     differ = False
     for arm in read(ablated[0])["arms"]:
@@ -182,20 +199,24 @@ def test_a_window_keeps_its_order_however_it_is_read():
     assert not np.array_equal(shuffled[np.arange(200)], other[np.arange(200)])
 
 
+@pytest.mark.nightly
 def test_models_are_tested_in_order_and_shuffled(ablated, small_file):
     """The figures in order are those of the run itself; the shuffled ones are recomputed window by window."""
     folder = ablated[0] / "runs" / "random-trained-share1-seed0"
     settings, model = Settings(**environment(folder)), load_model(folder / "best_model")
     windows = load_windows(settings)
     split = split_windows(windows, settings)
+    fitted = fitted_split(split, settings)
     columns = [f"p_{code}" for code in windows.classes]
     kept = pd.read_parquet(folder / "predictions.parquet")
-    np.testing.assert_allclose(predict(model, windows, split, settings), kept[columns], atol=1e-6)
+    found = evaluate(model, make_task(windows, fitted, settings), settings).probabilities
+    np.testing.assert_allclose(found, kept[columns], atol=1e-6)
 
     shuffled = shuffle_patches(windows, patch=50, seed=0)
     emg = shuffled.emg[np.arange(len(windows.table))]
     assert not np.array_equal(emg, windows.emg)
-    probabilities = predict(model, WindowSet(emg, windows.table, windows.metadata), split, settings)
+    task = make_task(WindowSet(emg, windows.table, windows.metadata), fitted, settings)
+    probabilities = evaluate(model, task, settings).probabilities
     right = probabilities.argmax(1) == windows.targets[split.test]
     found = json.loads((folder / "shuffled_at_test.json").read_text())
     assert found["accuracy"] == pytest.approx(right.mean())
@@ -206,6 +227,7 @@ def test_models_are_tested_in_order_and_shuffled(ablated, small_file):
 # ---- results --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 def test_results_are_printed_and_written(ablated):
     out, said = ablated
     found, words = read(out), " ".join(said.split())
@@ -262,6 +284,7 @@ def snapshot(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.nightly
 def test_the_same_command_goes_on(ablated, small_file, tiny_gpt2, tmp_path, capsys):
     """One run is gone, one lacks its test, one its test on shuffled patches, one rate lacks its trials."""
     out = shutil.copytree(ablated[0], tmp_path / "out")
@@ -288,12 +311,16 @@ def test_the_same_command_goes_on(ablated, small_file, tiny_gpt2, tmp_path, caps
         (["--batch-size", "32"], "its runs were made with BATCH_SIZE = 64, not 32; name another --out"),
         (["--seeds", "1,0"], "its runs were made with first of SEEDS = 0, not 1; name another --out"),
         (["--rates", "1e-3"], "its runs were made with RATES = [1e-05, 0.03], not [0.001]; name another --out"),
-        (["--pretrained", "never"], "tools.ablate sets PRETRAINED itself; leave out --pretrained"),
-        (["--sampling-ratio", "0.5"], "tools.ablate sets SAMPLING_RATIO itself; leave out --sampling-ratio"),
+        (["--pretrained", "never"], "ablate sets PRETRAINED itself; leave out --pretrained"),
+        (
+            ["--sampling-ratio", "0.5"],
+            "python -m emg_gpt2 ablate sets SAMPLING_RATIO itself; leave out --sampling-ratio",
+        ),
         (["--blocks", "0"], "BLOCKS = 0: there is no language model to ask about; set BLOCKS to 1 or more"),
         (["--shares", "0,1"], "SHARES = 0,1: should be one number or more, each 0 < x ≤ 1"),
     ],
 )
+@pytest.mark.nightly
 def test_refused(ablated, small_file, tiny_gpt2, capsys, more, reason):
     given = dict(zip(GIVEN[::2], GIVEN[1::2], strict=True)) | {more[0]: more[1]}
     assert main(flags(small_file, tiny_gpt2, ablated[0], *itertools.chain(*given.items()))) == 1
@@ -349,7 +376,7 @@ def found_for(means: dict[str, float], people: int = 2, seeds: tuple = SEEDS, sh
     missing = {name: "weights not available here (MODEL_NAME = x: none)" for name in TRAINED if name not in means}
     described = {"shares": [1.0], "seeds": list(range(len(seeds))), "rates_tried": [1e-3], "failed": {}}
     described |= {"missing": missing, "rates": dict.fromkeys(TRAINED, 1e-3)}
-    return summarise(pd.DataFrame(rows), ARMS, described)[0]
+    return results_of_ablation(pd.DataFrame(rows), ARMS, described)[0]
 
 
 PLAIN = {"random-frozen": 0.80, "random-trained": 0.82, "small": 0.80, "one-block": 0.81, "no-backbone": 0.80}
@@ -428,6 +455,6 @@ def test_only_the_same_people_and_seeds_are_compared():
     table = pd.DataFrame(rows, columns=["arm", "seed", "balanced_accuracy"]).assign(
         share=1.0, order=IN_ORDER, windows=9
     )
-    [only] = compare(table.assign(subject="03", accuracy=0.0, macro_f1=0.0), 1.0)
+    [only] = paired_differences(table.assign(subject="03", accuracy=0.0, macro_f1=0.0), 1.0)
     assert (only["of"], only["from"], only["seeds"]) == ("no-backbone", "linear", 1)
     assert only["mean"] == pytest.approx(0.0)

@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from conftest import run
+from conftest import call
 from rich.console import Console
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
 from sklearn.preprocessing import StandardScaler
 
 from EMG_DATA_LOADER import Split, split_windows
 from emg_gpt2.base.errors import EMGError
+from emg_gpt2.commands.baselines import main
 from emg_gpt2.settings import Settings
 from emg_gpt2.study import baselines
 from emg_gpt2.study.baselines import CLASSIFIERS, SCALINGS, channel_deviation, evaluate_baselines, scaled_features
@@ -40,7 +41,7 @@ def flags(small_file, tiny_gpt2) -> list:
 @pytest.fixture(scope="module")
 def finished(flags, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "run"
-    done = run("main.py", *flags, "--run-dir", folder)
+    done = call("main.py", *flags, "--run-dir", folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -48,7 +49,7 @@ def finished(flags, tmp_path_factory):
 @pytest.fixture(scope="module")
 def added(finished) -> tuple:
     """The run's folder with baselines, and what the tool said."""
-    return finished, run("-m", "emg_gpt2", "baselines", "--add-to", finished)
+    return finished, call("emg_gpt2.commands.baselines", "--add-to", finished)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def test_the_split_and_the_data_are_those_of_the_run(written, finished):
 
 
 def test_lda_on_rms_is_what_scikit_learn_says_without_this_tool(written, finished, small_file):
-    """From the windows and the run's split.csv, with nothing of tools/."""
+    """From the windows and the run's split.csv, with nothing of this project."""
     windows = pq.read_table(small_file)
     emg = np.array(windows["emg"].to_pylist(), float).reshape(len(windows), 250, 8)
     rms, part = np.sqrt((emg**2).mean(1)), pd.read_csv(finished / "split.csv")["part"].to_numpy()
@@ -138,7 +139,7 @@ def longest(mask: np.ndarray) -> int:
 
 
 def test_named_settings_give_the_same_as_the_run(written, flags, tmp_path):
-    assert baselines.main([*map(str, flags), "--out", str(tmp_path / "b.json")]) == 0
+    assert main([*map(str, flags), "--out", str(tmp_path / "b.json")]) == 0
     alone = json.loads((tmp_path / "b.json").read_text(encoding="utf-8"))
     assert [p.name for p in tmp_path.iterdir()] == ["b.json"]
     for one, other in zip(alone["baselines"], written["baselines"], strict=True):
@@ -174,7 +175,7 @@ def test_what_the_user_can_put_right_is_said_in_one_sentence(finished, tmp_path,
 
 
 def one_sentence(arguments: list, words: str, capsys) -> None:
-    assert baselines.main([*map(str, arguments)]) == 1
+    assert main([*map(str, arguments)]) == 1
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("baselines: ")
@@ -266,11 +267,10 @@ def test_many_windows_are_thinned_for_the_slow_classifiers(monkeypatch):
     assert drawn.tolist() == baselines.sample_windows(windows, split.train[::-1], seed=5).tolist()
     found = evaluate_baselines(windows, split)
     assert {(one["classifier"] in ("kNN", "SVM"), one["train_windows"]) for one in found} == {(True, 24), (False, 40)}
-    monkeypatch.setattr(baselines, "Console", lambda **_: Console(file=said, width=100))
-    described = baselines.describe(found, windows, split, Settings())
-    baselines.print_table(found, described)
+    facts = baselines.facts_of_baselines(found, windows, split, Settings())
+    baselines.print_table(found, facts, Console(file=said, width=100))
     assert "kNN and SVM trained on 24 of the 40 windows" in said.getvalue()
-    assert described["slow_train_windows"] == 24
+    assert facts["slow_train_windows"] == 24
 
 
 def test_the_validation_part_is_not_used(small_file):

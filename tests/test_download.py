@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, STEM, run
+from conftest import ROOT, STEM, call, run
 
+from emg_gpt2.commands.download import main
 from emg_gpt2.raw import download
 from emg_gpt2.raw.putemg import read_recording
 
@@ -27,6 +28,8 @@ FORCE = "emg_force-03-repeats_long-2018-05-11-11-40-00-100"
 MAGIC = b"\x89HDF\r\n\x1a\n"
 HTML = b"<!DOCTYPE html><html><body>Something else</body></html>"
 LOCAL = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+COMMAND = "emg_gpt2.commands.download"
+KEPT = "run the same command again, which goes on from what came so far"
 
 Fault = Callable[["Handler", bytes], None]
 
@@ -139,10 +142,13 @@ def sums(server: Server, folder: str = "Data-HDF5") -> None:
     server.files[f"{folder}/MD5SUMS"] = "".join(lines).encode()
 
 
-def fetch(server: Server, folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess:
-    return run(
-        "-m", "emg_gpt2", "download", folder, "--download-url", server.folder_url, *options, **LOCAL, **environment
-    )
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+def fetch(server: Server, folder: Path, *options: str) -> subprocess.CompletedProcess:
+    return call(COMMAND, folder, "--download-url", server.folder_url, *options)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -153,11 +159,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("style", ["query", "folder"])
-def test_both_styles_fetch_the_recordings_of_the_people_asked_for(server, tmp_path, style):
+def test_both_styles_fetch_the_recordings_of_the_people_asked_for(server, tmp_path, style, monkeypatch):
     sums(server)
     url = {"query": server.query_url, "folder": server.folder_url}[style]
     folder = tmp_path / "new" / "[b]raw"  # square brackets mean something to rich
-    done = run("-m", "emg_gpt2", "download", "--ids", "03", "--format", "hdf5", folder, EMG_DOWNLOAD_URL=url, **LOCAL)
+    monkeypatch.setenv("EMG_DOWNLOAD_URL", url)
+    done = call(COMMAND, "--ids", "03", "--format", "hdf5", folder)
     assert done.returncode == 0, done.stderr
     files = {f"{stem}.hdf5": server.files[f"Data-HDF5/{stem}.hdf5"] for stem in [LONG, STEM]}
     assert contents(folder) == files
@@ -174,9 +181,10 @@ def test_both_styles_fetch_the_recordings_of_the_people_asked_for(server, tmp_pa
     assert done.stderr == ""
 
 
-def test_all_people_as_zipped_csv_and_the_flag_beats_the_variable(server, tmp_path):
+def test_all_people_as_zipped_csv_and_the_flag_beats_the_variable(server, tmp_path, monkeypatch):
     sums(server, "Data-CSV")
-    done = fetch(server, tmp_path, "--format", "csv", EMG_DOWNLOAD_URL="http://127.0.0.1:9/")
+    monkeypatch.setenv("EMG_DOWNLOAD_URL", "http://127.0.0.1:9/")
+    done = fetch(server, tmp_path, "--format", "csv")
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path) == {f"{s}.zip": server.files[f"Data-CSV/{s}.zip"] for s in [LONG, STEM, OTHER]}
     assert not any("Data-HDF5" in path for path, _ in server.seen)
@@ -281,7 +289,7 @@ def test_a_list_that_breaks_off_is_asked_for_again(server, tmp_path):
     ],
 )
 def test_bad_arguments_and_addresses_are_one_sentence(tmp_path, options, sentence):
-    done = run("-m", "emg_gpt2", "download", tmp_path / "raw", "--retries", "0", *options, **LOCAL)
+    done = call(COMMAND, tmp_path / "raw", "--retries", "0", *options)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("download: ")
     assert sentence in done.stderr
@@ -289,15 +297,13 @@ def test_bad_arguments_and_addresses_are_one_sentence(tmp_path, options, sentenc
     assert not (tmp_path / "raw").exists()
 
 
-def test_a_wrong_setting_and_a_missing_folder_are_one_sentence(tmp_path):
-    done = run("-m", "emg_gpt2", "download", tmp_path, EMG_DOWNLOAD_ADDRESS="http://127.0.0.1:9/")
+def test_a_wrong_setting_and_a_missing_folder_are_one_sentence(tmp_path, monkeypatch):
+    done = call(COMMAND)
+    assert (done.returncode, done.stderr) == (1, "download: nothing was given for DIR; --help lists the flags\n")
+    monkeypatch.setenv("EMG_DOWNLOAD_ADDRESS", "http://127.0.0.1:9/")
+    done = call(COMMAND, tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "did you mean EMG_DOWNLOAD_URL?" in done.stderr
-    done = run("-m", "emg_gpt2", "download")
-    assert (done.returncode, done.stderr) == (
-        1,
-        "download: the following arguments are required: DIR; --help lists the flags\n",
-    )
 
 
 # ---- checksums ------------------------------------------------------------------------------------------------
@@ -465,6 +471,7 @@ def test_a_kill_in_the_middle_leaves_a_part_that_is_completed(server, file, tmp_
     assert contents(tmp_path) == {f"{STEM}.hdf5": server.files[file]}
 
 
+@pytest.mark.nightly
 def test_ctrl_c_says_what_is_kept(server, file, tmp_path):
     server.files[file] = MAGIC + bytes(400_000)
     server.faults[file] = [stuck(100_000)]
@@ -475,7 +482,7 @@ def test_ctrl_c_says_what_is_kept(server, file, tmp_path):
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said == "download: interrupted; what came so far is kept, and the same command goes on from it\n"
+    assert said == f"download: interrupted; {KEPT}\n"
     assert contents(tmp_path) == {f"{STEM}.hdf5.part": server.files[file][: 6 * 16_384]}
 
 
@@ -533,9 +540,8 @@ def test_retries_are_counted(server, file, tmp_path):
 def in_process(server, file, tmp_path, monkeypatch):
     """main() in this process, with waiting that is only written down; what the second run of a clock would take."""
     waits = []
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(download.time, "sleep", waits.append)
-    return lambda *options: (download.main([str(tmp_path), "--download-url", server.folder_url, *options]), waits)
+    return lambda *options: (main([str(tmp_path), "--download-url", server.folder_url, *options]), waits)
 
 
 def test_delays_double_up_to_a_bound(server, file, in_process):
@@ -579,29 +585,31 @@ def test_a_silent_server_counts_as_broken(server, file, in_process, tmp_path, mo
 def test_a_folder_that_cannot_be_is_one_sentence(server, tmp_path):
     (tmp_path / "raw").write_text("a file")
     done = fetch(server, tmp_path / "raw")
-    kept = "what came so far is kept, and the same command goes on from it"
-    assert (done.returncode, done.stderr) == (1, f"download: {tmp_path / 'raw'}: File exists; {kept}\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"download: {tmp_path / 'raw'}: File exists; free or mend the place, then {KEPT}\n",
+    )
 
 
+@pytest.mark.nightly
 def test_a_full_disk_ends_the_run_in_one_sentence(server, tmp_path):
     """A limit on the size of files stands in for it: the first file fits, the second does not."""
     limited = (
         "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
-        "runpy.run_module('tools.download', run_name='__main__')"
+        "runpy.run_module('emg_gpt2', run_name='__main__')"
     )
     server.files[f"Data-HDF5/{STEM}.hdf5"] = MAGIC + bytes(200_000)
-    done = run("-c", limited, tmp_path, "--download-url", server.folder_url, **LOCAL)
-    kept = "what came so far is kept, and the same command goes on from it"
-    assert (done.returncode, done.stderr) == (
-        1,
-        f"download: a file cannot be read or written: File too large; {kept}\n",
-    )
+    done = run("-c", limited, "download", tmp_path, "--download-url", server.folder_url, **LOCAL)
+    part = tmp_path / f"{STEM}.hdf5.part"
+    said = f"download: {part}: File too large; free or mend the place, then {KEPT}\n"
+    assert (done.returncode, done.stderr) == (1, said)
     assert sorted(contents(tmp_path)) == [f"{LONG}.hdf5", f"{STEM}.hdf5.part"]
     assert len(server.of(f"{OTHER}.hdf5")) == 0
     assert fetch(server, tmp_path).returncode == 0
     assert contents(tmp_path)[f"{STEM}.hdf5"] == server.files[f"Data-HDF5/{STEM}.hdf5"]
 
 
+@pytest.mark.nightly
 def test_a_terminal_shows_the_transfer(server, file, tmp_path):
     """Bytes, size and name while the server takes its time, and the plain line afterwards."""
 

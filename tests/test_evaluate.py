@@ -1,4 +1,4 @@
-"""tools.evaluate: every fold with every seed, the figures over people, what is kept after a kill, the protocols."""
+"""evaluate: every fold with every seed, the figures over people, what is kept after a kill, the protocols."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib.image
 import numpy as np
@@ -15,14 +16,24 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, run
+from conftest import ROOT, call, run
 from filelock import FileLock
 
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.commands.evaluate import main
 from emg_gpt2.settings import Settings
+from emg_gpt2.study.evaluation import add_baselines, facts_of_evaluation, run_of, settings_of_runs, windows_and_split
 from emg_gpt2.study.folds import folds_of, reported_figures
-from emg_gpt2.study.people import METRICS, compare_methods, interval, over_people, read_fold_figures
+from emg_gpt2.study.options import EvaluationSettings
+from emg_gpt2.study.people import (
+    METRICS,
+    compare_methods,
+    interval,
+    over_people,
+    per_subject_and_seed,
+    read_fold_figures,
+    read_predictions,
+)
 from emg_gpt2.windows.reading import WindowSet, load_windows
 
 LONG, SHORT = "emg_gestures-{}-repeats_long-{}-11-05-00-595", "emg_gestures-{}-repeats_short-{}-11-15-26-340"
@@ -63,39 +74,65 @@ def read(folder: Path) -> dict:
 # ---- all folds and seeds --------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def evaluated(small_file, tiny_gpt2, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
-    """Both trajectory folds with two seeds, two epochs each."""
-    out = tmp_path_factory.mktemp("evaluated")
-    done = run("-m", "emg_gpt2", "evaluate", *flags(small_file, tiny_gpt2, out, "--seeds", "0,1", epochs=2))
+class Evaluated(NamedTuple):
+    """A finished evaluation with the seeds 0 and 1: its folder, what was said, its command line, and its folds."""
+
+    out: Path
+    done: subprocess.CompletedProcess
+    split: list[str]
+    folds: list[str]
+
+    def flags(self, data: Path, backbone: Path, out: Path, *more: str) -> list[str]:
+        return flags(data, backbone, out, "--seeds", "0,1", *self.split, *more)
+
+
+@pytest.fixture(scope="session", params=["session", pytest.param("trajectory", marks=pytest.mark.nightly)])
+def evaluated(small_file, tiny_gpt2, tmp_path_factory, request) -> Evaluated:
+    """One fold of days, at night two of recordings; one epoch and one more of the second training each."""
+    out, split = tmp_path_factory.mktemp("evaluated"), ["--split", request.param]
+    done = call("emg_gpt2.commands.evaluate", *flags(small_file, tiny_gpt2, out, "--seeds", "0,1", *split))
     assert done.returncode == 0, done.stderr
-    return out, done
+    return Evaluated(out, done, split, ["fold0"] if request.param == "session" else ["fold0", "fold1"])
 
 
 def test_every_fold_and_seed_is_a_run_of_main(evaluated, small_file, tiny_gpt2, tmp_path):
-    out, _ = evaluated
-    assert sorted(os.listdir(out / "runs")) == ["fold0-seed0", "fold0-seed1", "fold1-seed0", "fold1-seed1"]
-    for fold, stem in enumerate((LONG, SHORT)):
-        assert parts_of(out / "runs" / f"fold{fold}-seed0")["test"] == {stem.format("03", day) for day in DAYS}
-    alone = ["--data-location", small_file, "--model-name", tiny_gpt2, "--run-dir", tmp_path / "run", *TINY, "2"]
-    assert run("main.py", *alone, "--fold", "1", "--seed", "1").returncode == 0
+    runs = evaluated.out / "runs"
+    assert sorted(os.listdir(runs)) == [f"{fold}-seed{seed}" for fold in evaluated.folds for seed in (0, 1)]
+    for fold, stem in zip(evaluated.folds, (LONG, SHORT), strict=False):
+        days = {stem.format("03", day) for day in DAYS}
+        days = days if len(evaluated.folds) == 2 else {stem.format("03", DAYS[1]) for stem in (LONG, SHORT)}
+        assert parts_of(runs / f"{fold}-seed0")["test"] == days
+    alone = ["--data-location", small_file, "--model-name", tiny_gpt2, "--run-dir", tmp_path / "run", *TINY, "1"]
+    last = len(evaluated.folds) - 1
+    assert call("main.py", *alone, *evaluated.split, "--fold", str(last), "--seed", "1").returncode == 0
+    theirs, ours = tmp_path / "run", runs / f"fold{last}-seed1"
     for name in ("predictions.parquet", "split.csv"):
-        assert (out / "runs" / "fold1-seed1" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+    assert names_in(ours) == names_in(theirs)
+    env = [json.loads((folder / "env.json").read_text()) for folder in (ours, theirs)]
+    assert {name for name in env[0] if env[0][name] != env[1][name]} == {"RUN_DIR"}
+
+
+def names_in(folder: Path) -> set[Path]:
+    """All files and folders, but for those of tensorboard: their names hold the time."""
+    names = {path.relative_to(folder) for path in folder.rglob("*")}
+    return {name for name in names if len(name.parts) == 1 or name.parts[0] != "tensorboard"}
 
 
 def test_figures_are_those_of_pooled_predictions(evaluated):
-    """Recomputed with nothing but counts: recall and precision of every label, from both folds of a seed together."""
-    out, found = evaluated[0], read(evaluated[0])
+    """Recomputed with nothing but counts: recall and precision of every label, from all folds of a seed together."""
+    found, runs = read(evaluated.out), evaluated.out / "runs"
     seeds = []
     for seed in (0, 1):
-        folds = [pd.read_parquet(out / "runs" / f"fold{fold}-seed{seed}" / "predictions.parquet") for fold in (0, 1)]
+        folds = [pd.read_parquet(runs / f"{fold}-seed{seed}" / "predictions.parquet") for fold in evaluated.folds]
         pooled = pd.concat(folds)
         right, labels = pooled["predicted"] == pooled["TRAJ_GT"], sorted(set(pooled["TRAJ_GT"]))
         recalls = [right[pooled["TRAJ_GT"] == label].mean() for label in labels]
         hits = [2 * (right & (pooled["TRAJ_GT"] == label)).sum() for label in labels]
         named = [(pooled["TRAJ_GT"] == label).sum() + (pooled["predicted"] == label).sum() for label in labels]
         seeds.append([np.mean(recalls), right.mean(), np.mean(np.array(hits) / np.array(named))])
-    assert len(pooled) == found["per_subject"]["03"]["windows"] == 1447
+    assert len(pooled) == found["per_subject"]["03"]["windows"]
+    assert len(pooled) == 1447 or len(evaluated.folds) == 1
     for metric, values in zip(METRICS, np.transpose(seeds), strict=True):
         person, overall = found["per_subject"]["03"], found["overall"][metric]
         for mean in (person[metric], overall["mean"]):
@@ -103,18 +140,18 @@ def test_figures_are_those_of_pooled_predictions(evaluated):
         for deviation in (person[f"{metric}_std_over_seeds"], overall["std_over_seeds"]):
             assert deviation == pytest.approx(values.std(ddof=1))
         assert overall["std"] is overall["low"] is overall["high"] is None
-    assert np.trace(found["confusion_matrix"]) == pytest.approx(found["overall"]["accuracy"]["mean"] * 2 * 1447)
+    assert np.trace(found["confusion_matrix"]) == pytest.approx(found["overall"]["accuracy"]["mean"] * 2 * len(pooled))
 
 
 def test_results_are_printed_and_written(evaluated):
-    out, done = evaluated
-    found = read(out)
+    out, done = evaluated.out, evaluated.done
+    found, folds = read(out), "1 fold" if len(evaluated.folds) == 1 else "2 folds"
     mean = f"{found['overall']['balanced_accuracy']['mean']:.3f}"
-    assert "1 person, 2 folds, 2 seeds; chance (balanced) 0.125" in done.stdout
+    assert f"1 person, {folds}, 2 seeds; chance (balanced) 0.125" in done.stdout
     assert done.stdout.count(mean) == 2  # over people, and that of person 03
     assert "no interval over fewer than three people" in done.stdout
     assert "Reported by others" not in done.stdout
-    assert "run 4 of 4" in done.stderr
+    assert f"run {2 * len(evaluated.folds)} of {2 * len(evaluated.folds)}" in done.stderr
     people = pd.read_csv(out / "per_subject.csv", dtype={"subject": str}).set_index("subject")
     assert people.loc["03", "macro_f1"] == pytest.approx(found["overall"]["macro_f1"]["mean"])
     assert not found["leaky"]
@@ -130,8 +167,25 @@ def test_results_are_printed_and_written(evaluated):
 # ---- going on -------------------------------------------------------------------------------------------------
 
 
+def test_the_same_command_finishes_what_was_interrupted_and_leaves_the_rest(evaluated, small_file, tiny_gpt2, tmp_path):
+    """As a kill leaves a run when its training is done."""
+    out = shutil.copytree(evaluated.out, tmp_path / "out")
+    before = snapshot(out / "runs")
+    for name in ("metrics.json", "predictions.parquet", "report.html"):
+        (out / "runs" / "fold0-seed1" / name).unlink()
+    done = call("emg_gpt2.commands.evaluate", *evaluated.flags(small_file, tiny_gpt2, out))
+    assert done.returncode == 0, done.stderr
+    after = snapshot(out / "runs")
+    assert {path for path in before if before[path] != after.get(path) and "fold0-seed1" not in path.parts} == set()
+    log = (out / "runs" / "fold0-seed1" / "log.txt").read_text()
+    assert "going on after epoch 1" in log
+    assert "run 2 of" not in log  # what is said of the evaluation is not in the log of a run
+    for name in ("evaluation.json", "per_subject.csv", "runs/fold0-seed1/predictions.parquet"):
+        assert (out / name).read_bytes() == (evaluated.out / name).read_bytes()
+
+
 def stop(arguments: list[str], path: Path, number: int) -> tuple[int, str]:
-    """Send tools.evaluate the signal `number` as soon as `path` is there; returns its status and stderr."""
+    """Send evaluate the signal `number` as soon as `path` is there; returns its status and stderr."""
     command = [sys.executable, "-m", "emg_gpt2", "evaluate", *arguments]
     variables = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -146,29 +200,26 @@ def stop(arguments: list[str], path: Path, number: int) -> tuple[int, str]:
     return process.returncode, said
 
 
-def test_the_same_command_goes_on_and_leaves_what_is_finished(evaluated, small_file, tiny_gpt2, tmp_path):
-    arguments = flags(small_file, tiny_gpt2, tmp_path, "--seeds", "0,1", epochs=2)
-    runs = tmp_path / "runs"
-    status, said = stop(arguments, runs / "fold0-seed1" / "last" / "history.json", signal.SIGINT)
+@pytest.mark.nightly
+def test_after_a_kill_the_same_command_gives_what_an_undisturbed_one_gives(evaluated, small_file, tiny_gpt2, tmp_path):
+    arguments, runs = evaluated.flags(small_file, tiny_gpt2, tmp_path), tmp_path / "runs"
+    status, said = stop(arguments, runs / "fold0-seed0" / "last" / "history.json", signal.SIGINT)
     assert status == 130
-    assert said.endswith("evaluate: interrupted; the same command goes on where it was\n")
-    first = snapshot(runs / "fold0-seed0")
-    status, _ = stop(arguments, runs / "fold1-seed0" / "last" / "history.json", signal.SIGKILL)
+    assert said.endswith("evaluate: interrupted; run the same command again, which goes on where it was\n")
+    status, _ = stop(arguments, runs / "fold0-seed1" / "last" / "history.json", signal.SIGKILL)
     assert status == -signal.SIGKILL
-    second = snapshot(runs / "fold0-seed1")
+    first = snapshot(runs / "fold0-seed0")
 
     done = run("-m", "emg_gpt2", "evaluate", *arguments)
     assert done.returncode == 0, done.stderr
-    assert (snapshot(runs / "fold0-seed0"), snapshot(runs / "fold0-seed1")) == (first, second)
-    for name in ("fold0-seed1", "fold1-seed0"):
+    assert snapshot(runs / "fold0-seed0") == first
+    for name in ("fold0-seed0", "fold0-seed1"):
         assert "going on after epoch" in (runs / name / "log.txt").read_text()
-    undisturbed = evaluated[0]
     for name in ("evaluation.json", "per_subject.csv"):
-        assert (tmp_path / name).read_text() == (undisturbed / name).read_text()
-    for folder in (undisturbed / "runs").iterdir():
-        assert (runs / folder.name / "predictions.parquet").read_bytes() == (
-            folder / "predictions.parquet"
-        ).read_bytes()
+        assert (tmp_path / name).read_text() == (evaluated.out / name).read_text()
+    for folder in (evaluated.out / "runs").iterdir():
+        predictions = [path / "predictions.parquet" for path in (folder, runs / folder.name)]
+        assert predictions[0].read_bytes() == predictions[1].read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -176,26 +227,26 @@ def test_the_same_command_goes_on_and_leaves_what_is_finished(evaluated, small_f
     [
         (["--lr", "1e-3"], "its runs were made with LR = 0.003, not 0.001; name another --out"),
         (["--protocol", "B"], "PROTOCOL = none, not B"),
-        (["--fold", "1"], "tools.evaluate sets FOLD itself; leave out --fold"),
+        (["--fold", "1"], "evaluate sets FOLD itself; leave out --fold"),
         (["--protocol", "D", "--balance", "none"], "protocol D sets BALANCE itself; leave out --balance"),
         (["--protocol", "A", "--train-on", "03/*"], "protocol A sets TRAIN_ON itself; leave out --train-on"),
         (["--protocol", "E"], "PROTOCOL = E: input should be 'none', 'A', 'B', 'C' or 'D' (--protocol: A: within"),
-        (["--seeds", "1"], "SEEDS = 0,1,1: should be one seed or more, each given once (--seeds: "),
+        (["--seeds", "0,1,1"], "SEEDS = 0,1,1: should be one seed or more, each given once (--seeds: "),
         (["--sed", "1"], "there is no such flag; did you mean --seed?"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(evaluated, small_file, tiny_gpt2, more, found, capsys):
-    before = snapshot(evaluated[0])
-    assert main(flags(small_file, tiny_gpt2, evaluated[0], "--seeds", "0,1", *more, epochs=2)) == 1
+    before = snapshot(evaluated.out)
+    assert main(evaluated.flags(small_file, tiny_gpt2, evaluated.out, *more)) == 1
     said = capsys.readouterr()
     assert said.out == ""
     assert found in said.err.splitlines()[-1]
     assert "Traceback" not in said.err
-    assert snapshot(evaluated[0]) == before
+    assert snapshot(evaluated.out) == before
 
 
 def test_other_windows_under_the_same_name_are_refused(evaluated, windows_file, tiny_gpt2, capsys):
-    assert main(flags(windows_file, tiny_gpt2, evaluated[0], epochs=2)) == 1
+    assert main(evaluated.flags(windows_file, tiny_gpt2, evaluated.out)) == 1
     assert "contents of DATA_LOCATION = " in capsys.readouterr().err
 
 
@@ -206,6 +257,22 @@ def test_one_at_a_time_works_in_a_folder(small_file, tiny_gpt2, tmp_path, capsys
     assert os.listdir(tmp_path) == [".lock"]
 
 
+def test_a_run_that_fails_is_named_and_the_others_count(evaluated, small_file, tiny_gpt2, tmp_path, capsys):
+    """A finished run that is of another split."""
+    out = shutil.copytree(evaluated.out, tmp_path / "out")
+    split = out / "runs" / "fold0-seed0" / "split.csv"
+    split.write_text(split.read_text().replace("train", "test"))
+    assert main(evaluated.flags(small_file, tiny_gpt2, out)) == 3
+    said, found = capsys.readouterr(), read(out)
+    reason = f"{split.parent}: the run is of another split; remove it, or name another --out"
+    assert found["failed"] == {"fold0-seed0": reason}
+    assert "FAILED, and missing above:\n  fold0-seed0: " in said.out
+    assert f"fold0-seed0 failed: {reason}\n" in said.err
+    windows = {row["seed"]: row["windows"] for row in found["per_subject_and_seed"]}
+    assert windows == ({1: 723} if len(evaluated.folds) == 1 else {0: 732, 1: 1447})
+
+
+@pytest.mark.nightly
 def test_a_fold_that_fails_is_named_and_the_others_go_on(small_file, tiny_gpt2, tmp_path, capsys):
     """Fold 0 holds the long trajectories out, and label 9 is in no other."""
     data = filtered(
@@ -226,7 +293,7 @@ def test_a_fold_that_fails_is_named_and_the_others_go_on(small_file, tiny_gpt2, 
 
 
 def test_nothing_is_written_where_every_run_fails(small_file, tiny_gpt2, tmp_path, capsys):
-    assert main(flags(small_file, tiny_gpt2, tmp_path, "--patch-ms", "200")) == 1
+    assert main(flags(small_file, tiny_gpt2, tmp_path, "--patch-ms", "200", "--seeds", "0", "--split", "session")) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("evaluate: no run was finished, the first one because:")
     assert not (tmp_path / "evaluation.json").exists()
 
@@ -234,7 +301,61 @@ def test_nothing_is_written_where_every_run_fails(small_file, tiny_gpt2, tmp_pat
 # ---- protocols ------------------------------------------------------------------------------------------------
 
 
-def test_protocol_a_holds_out_each_recording_of_each_day(small_file, tiny_gpt2, tmp_path):
+def planned(data: Path, protocol: str, **changes) -> tuple[dict[str, dict[str, set]], dict]:
+    """Fold → part → recordings, of the runs that are planned for a protocol, and the facts of the evaluation."""
+    given = EvaluationSettings(PROTOCOL=protocol, DATA_LOCATION=data, SEEDS=[0], **changes)
+    settings, windows = settings_of_runs(given), load_windows(given)
+    folds, left_out = folds_of(windows.table, settings, protocol)
+    runs = [run_of(fold, 0, settings, Path("out")) for fold in folds]
+    found = {}
+    for one in runs:
+        part, split = windows_and_split(one, windows)
+        names = part.table.assign(part=split.part_of(len(part.table)))
+        found[one.fold.name] = {name: set(rows["recording"]) for name, rows in names.groupby("part")}
+    return found, facts_of_evaluation(given, windows, runs, left_out)
+
+
+def test_protocol_a_holds_out_each_recording_of_each_day(small_file, tmp_path):
+    """Without the first day's short trajectory, that day has a single recording and is left out."""
+    gone = SHORT.format("03", DAYS[0])
+    data = filtered(small_file, tmp_path / "data.parquet", lambda table: table["recording"] != gone)
+    found, facts = planned(data, "A")
+    long, short = LONG.format("03", DAYS[1]), SHORT.format("03", DAYS[1])
+    rest = {LONG.format("03", DAYS[0])}
+    assert found == {
+        long: {"train": {short}, "validation": {short}, "test": {long}, "": rest},
+        short: {"train": {long}, "validation": {long}, "test": {short}, "": rest},
+    }
+    assert facts["left_out"] == [f"03/{DAYS[0]} has a single recording"]
+    assert "Sensors 2019, 19, 3548" in facts["source"]
+
+
+def test_protocol_c_tests_on_unseen_people(four_people):
+    windows = load_windows(Settings(DATA_LOCATION=four_people)).table
+    recordings = {subject: set(rows["recording"]) for subject, rows in windows.groupby("subject")}
+    found, facts = planned(four_people, "C")
+    assert list(found) == facts["folds"] == ["fold0", "fold1", "fold2", "fold3"]
+    for parts, (subject, own) in zip(found.values(), recordings.items(), strict=True):
+        assert parts["test"] == own
+        assert parts["train"] | parts["validation"] == set(windows.loc[windows["subject"] != subject, "recording"])
+
+
+def test_protocol_d_is_balanced_and_says_that_it_leaks(small_file):
+    """A share of 0.4 held out gives three folds."""
+    found, facts = planned(small_file, "D", TEST_SHARE=0.4)
+    assert len(found) == 3
+    assert facts["leaky"]
+    assert "LEAKY" in facts["title"]
+    settings = settings_of_runs(EvaluationSettings(PROTOCOL="D", DATA_LOCATION=small_file, TEST_SHARE=0.4))
+    windows = load_windows(settings)
+    folds, _ = folds_of(windows.table, settings, "D")
+    splits = [windows_and_split(run_of(fold, 0, settings, Path("out")), windows)[1] for fold in folds]
+    assert sorted(np.concatenate([split.test for split in splits])) == list(range(1447))  # every window once
+    assert len(set(np.bincount(windows.targets[splits[0].train]))) == 1
+
+
+@pytest.mark.nightly
+def test_protocol_a_from_the_command_line(small_file, tiny_gpt2, tmp_path):
     """Without the first day's short trajectory, that day has a single recording and is left out."""
     gone = SHORT.format("03", DAYS[0])
     data = filtered(small_file, tmp_path / "data.parquet", lambda table: table["recording"] != gone)
@@ -249,25 +370,35 @@ def test_protocol_a_holds_out_each_recording_of_each_day(small_file, tiny_gpt2, 
     assert "Sensors 2019, 19, 3548" in read(tmp_path / "out")["source"]
 
 
-def test_protocol_b_trains_on_the_first_day_and_tests_on_the_later(windows_file, tiny_gpt2, tmp_path, capsys):
-    """Person 04 keeps the first day alone."""
-    data = filtered(
-        windows_file,
-        tmp_path / "data.parquet",
-        lambda table: (
-            ((table["TRAJ_GT"] != 0) | (table.index % 4 == 0))
-            & ((table["subject"] == "03") | (table["session"] == table["session"][table["subject"] == "04"].min()))
-        ),
-    )
-    assert main(flags(data, tiny_gpt2, tmp_path / "out", "--protocol", "B", "--seeds", "5")) == 0
+def one_person_with_two_days(source: Path, target: Path) -> Path:
+    """Person 04 keeps the first day alone; every fourth idle window stays."""
+
+    def keep(table: pd.DataFrame) -> pd.Series:
+        first = table["session"] == table["session"][table["subject"] == "04"].min()
+        return ((table["TRAJ_GT"] != 0) | (table.index % 4 == 0)) & ((table["subject"] == "03") | first)
+
+    return filtered(source, target, keep)
+
+
+def test_protocol_b_trains_on_the_first_day_and_tests_on_the_later(windows_file, tmp_path):
+    data = one_person_with_two_days(windows_file, tmp_path / "data.parquet")
+    found, facts = planned(data, "B")
     table = load_windows(Settings(DATA_LOCATION=data)).table
     days = [set(table.loc[(table["subject"] == "03") & (table["session"] == day), "recording"]) for day in DAYS]
-    assert os.listdir(tmp_path / "out" / "runs") == ["03-seed5"]
-    parts = parts_of(tmp_path / "out" / "runs" / "03-seed5")
+    assert list(found) == ["03"]
+    parts = found["03"]
     assert parts["train"] | parts["validation"] == days[0]
     assert not parts["train"] & parts["validation"]
     assert parts["test"] == days[1]
     assert set(parts) == {"train", "validation", "test"}  # person 04 is not even listed
+    assert facts["left_out"] == ["04 has a single day"]
+
+
+@pytest.mark.nightly
+def test_protocol_b_from_the_command_line(windows_file, tiny_gpt2, tmp_path, capsys):
+    data = one_person_with_two_days(windows_file, tmp_path / "data.parquet")
+    assert main(flags(data, tiny_gpt2, tmp_path / "out", "--protocol", "B", "--seeds", "5")) == 0
+    assert os.listdir(tmp_path / "out" / "runs") == ["03-seed5"]
     assert "Left out:\n  04 has a single day" in capsys.readouterr().out
 
 
@@ -284,7 +415,8 @@ def four_people(windows_file, tmp_path_factory) -> Path:
     return path
 
 
-def test_protocol_c_tests_on_unseen_people(four_people, tiny_gpt2, tmp_path, capsys):
+@pytest.mark.nightly
+def test_protocol_c_from_the_command_line(four_people, tiny_gpt2, tmp_path, capsys):
     assert main(flags(four_people, tiny_gpt2, tmp_path, "--protocol", "C", "--seeds", "0")) == 0
     found = read(tmp_path)
     assert list(found["per_subject"]) == ["11", "12", "13", "14"]
@@ -300,7 +432,8 @@ def test_protocol_c_tests_on_unseen_people(four_people, tiny_gpt2, tmp_path, cap
     assert f"{overall['low']:.3f} to {overall['high']:.3f}" in capsys.readouterr().out
 
 
-def test_protocol_d_is_balanced_and_says_that_it_leaks(small_file, tiny_gpt2, tmp_path, capsys):
+@pytest.mark.nightly
+def test_protocol_d_from_the_command_line(small_file, tiny_gpt2, tmp_path, capsys):
     """A share of 0.4 held out gives three folds."""
     assert main(flags(small_file, tiny_gpt2, tmp_path, "--protocol", "D", "--seeds", "0", "--test-share", "0.4")) == 0
     said, found = capsys.readouterr(), read(tmp_path)
@@ -410,18 +543,34 @@ def test_baselines_stand_beside_ours_fold_by_fold(tmp_path):
     assert second["ahead"] == pytest.approx(0.2)
 
 
+def test_windows_of_all_folds_are_pooled(tmp_path):
+    """One window of the first fold is right, three of the second are wrong: 1/4, not the mean over folds, 1/2."""
+    runs = {}
+    for fold, predicted in (("fold0", [1]), ("fold1", [2, 2, 2])):
+        runs[fold, 7] = tmp_path / fold
+        runs[fold, 7].mkdir()
+        table = pd.DataFrame({"subject": "03", "TRAJ_GT": 1, "predicted": predicted})
+        table.to_parquet(runs[fold, 7] / "predictions.parquet")
+    figures = per_subject_and_seed(read_predictions(runs)).loc["03", 7]
+    assert (figures["accuracy"], figures["balanced_accuracy"], figures["windows"]) == (0.25, 0.25, 4)
+
+
 def test_baselines_are_run_once_per_split_and_shown(evaluated, small_file, tiny_gpt2, tmp_path, capsys):
-    out = shutil.copytree(evaluated[0], tmp_path / "out")
-    arguments = flags(small_file, tiny_gpt2, out, "--seeds", "0,1", epochs=2)
+    """The runs stay as they are, and the second seed gets a copy; given again, the command fits nothing."""
+    out = shutil.copytree(evaluated.out, tmp_path / "out")
+    arguments = evaluated.flags(small_file, tiny_gpt2, out, "--baselines")
     models = snapshot(out / "runs")
-    assert main([*arguments, "--baselines"]) == 0
-    first = snapshot(out / "runs")
-    assert main([*arguments, "--baselines"]) == 0
-    said, found = capsys.readouterr(), read(out)
-    assert snapshot(out / "runs") == first
+    assert main(arguments) == 0
+    said, found, first = capsys.readouterr(), read(out), snapshot(out / "runs")
     assert {path: first[path] for path in models} == models
-    for fold in ("fold0", "fold1"):
+    for fold in evaluated.folds:
         files = [out / "runs" / f"{fold}-seed{seed}" / "baselines.json" for seed in (0, 1)]
         assert files[0].read_bytes() == files[1].read_bytes()
     assert {row["scaling"] for row in found["baselines"]} == {"training", "session"}
     assert "LDA on" in said.out
+    assert said.err.count("RMS, scale of the training part: ") == len(evaluated.folds)
+    windows = load_windows(Settings(DATA_LOCATION=small_file))
+    settings = settings_of_runs(EvaluationSettings(SPLIT=evaluated.split[1]))
+    folds, _ = folds_of(windows.table, settings, "none")
+    assert add_baselines([run_of(fold, seed, settings, out) for fold in folds for seed in (0, 1)], windows) == {}
+    assert snapshot(out / "runs") == first

@@ -1,4 +1,4 @@
-"""tools.explain: it finds the electrode, band and moment that carry a gesture, and nothing where there is nothing."""
+"""explain: it finds the electrode, band and moment that carry a gesture, and nothing where there is nothing."""
 
 import json
 from itertools import product
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import run
+from conftest import call
 from scipy.signal import firwin, freqz
 
 from emg_gpt2.commands.explain import main
@@ -70,7 +70,7 @@ def planted_file(windows_file, tmp_path_factory) -> Path:
 
 def trained(data: Path, backbone: Path, folder: Path, *flags: str) -> Path:
     named = ["--data-location", data, "--model-name", backbone, "--pretrained", "never", "--precision", "fp32"]
-    done = run("main.py", *named, "--run-dir", folder, "--no-refit", *flags)
+    done = call("main.py", *named, "--run-dir", folder, "--no-refit", *flags)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -95,7 +95,7 @@ def planted_run(planted_file, tiny_gpt2, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def explained(planted_run) -> tuple:
-    done = run("-m", "emg_gpt2", "explain", planted_run, "--part", "test")
+    done = call("emg_gpt2.commands.explain", planted_run, "--part", "test")
     assert done.returncode == 0, done.stderr
     return json.loads((planted_run / "explain" / "explain.json").read_text(encoding="utf-8")), done
 
@@ -157,6 +157,7 @@ def test_results_say_what_was_explained(explained, planted_run):
     assert found["filters"][3]["start_peak_hz"] == pytest.approx(3.5 * 500 / 16, abs=10)
 
 
+@pytest.mark.nightly
 def test_without_filters_a_sentence(planted_file, tiny_gpt2, tmp_path, capsys):
     flags = ["--split", "repetition", "--num-epochs", "1", "--tokens", "covariance,bands", "--ring", "3"]
     folder = trained(planted_file, tiny_gpt2, tmp_path / "run", *flags)

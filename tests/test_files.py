@@ -101,7 +101,7 @@ def test_a_folder_that_cannot_be_written_leaves_nothing_behind(tmp_path):
 
 
 def test_half_of_a_removed_folder_never_has_its_name(tmp_path, monkeypatch):
-    """tools.evaluate and --refit would take it for a model."""
+    """evaluate and a resumed run would take it for a model."""
     folder, really = tmp_path / "best_model", shutil.rmtree
     folder.mkdir()
     monkeypatch.setattr(files.shutil, "rmtree", lambda path, **_: killed() if path.exists() else None)

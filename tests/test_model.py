@@ -11,6 +11,7 @@ from emg_gpt2.base.errors import EMGError
 from emg_gpt2.model.augment import Augmentation, turn_rings
 from emg_gpt2.model.build import build_model
 from emg_gpt2.model.config import EMGConfig
+from emg_gpt2.model.layers import Dropout
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.model.normalise import POWER_FLOOR, SPREAD_FLOOR, Reference, log_covariance, measure_reference
 from emg_gpt2.model.tokens import TOKENISERS
@@ -109,6 +110,25 @@ def test_each_window_is_classified_alone(tokens):
     together, alone = made(emg=emg).logits, torch.cat([made(emg=one[None]).logits for one in emg])
     assert torch.allclose(together, alone, atol=1e-5)
     assert not torch.allclose(together[0], together[1], atol=1e-3)
+
+
+@pytest.mark.parametrize(("p", "kept"), [(0.1, 230 / 256), (0.5, 0.5), (0.0, 1.0), (0.999, 1 / 256)])
+def test_dropout_drops_its_share_and_keeps_the_mean(p, kept):
+    """p = 0.1 is 26/256: what is kept is divided by 230/256. The largest share is 255/256."""
+    torch.manual_seed(0)
+    out = Dropout(p)(torch.ones(1001, 999))
+    assert torch.allclose(out[out > 0], torch.tensor(1 / kept))
+    assert (out > 0).float().mean().item() == pytest.approx(kept, abs=2e-3)
+    by_place = (out.flatten()[: 8 * 124_000].view(-1, 8) > 0).float().mean(0)  # of the eight bytes of a random number
+    assert torch.allclose(by_place, torch.tensor(kept), atol=5e-3)
+    assert torch.equal(Dropout(p).eval()(out), out)
+
+
+def test_dropped_values_have_no_gradient_and_the_others_their_scale():
+    values = torch.ones(5, 7, requires_grad=True)
+    out = Dropout(0.5)(values)
+    out.sum().backward()
+    assert torch.equal(values.grad, out.detach())
 
 
 # ---- tokens ---------------------------------------------------------------------------------------------------

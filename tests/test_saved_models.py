@@ -171,9 +171,10 @@ def test_a_config_of_huge_claims_takes_no_memory(folder):
 
 
 def test_from_pretrained_refuses_what_it_does_not_do(folder):
-    for arguments in ({"dtype": torch.bfloat16}, {"quantization_config": {}}, {"use_safetensors": False}):
-        with pytest.raises(EMGError, match=f"from_pretrained: .*{next(iter(arguments))}"):
-            EMGForSequenceClassification.from_pretrained(folder, **arguments)
+    refused = {"dtype": torch.bfloat16, "quantization_config": {}, "use_safetensors": False, "device_map": "auto"}
+    for name, value in refused.items():
+        with pytest.raises(EMGError, match=f"from_pretrained: .*{name}"):
+            EMGForSequenceClassification.from_pretrained(folder, **{name: value})
     usual = {"dtype": "auto", "use_safetensors": True, "device_map": "cpu", "local_files_only": True}
     assert EMGForSequenceClassification.from_pretrained(folder, **usual).head.weight.dtype == torch.float32
     with pytest.raises(EMGError, match="trust_remote_code = True is not supported"):

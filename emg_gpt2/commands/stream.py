@@ -18,7 +18,7 @@ starts from the training part.
 
 Faults do not end the stream. They are counted in the summary and logged, at most once a second for each kind:
 * Lost samples are filled with the last one that came. A packet that comes after its place was filled is dropped.
-* After a gap of more than a second, or where samples are numbered anew, the signal begins anew.
+* After a gap of more than a second, or where samples are numbered from another start, a new signal begins.
 * Values that are not numbers are replaced by the last value of their channel.
 * When this machine falls behind by more than a second, decisions are skipped (not from standard input, which waits).
 

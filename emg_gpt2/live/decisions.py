@@ -26,7 +26,7 @@ def load_for_decisions(source: Path | str) -> EMGForSequenceClassification:
     """Load a saved model to this process's device; raises EMGError, also where it does not say how to make windows."""
     model = load_model(source)
     if missing := sorted(Settings.with_role(Role.WINDOWS) - set(model.config.preprocessing)):
-        raise EMGError(f"{source}: the model does not say how its windows were made ({missing[0]}); train it anew")
+        raise EMGError(f"{source}: the model does not say how its windows were made ({missing[0]}); train it again")
     return model.to(PartialState().device)
 
 

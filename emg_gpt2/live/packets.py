@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 STALL_S = 0.5  # without a packet
 STILL_S = 1.0  # a channel that holds one value for so long is lost
-LONGEST_GAP_S = 1.0  # is filled; after a longer one the signal begins anew
+LONGEST_GAP_S = 1.0  # is filled; after a longer one a new signal begins
 QUIET_S = 1.0  # between two messages of the same kind
 
 
@@ -83,7 +83,7 @@ class Joiner:
         self.still = np.zeros(len(channels), int)  # samples for which each channel has held its value
 
     def __call__(self, packet: Packet) -> tuple[np.ndarray, bool]:
-        """Return the samples (n, C), after those that fill a gap, and whether the signal begins anew with them."""
+        """Return the samples (n, C), after those that fill a gap, and whether a new signal begins with them."""
         anew, missing = self.next is None, 0 if self.next is None else packet.first - self.next
         if abs(missing) > LONGEST_GAP_S * self.rate:
             self.troubles("began anew", f"sample {packet.first} follows sample {self.next - 1}")

@@ -27,7 +27,7 @@ class FixedReference:
 
 
 class RunningReference:
-    """The reference of the session so far, without labels; it is measured anew after every `every` windows.
+    """The reference of the session so far, without labels; it is measured again after every `every` windows.
 
     It is measured on at most MEASURED_WINDOWS windows that do not overlap and spread evenly over the session: when
     there are more, every second one is dropped. The model's own reference counts as PRIOR_WINDOWS windows more.

@@ -159,7 +159,7 @@ class Decider:
         return self.arrivals[0][1]
 
     def use_the_pause(self) -> None:
-        """Measure the reference anew if it is time, after the decision is out."""
+        """Measure the reference again if it is time, after the decision is out."""
         began = time.perf_counter()
         self.measure.reference  # noqa: B018
         self.busy += time.perf_counter() - began

@@ -108,7 +108,9 @@ def _read_tensor(name: str, file, key: str) -> torch.Tensor:
     return tensor
 
 
-def load_saved(kind: type[PreTrainedModel], source: Path | str, config: PreTrainedConfig | None = None, **hub):
+def load_saved(
+    kind: type[PreTrainedModel], source: Path | str, config: PreTrainedConfig | None = None, **hub
+) -> PreTrainedModel:
     """A model of the class `kind` in evaluation mode, from its config.json and model.safetensors.
 
     config: used in place of config.json; hub: see `find_files`. Raises EMGError where a file is missing, the config is

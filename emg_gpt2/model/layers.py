@@ -1,7 +1,31 @@
-"""A batch norm whose batch may be shared by several processes."""
+"""Layers of torch with another implementation: dropout that is quick on a CPU, batch norm over several processes."""
 
 import torch
 from torch import distributed, nn
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout from eight random bits a value on a CPU: p is rounded to 1/256, below 1.
+
+    It saves about 5 % of a training step. It stays because results on the sample depend on its random numbers.
+    """
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """values of any shape."""
+        if not self.training or values.device.type != "cpu":
+            return super().forward(values)
+        dropped = min(round(256 * self.p), 255)
+        bits = torch.empty(-(-values.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+        kept = bits.view(torch.uint8)[: values.numel()].view(values.shape) >= dropped
+        return values * kept.to(values.dtype).mul_(256 / (256 - dropped))
+
+
+def use_quick_dropout(module: nn.Module) -> None:
+    """Replace every nn.Dropout in the module."""
+    for name, child in module.named_children():
+        if type(child) is nn.Dropout:
+            setattr(module, name, Dropout(child.p))
+        use_quick_dropout(child)
 
 
 class BatchNorm(nn.BatchNorm1d):

@@ -19,6 +19,7 @@ from emg_gpt2.base.errors import EMGError
 from emg_gpt2.model.backbone import new_backbone, run_backbone
 from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.files import load_saved
+from emg_gpt2.model.layers import Dropout, use_quick_dropout
 from emg_gpt2.model.normalise import Reference, normalise
 from emg_gpt2.model.tokens import TOKENISERS
 
@@ -53,7 +54,8 @@ class EMGForSequenceClassification(PreTrainedModel):
         self.register_buffer("spread", torch.ones(1, pairs))
         self.tokenisers = nn.ModuleDict({name: TOKENISERS[name](config) for name in config.tokens})
         self.backbone = new_backbone(config.backbone)
-        self.dropout = nn.Dropout(config.dropout)
+        use_quick_dropout(self.backbone)
+        self.dropout = Dropout(config.dropout)
         self.head = nn.Linear(width, classes)
         self.linear = nn.Linear(pairs, classes).requires_grad_(False) if config.linear_path else None
         self.residual_weight = nn.Parameter(torch.tensor(RESIDUAL_WEIGHT if config.linear_path else 1.0))
@@ -141,7 +143,11 @@ class EMGForSequenceClassification(PreTrainedModel):
         """
         hub = {name: named.pop(name) for name in HUB_ARGUMENTS if name in named}
         _check_arguments(named)
-        return load_saved(cls, pretrained_model_name_or_path, config, **hub).to(device_map)
+        try:
+            device = torch.device(device_map)
+        except (RuntimeError, TypeError):
+            raise EMGError(f"from_pretrained: device_map = {device_map} is not one device; use cpu or cuda") from None
+        return load_saved(cls, pretrained_model_name_or_path, config, **hub).to(device)
 
     def _upload_modified_files(self, working_dir: str, *given, **named):
         """Part of push_to_hub: take along the card of the folder that the model was loaded from.
