@@ -7,7 +7,7 @@ import re
 import shlex
 from contextlib import redirect_stdout
 from functools import cache
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 
 import nbformat
@@ -172,10 +172,8 @@ def every_flag() -> set[str]:
 
 @cache
 def sources() -> str:
-    return "\n".join(
-        path.read_text(encoding="utf-8")
-        for path in [*ROOT.glob("*.py"), *ROOT.glob("emg_gpt2/**/*.py"), *ROOT.glob("tests/*.py")]
-    )
+    files = chain.from_iterable(map(ROOT.glob, ("*.py", "emg_gpt2/**/*.py", "tests/*.py")))
+    return "\n".join(path.read_text(encoding="utf-8") for path in files)
 
 
 def exists(name: str) -> bool:
