@@ -130,10 +130,10 @@ def test_all_arms_have_the_same_split(ablated):
 def test_every_arm_share_and_seed_is_planned(small_file):
     """The arms of a seed and share have the same training windows, and smaller shares the same other parts."""
     settings = Settings(DATA_LOCATION=small_file)
-    given = AblationSettings(SEEDS=[3, 5], SHARES=[1, 0.5], OUT=Path("out"))
+    given = AblationSettings(SEEDS=[3], SHARES=[1, 0.5], OUT=Path("out"))
     runs = plan(list(ARMS), dict.fromkeys(TRAINED, 0.01), given, settings)
-    assert len({run.folder for run in runs}) == len(runs) == 2 * (2 * 8 + 7)
-    assert {(run.share, run.seed) for run in runs if run.shuffled} == {(1, 3), (1, 5)}
+    assert len({run.folder for run in runs}) == len(runs) == 2 * 8 + 7
+    assert {(run.share, run.seed) for run in runs if run.shuffled} == {(1, 3)}
     varied = {"PRETRAINED", "NUM_LAYERS", "BLOCKS", "SAMPLING_RATIO", "SEED", "RUN_DIR"}
     assert len({run.settings.model_dump_json(exclude=varied) for run in runs}) == 1
     windows, parts = load_windows(settings), {}
@@ -260,6 +260,7 @@ def without_weights(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.nightly
 def test_arms_without_weights_say_so_and_the_others_run(small_file, without_weights, tmp_path, capsys):
     """Beside, a share of the training part that is too small fails by itself."""
     given = ["--seeds", "0", "--shares", "0.01,0.5", "--rates", "1e-3"]

@@ -308,7 +308,7 @@ def test_a_wrong_command_is_refused_in_one_sentence(trained, day, tmp_path, caps
         ([model, day, "--subject", "03", "--repetitions", "4"], "has 4 repetitions, and 5 are needed"),
         ([model, day, "--subject", "03", "--out", full], "there is something already"),
         ([model, tmp_path / "none.parquet", "--subject", "03"], "there is no such file"),
-        ([tmp_path / "none", day, "--subject", "03"], "the model cannot be loaded"),
+        ([tmp_path / "none", day, "--subject", "03"], "no model can be loaded"),
         ([model, day, "--subject", "03", "--memory-gb", "-1"], "MEMORY_GB"),
     ):
         one_sentence(arguments, words, capsys)

@@ -329,7 +329,7 @@ def test_a_dead_electrode_is_named_and_the_recording_predicted(short, trained, t
         (["--hop-ms", "300"], "--hop-ms 300: should be from 1 to 250"),
         (["--reject-below", "2"], "2 is not a number from 0 to 1"),
         (["--reference", "nowhere.hdf5"], "nowhere.hdf5: there is no such file"),
-        (["--model", "runs/nowhere/best_model"], "best_model: the model cannot be loaded (there is no such folder)"),
+        (["--model", "runs/nowhere/best_model"], "best_model: no model can be loaded (there is no such folder)"),
         (["--smooth", "median"], "invalid choice: 'median'"),
     ],
 )
