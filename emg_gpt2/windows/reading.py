@@ -1,4 +1,4 @@
-"""TODO emg_gpt2.windows.reading."""
+"""Read a windows file: all windows into memory or a mapped file, or some of them on demand."""
 
 import os
 import tempfile
