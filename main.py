@@ -16,7 +16,6 @@ if __name__ == "__main__":  # before the imports, which take seconds
     start_script()
     check_command_line("main.py")
 
-import logging
 import sys
 from pathlib import Path
 
@@ -25,21 +24,16 @@ from rich.console import Console
 
 from emg_gpt2.base.errors import EMGError, exit_status
 from emg_gpt2.model.build import load_model
-from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.results.finished import write_results
 from emg_gpt2.results.run import open_run, resumed_settings, write_settings, write_split
 from emg_gpt2.settings import Settings, read_settings
 from emg_gpt2.training.device import is_main_process, join_processes
 from emg_gpt2.training.history import Histories
-from emg_gpt2.training.new_model import new_model
+from emg_gpt2.training.new_model import log_model, new_model
 from emg_gpt2.training.sweep import search
 from emg_gpt2.training.task import Task, fitted_task, load_task, log_data
 from emg_gpt2.training.tracker import require_tracker, tracking
 from EMG_utils import evaluate, evaluate_linear_path, fit, refit
-
-logger = logging.getLogger("emg_gpt2.main")
-
-TRACKED = ("accuracy", "balanced_accuracy", "macro_f1")  # of the test
 
 
 def main() -> int:
@@ -79,16 +73,8 @@ def experiment(task: Task, settings: Settings, run: Path) -> None:
         second = refit(fitted, settings, history, run, tracker) if settings.REFIT else []
         best = load_model(run / "best_model")
         test = evaluate(best, fitted, settings)
-        tracker.begin_part("test/")
-        tracker.log({name: test.metrics[name] for name in TRACKED}, 1)
+        tracker.log_test(test.metrics)
         write_results(run, best, task, settings, Histories(history, second, linear_path), test)
-
-
-def log_model(model: EMGForSequenceClassification, settings: Settings) -> None:
-    """Log what the backbone starts from, and the numbers of parameters."""
-    parameters, trained = model.num_parameters(), model.num_parameters(only_trainable=True)
-    weights = f"{settings.MODEL_NAME}, {model.config.weights} weights"
-    logger.info(f"{weights}: {parameters:,} parameters, {trained:,} trained")
 
 
 if __name__ == "__main__":

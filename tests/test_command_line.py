@@ -247,7 +247,7 @@ def test_the_log_has_the_projects_messages_and_the_warnings_of_libraries(handler
     logging.getLogger("library").warning("beware")
     with log.also_logged_to(tmp_path / "part.txt"):
         logging.getLogger("emg_gpt2").info("a part")
-    log.close_log()
+    log.start_log(Console(file=said, width=20))  # lets go of the file
     lines = ["a sentence that is wider than the terminal, [bold] and all", "beware", "a part"]
     assert said.getvalue().splitlines() == lines
     stamped = (tmp_path / "log.txt").read_text().splitlines()

@@ -36,12 +36,6 @@ def start_log(console: Console, file: Path | None = None) -> None:
     logging.getLogger(PACKAGE).setLevel(logging.INFO)
 
 
-def close_log() -> None:
-    """Close log files: Windows deletes no folder with an open file."""
-    for handler in logging.getLogger().handlers:
-        handler.close()
-
-
 @contextmanager
 def also_logged_to(file: Path) -> Iterator[None]:
     """Send the log to `file` too, with the time."""

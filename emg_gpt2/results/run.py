@@ -15,7 +15,7 @@ from rich.console import Console
 from EMG_DATA_LOADER import Split
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import make_folder, recover_folder, replace_file, write_json
-from emg_gpt2.base.log import close_log, start_log
+from emg_gpt2.base.log import start_log
 from emg_gpt2.settings import AnySettings, Role, Settings
 from emg_gpt2.training.device import choose_precision, is_main_process, of_main_process
 from emg_gpt2.training.task import Task
@@ -34,12 +34,13 @@ def open_run(settings: Settings, console: Console) -> Iterator[Path]:
     try:
         yield run
     except BaseException as error:
-        close_log()
+        start_log(console)  # lets go of log.txt: Windows deletes no folder with an open file
         if _has_results(run):
             error.add_note(f"go on with --resume {run}")
         elif is_main_process():
             shutil.rmtree(run, ignore_errors=True)
         raise
+    start_log(console)
 
 
 def _make_run(settings: Settings) -> Path:

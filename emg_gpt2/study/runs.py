@@ -19,14 +19,13 @@ from rich.console import Console
 from EMG_DATA_LOADER import Split
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import make_folder, recover_folder, remove_lock, replace_file, write_json
-from emg_gpt2.base.log import start_log, time_to_go
+from emg_gpt2.base.log import time_to_go
 from emg_gpt2.model.build import load_model
 from emg_gpt2.results.finished import write_results
 from emg_gpt2.results.run import is_split_of, open_run, resumed_settings, write_settings, write_split
 from emg_gpt2.settings import Role, Settings
-from emg_gpt2.study.people import METRICS
 from emg_gpt2.training.history import Histories
-from emg_gpt2.training.new_model import new_model
+from emg_gpt2.training.new_model import log_model, new_model
 from emg_gpt2.training.sweep import search
 from emg_gpt2.training.task import Task, fitted_task, log_data
 from emg_gpt2.training.tracker import tracking
@@ -125,7 +124,6 @@ def carry_out(runs: list[AnyRun], finish: Callable[[AnyRun], bool], console: Con
         except BaseException as error:
             error.add_note("run the same command again, which goes on where it was")
             raise
-        start_log(console)  # the log of the run is closed
         if run.name in failed:
             logger.warning(f"{run.name} failed: {failed[run.name]}")
         gc.collect()  # the optimiser and its model refer to each other
@@ -160,15 +158,14 @@ def train_and_test(run: Run, task: Task, console: Console) -> None:
             write_settings(settings, folder)
         with tracking(settings, folder) as tracker:
             model = new_model(task, settings)
-            logger.info(f"{settings.MODEL_NAME}, {model.config.weights} weights: {model.num_parameters():,} parameters")
+            log_model(model, settings)
             linear_path = evaluate_linear_path(model, task)
             history = fit(model, task, settings, folder, tracker=tracker)
             fitted = fitted_task(task, settings)
             second = refit(fitted, settings, history, folder, tracker) if settings.REFIT else []
             best = load_model(folder / "best_model")
             test = evaluate(best, fitted, settings)
-            tracker.begin_part("test/")
-            tracker.log({name: test.metrics[name] for name in METRICS}, 1)
+            tracker.log_test(test.metrics)
             write_results(folder, best, task, settings, Histories(history, second, linear_path), test)
 
 

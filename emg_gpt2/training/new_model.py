@@ -127,3 +127,10 @@ def measure_norms(model: EMGForSequenceClassification, task: Task, seed: int) ->
             norm.momentum = 1 / (number + 1)
         model.tokenise(*model.normalise(batch.emg, task.references.of(batch.rows)))
     model.tokenisers.eval()
+
+
+def log_model(model: EMGForSequenceClassification, settings: Settings) -> None:
+    """Log what the backbone starts from, and the numbers of parameters."""
+    parameters, trained = model.num_parameters(), model.num_parameters(only_trainable=True)
+    weights = f"{settings.MODEL_NAME}, {model.config.weights} weights"
+    logger.info(f"{weights}: {parameters:,} parameters, {trained:,} trained")

@@ -19,6 +19,7 @@ from emg_gpt2.settings import Settings
 logger = logging.getLogger(__name__)
 
 PROJECT = "EMG-GPT2"
+TEST_FIGURES = ("accuracy", "balanced_accuracy", "macro_f1")
 SHARE = 0.01  # of the time goes into points between epochs, at the most: a distant server is slow to answer
 WANDB_SECONDS = 0.2  # between two writes to its file; a killed process loses what it has not written
 PACKAGES = {  # tracker → whether it is installed, and its package
@@ -66,6 +67,11 @@ class Tracker:
     def _note(self, step: int) -> None:
         self.last, noted = step, {"tracker": self.theirs.name, "run": _identity(self.theirs), "step": step}
         replace_file(self.run / "tracker.json", lambda path: write_json(path, noted))
+
+    def log_test(self, metrics: dict) -> None:
+        """Log the figures of the test, one step after the training."""
+        self.begin_part("test/")
+        self.log({name: metrics[name] for name in TEST_FIGURES}, 1)
 
     def begin(self, settings: Settings) -> None:
         """Log the settings."""
