@@ -34,7 +34,22 @@ from emg_gpt2.base.files import remove_folder, replace_folder
 from emg_gpt2.base.interrupts import deferred_signals
 from emg_gpt2.base.log import progress
 from emg_gpt2.model.model import EMGForSequenceClassification
-from emg_gpt2.results.figures import BLACK, BLUE, FEW_CLASSES, GREY, ORANGE, epoch_axes, finish, plt, save
+from emg_gpt2.results.figures import (
+    BLACK,
+    BLUE,
+    FEW_CLASSES,
+    GREEN,
+    GREY,
+    ORANGE,
+    WIDTH,
+    draw_chance,
+    epoch_axes,
+    finish,
+    percent,
+    plt,
+    save,
+    show_differences,
+)
 from emg_gpt2.settings import Settings
 from emg_gpt2.training.device import (
     has_share,
@@ -300,56 +315,56 @@ def balanced_loss(target: np.ndarray, probabilities: np.ndarray) -> float:
 # ---- curves and confusion matrix --------------------------------------------------------------------------------
 
 
-def draw_history(histories: Histories, chance: float, note: str, run: Path) -> None:
+def draw_history(histories: Histories, chance: float, caption: str, run: Path) -> None:
     """accuracy.png and loss.png, over the epochs; chance: balanced accuracy of guessing."""
     first, best = pd.DataFrame(histories.first), best_epoch(histories.first)
     figure, axes = epoch_axes("accuracy")
-    axes.plot(first["epoch"], first["train_accuracy"], "o-", color=GREY, label="training")
+    axes.plot(first["epoch"], first["train_accuracy"], "o-", color=GREY, ms=7, mfc="none", label="training")
     axes.plot(first["epoch"], first["validation_accuracy"], "s--", color=BLUE, label="validation")
     balanced = first["validation_balanced_accuracy"]
-    axes.plot(first["epoch"], balanced, "D-", color=ORANGE, label="validation, balanced")
+    axes.plot(first["epoch"], balanced, "D-", color=ORANGE, ms=3, label="validation, balanced")
     circle = {"ms": 13, "mfc": "none", "ls": "none", "color": ORANGE}
     axes.plot(best + 1, balanced[best], "o", **circle, label=f"chosen: epoch {best + 1}")
     draw_second_training(axes, histories, "train_accuracy")
     if histories.linear_path:
         alone = histories.linear_path["validation_balanced_accuracy"]
         axes.axhline(alone, ls="-.", lw=1, color=BLACK, label=f"linear path alone, validation, balanced: {alone:.3f}")
-    axes.axhline(chance, ls=":", color=GREY, label=f"chance, balanced: {chance:.3f}")
-    axes.set_ylim(0, 1.03)
-    finish(figure, axes, note, run / "accuracy.png", columns=2)
+    show_differences(axes)
+    draw_chance(axes, chance)
+    finish(figure, axes, caption, run / "accuracy.png", columns=2)
     figure, axes = epoch_axes("cross entropy (nat)")
-    axes.plot(first["epoch"], first["train_loss"], "o-", color=GREY, label="training, as optimised")
+    axes.plot(first["epoch"], first["train_loss"], "o-", color=GREY, ms=7, mfc="none", label="training, as optimised")
     axes.plot(first["epoch"], first["validation_loss"], "s--", color=BLUE, label="validation")
     draw_second_training(axes, histories, "train_loss")
     axes.axvline(best + 1, ls=":", color=ORANGE, label=f"chosen: epoch {best + 1}")
     axes.set_ylim(bottom=0)
-    finish(figure, axes, note, run / "loss.png", columns=2)
+    finish(figure, axes, caption, run / "loss.png", columns=2)
 
 
-def draw_second_training(axes, histories: Histories, column: str) -> None:
+def draw_second_training(axes: plt.Axes, histories: Histories, column: str) -> None:
     """One column of the second training's history, where there was one."""
     if second := histories.second:
         points = [row["epoch"] for row in second], [row[column] for row in second]
-        axes.plot(*points, "^:", color=BLACK, ms=8, mfc="none", label="second training, validation part included")
+        axes.plot(*points, "^:", color=GREEN, ms=6, mfc="none", label="second training, validation part included")
 
 
-def draw_confusion_matrix(metrics: dict, title: str, note: str, run: Path) -> None:
-    """confusion_matrix.png: shares of each true gesture's windows, and the counts."""
+def draw_confusion_matrix(metrics: dict, title: str, caption: str, run: Path) -> None:
+    """confusion_matrix.png: shares of each true gesture's windows, and up to FEW_CLASSES classes the counts."""
     counts = np.array(metrics["confusion_matrix"])
+    sums, few = counts.sum(1), len(counts) <= FEW_CLASSES
+    shares = 100 * counts / np.maximum(sums, 1)[:, None]
     names = list(metrics["classes"].values())
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    few = len(names) <= FEW_CLASSES
-    size = max(5.5, (0.75 if few else 0.5) * len(names))
-    figure, axes = plt.subplots(figsize=(size + 1.5, size + 0.8), layout="constrained")
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    size = min(WIDTH, 3 + 0.45 * len(names))
+    figure, axes = plt.subplots(figsize=(size, 0.85 * size + 0.3))
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     for (i, j), count in np.ndenumerate(counts):
-        text = f"{100 * shares[i, j]:.0f} %\n{count}" if count else "0"
-        colour = "white" if shares[i, j] > 0.5 else "black" if count else "#9a9a9a"
-        axes.text(j, i, text, ha="center", va="center", fontsize=8 if few else 6, color=colour)
+        text = percent(count, sums[i]) + f"\n{count}" * few if count else ""
+        axes.text(j, i, text, ha="center", va="center", fontsize=6, color="white" if shares[i, j] > 50 else "black")
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("predicted gesture")
-    axes.set_ylabel("true gesture")
-    axes.set_title(title, fontsize=10)
-    figure.colorbar(image, ax=axes, label="share of the true gesture's windows", shrink=0.8)
-    save(figure, note, run / "confusion_matrix.png")
+    axes.set_yticks(range(len(names)), [f"{name} ({count})" for name, count in zip(names, sums, strict=True)])
+    axes.set(xlabel="predicted gesture", ylabel="true gesture (windows)", title=title)
+    axes.spines[:].set_visible(False)
+    below = ", and their number" if few else ""
+    figure.colorbar(image, ax=axes, label="share of the true gesture's windows (%)", shrink=0.8)
+    words = f"In the cells: % of the true gesture's windows{below}; empty: none. {caption}"
+    save(figure, words, run / "confusion_matrix.png")

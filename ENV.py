@@ -16,6 +16,7 @@ MEMORY_GB = 8.0  # GB of windows that are held in memory, more go into a mapped 
 WORKERS = 1  # processes that preprocess side by side, 1.5 GB each; at least 1
 CLUSTER = ""  # address of a Dask scheduler that preprocesses instead (tcp://host:port)
 TRACKER = "tensorboard"  # log of the curves: "tensorboard", "wandb", "mlflow" or "none"
+FIGURE_FORMAT = "png"  # of every picture: "png", "pdf" or "svg"
 
 # ---- windows (read by Preprocessing.py alone; a model remembers them)
 FILTER = "putemg"  # "putemg": the data set's own, zero-phase; "causal": for real time; "none"

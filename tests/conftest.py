@@ -1,10 +1,12 @@
 """Small simulated recordings through the real command line, made once per test run."""
 
+import html
 import importlib
 import io
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -67,6 +69,11 @@ def call(script: str, *arguments: str | Path) -> subprocess.CompletedProcess:
         sys.argv, logging.getLogger().handlers[:] = argv, handlers
         torch.set_num_threads(threads)
     return subprocess.CompletedProcess(command, status, *(one.buffer.getvalue().decode() for one in streams))
+
+
+def svg_texts(path: Path) -> list[str]:
+    """The texts of a picture in SVG."""
+    return [html.unescape(text) for text in re.findall(r"<text[^>]*>([^<]*)</text>", path.read_text(encoding="utf-8"))]
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:

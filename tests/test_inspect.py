@@ -78,7 +78,7 @@ def test_a_flat_stretch_of_two_seconds_is_named_and_drawn(tmp_path, capsys):
         0,
         [
             STEM,
-            "  10.0 s at 1000.00 Hz, 8 channels in whole counts; filter putemg, 20 to 700 Hz",
+            "  10.0 s at 1000.00 Hz, 8 channels in whole counts; filter putemg, above 20 Hz (to Nyquist, 500 Hz)",
             "  idle 5.0 s, fist 5.0 s",
             "  EMG_5 flat: 2.00 s without a change from 8.00 s",
             f"  {picture}",
@@ -207,14 +207,16 @@ def test_the_spectrum_is_in_counts_squared_per_hertz(tmp_path):
     assert after[4] < 1e-6 * before[4]  # 5 Hz
 
 
-def test_no_spike_is_lost(tmp_path):
+def test_no_spike_is_lost_or_cut(tmp_path):
     emg = noise(channels=3, samples=100_000)
     emg[77_777, 1] = -1500
     _, figure = look(tmp_path, emg)
-    line = axes_with(figure, "time (s)").get_lines()[1]
-    assert line.get_ydata().min() == -2  # channel 1 lies at −1, and its lane ends at −2
+    axes = axes_with(figure, "time (s)")
+    line, lane = axes.get_lines()[1], float(re.search(r"lines (\S+) counts apart", axes.get_ylabel())[1])
+    assert line.get_ydata().min() == pytest.approx(-1 - (1500 + np.median(emg[:, 1])) / lane)  # it lies at −1
     assert line.get_xdata()[line.get_ydata().argmin()] == pytest.approx(5 + 77.777, abs=100 / 1500)
-    assert f"-1500 … {emg[:, 1].max():g}" in {text.get_text() for text in figure.findobj(plt.Text)}
+    said = {text.get_text() for text in figure.findobj(plt.Text)}
+    assert {f"−1500 … {emg[:, 1].max():g}", "min … max (counts)"} <= said
 
 
 def test_an_envelope_holds_the_lowest_and_the_highest_of_every_piece():
@@ -225,16 +227,28 @@ def test_an_envelope_holds_the_lowest_and_the_highest_of_every_piece():
 def test_labels_are_drawn_where_they_are_and_named(tmp_path):
     labels = np.repeat([-1, 0, 2, 0], [1000, 3000, 4000, 2000])
     _, figure = look(tmp_path, noise(), labels=labels)
-    [axes] = [
-        axes
-        for axes in figure.findobj(plt.Axes)
-        if axes.get_yticklabels()[:1] and axes.get_yticklabels()[0].get_text() == "label"
-    ]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
-        *("unlabelled 1.0 s", "idle 5.0 s", "flexion 4.0 s")
-    ]
-    spans = [[path.get_extents().intervalx.tolist() for path in bars.get_paths()] for bars in axes.collections]
-    assert [np.round(span, 2).tolist() for span in spans] == [[[5, 6]], [[6, 9], [13, 15]], [[9, 13]]]
+    axes = axes_with(figure, "label")
+    rows = [text.get_text() for text in axes.get_yticklabels()]
+    assert rows == ["unlabelled 1.0 s", "idle 5.0 s", "flexion 4.0 s"]
+    boxes = [path.get_extents() for bars in axes.collections for path in bars.get_paths()]
+    spans = [(round((box.y0 + box.y1) / 2), *np.round([box.x0, box.x1], 2).tolist()) for box in boxes]
+    assert spans == [(0, 5, 6), (1, 6, 9), (2, 9, 13), (1, 13, 15)]  # row, from, to
+
+
+def test_many_labels_have_a_row_each_and_no_colours_to_tell_apart(tmp_path):
+    _, figure = look(tmp_path, noise(samples=22_000), labels=np.repeat(np.arange(22), 1000))
+    axes = axes_with(figure, "label")
+    assert [text.get_text() for text in axes.get_yticklabels()] == [f"gesture {label} 1.0 s" for label in range(22)]
+    assert len({to_hex(bars.get_facecolor()[0]) for bars in axes.collections}) == 1
+    assert figure.get_figheight() < 11.7  # inches: a page
+
+
+@pytest.mark.parametrize(("flags", "words"), [([], "above 20 Hz"), (["--band-hz=20,400"], "20 to 400 Hz")])
+def test_the_band_is_that_of_the_recording(tmp_path, flags, words):
+    write_raw(raw_table(noise(channels=2), rest_then_fist()), tmp_path / f"{STEM}.hdf5")
+    path = next(tmp_path.iterdir())
+    report, _ = inspecting.inspect_recording(path, read_settings(Settings, flags), 8)
+    assert f"filter putemg, {words}" in report.facts[0]
 
 
 def test_gestures_go_by_number_where_one_has_no_name(tmp_path):
@@ -254,7 +268,7 @@ def test_rings_may_be_incomplete(tmp_path):
 def test_samples_that_are_no_counts_have_another_unit(tmp_path):
     _, figure = look(tmp_path, noise() / 1000)
     assert axes_with(figure, "power (a.u.²/Hz)")
-    assert axes_with(figure, "raw signal\n(lines 0.1 a.u. apart)")
+    assert axes_with(figure, "raw signal\n(lines 0.2 a.u. apart)")
 
 
 # ---- the picture of a windows file ----------------------------------------------------------------------------

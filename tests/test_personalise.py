@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import call
+from matplotlib.colors import to_rgb
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from sklearn.preprocessing import StandardScaler
@@ -21,6 +22,7 @@ from emg_gpt2.model.build import load_model
 from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.model.normalise import measure_reference
+from emg_gpt2.results.figures import BLUE, GREY, ORANGE
 from emg_gpt2.study.adapting import adapt, best_factor
 from emg_gpt2.study.calibration import check_apart, order_of_repetitions
 from emg_gpt2.windows.reading import WindowSet
@@ -220,8 +222,7 @@ def test_the_table_shows_each_figure_and_the_origin(personalised, written):
 def test_the_picture_shows_before_and_after(personalised, written):
     """The orange bar is as much longer than the grey ones as the model got better."""
     image = matplotlib.image.imread(personalised[0] / "personalise.png")[..., :3]
-    colours = ((0x6B, 0x6B, 0x6B), (0xC8, 0x56, 0x0A), (0x1F, 0x5F, 0xA8))
-    grey, orange, blue = (np.abs(image - np.array(colour) / 255).max(2) < 0.02 for colour in colours)
+    grey, orange, blue = (np.abs(image - to_rgb(colour)).max(2) < 0.02 for colour in (GREY, ORANGE, BLUE))
     lengths = [np.flatnonzero(mask.sum(0) > 20).size for mask in (grey, orange)]
     before = max(one["balanced_accuracy"] for one in written["figures"] if one["kind"] == "before")
     after = figures_of(written, "personalised model")["balanced_accuracy"]

@@ -1,6 +1,7 @@
 """predict: the windows that training saw, what they are measured against, smoothing, rejection, figures."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import STEM, cut, raw_table, write_raw
+from conftest import STEM, cut, raw_table, svg_texts, write_raw
 
 from EMG_DATA_LOADER import read_emg
 from emg_gpt2.commands.predict import main, parse
@@ -115,6 +116,20 @@ def test_a_table_holds_a_row_per_window(short, trained, tmp_path):
     assert not list((tmp_path / "out").glob(".*"))
     memory = predicted(short, "--model", trained / "best_model", "--smooth", "none")[STEM]
     pd.testing.assert_frame_equal(table, memory, check_dtype=False, atol=1e-6)
+
+
+def test_the_picture_says_what_it_shows_and_where_it_is_wrong(short, trained, tmp_path):
+    """The model's note is one on the model, not on the recording; a lane has a unit."""
+    flags = ["--smooth", "none", "--reference", "model", "--figure-format", "svg"]
+    _tables, metrics = written(tmp_path / "out", short, "--model", trained / "best_model", *flags)
+    said = svg_texts(tmp_path / "out" / f"{STEM}.svg")
+    note = json.loads((trained / "best_model" / "config.json").read_text())["data_note"].rstrip(".")
+    assert f"Model trained on: {note}; recording: {STEM}." in " ".join(said)
+    assert any(re.fullmatch(r"\(lines \S+ counts apart\)", text) for text in said)
+    wrong = 100 * (1 - metrics["all"]["with"]["accuracy"])
+    assert f"wrong ({wrong:.1f} %)" in said
+    assert {"label", "predicted, not judged", "confidence", "time (s)"} <= {*said}
+    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".csv", ".json", ".svg"]
 
 
 def test_parquet_holds_the_same(short, trained, tmp_path):

@@ -450,8 +450,8 @@ def test_the_most_confused_pairs_come_first():
 
 
 def test_a_window_is_drawn_channel_below_channel():
-    """Two channels of three samples, in half lanes of 10 units about 10 and 30; 5 is cut to 2."""
-    assert svg_path(np.array([[0, 1], [1, -1], [5, 0]])) == "M0 10l1 -10 1 -10M0 20l1 20 1 -10"
+    """Two channels of three samples, in half lanes of 10 units about 10 and 30; 5 is not cut."""
+    assert svg_path(np.array([[0, 1], [1, -1], [5, 0]])) == "M0 10l1 -10 1 -40M0 20l1 20 1 -10"
 
 
 def test_the_windows_drawn_are_those_of_the_file(hostile_file):

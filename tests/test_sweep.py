@@ -14,7 +14,7 @@ import optuna
 import pandas as pd
 import pytest
 import torch
-from conftest import call
+from conftest import call, svg_texts
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 from safetensors.torch import load_file
@@ -63,7 +63,7 @@ def swept(grid_flags, tmp_path_factory) -> tuple[Path, Path, str]:
     (base / "models").mkdir()
     (base / "models" / "notes.txt").write_text("mine")
     settings = {"RUN_DIR": base / "run", "MODEL_SAVING_DIR": base / "models"}
-    done = call("main.py", *grid_flags, *flags(**settings, WINDOW_MS=200, FILTER="causal"))
+    done = call("main.py", *grid_flags, *flags(**settings, WINDOW_MS=200, FILTER="causal", FIGURE_FORMAT="svg"))
     assert done.returncode == 0, done.stderr
     return base / "run", base / "models", done.stdout
 
@@ -121,8 +121,16 @@ def test_other_files_beside_the_saved_model_are_kept(swept):
     assert (swept[1] / "notes.txt").is_file()
 
 
-def test_a_sweep_is_drawn(swept):
-    assert is_drawn(swept[0] / "sweep.png")
+def test_a_sweep_is_drawn_by_its_settings(swept):
+    said = svg_texts(swept[0] / "sweep.svg")
+    assert {"NUM_LAYERS", "LR", "complete: 4", "balanced accuracy, validation", "0.0003", "0.003", "−1", "0"} <= {*said}
+    assert not any(".parquet" in text and "emg_gestures" in text for text in said)
+
+
+def test_every_picture_of_a_run_has_the_format(swept):
+    pictures = {path.name for path in swept[0].iterdir() if path.suffix in (".png", ".pdf", ".svg")}
+    assert pictures == {"accuracy.svg", "loss.svg", "confusion_matrix.svg", "sweep.svg"}
+    assert "accuracy.svg, loss.svg, confusion_matrix.svg" in swept[2]
 
 
 # ---- killed, resumed, shared ----------------------------------------------------------------------------------

@@ -32,5 +32,5 @@ def run(given: AblationSettings) -> int:
     start_log(log)
     found = ablate(given, log)
     print_ablation(found, Console(highlight=False))
-    print(f"\n{given.OUT}: ablation.json, ablation.csv, ablation.png, rates/, runs/")
+    print(f"\n{given.OUT}: ablation.json, ablation.csv, ablation.{given.FIGURE_FORMAT}, rates/, runs/")
     return 3 if found["failed"] else 0

@@ -32,5 +32,6 @@ def run(given: EvaluationSettings) -> int:
     start_log(log)
     found, out = evaluate_folds(given, log)
     print_evaluation(found, Console(highlight=False))
-    print(f"\n{out}: evaluation.json, evaluation.png, per_subject.csv, confusion_matrix.png, runs/")
+    kind = given.FIGURE_FORMAT
+    print(f"\n{out}: evaluation.json, evaluation.{kind}, per_subject.csv, confusion_matrix.{kind}, runs/")
     return 3 if found["failed"] else 0

@@ -18,6 +18,7 @@ from pathlib import Path
 from emg_gpt2.base.command_line import Parser, program
 from emg_gpt2.base.errors import exit_status
 from emg_gpt2.base.interrupts import importing
+from emg_gpt2.settings import add_flags, read_flags
 
 GROUP = "study"
 
@@ -37,7 +38,9 @@ def parse(argv: list[str] | None) -> Namespace:
     add("--part", choices=("test", "validation"), default="test", help=part)
     add("--out", type=Path, metavar="DIR", help="folder of the results (RUN/explain)")
     add("--data-location", type=Path, metavar="FILE", help="windows file, if it has moved since the run")
+    add_flags(parser, "FIGURE_FORMAT")
     args = parser.parse_args(argv)
+    args.settings = read_flags(args, "FIGURE_FORMAT")
     args.out = args.out or args.run / "explain"
     return args
 

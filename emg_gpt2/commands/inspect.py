@@ -17,9 +17,10 @@ from emg_gpt2.base.command_line import Parser, between, program
 from emg_gpt2.base.errors import exit_status
 from emg_gpt2.base.interrupts import importing
 from emg_gpt2.base.log import start_log
-from emg_gpt2.settings import Settings, read_settings
+from emg_gpt2.settings import add_flags, read_flags
 
 GROUP = "data"
+SETTINGS = ("FILTER", "BAND_HZ", "CLASS_NAMES", "FIGURE_FORMAT")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,11 +38,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("files", nargs="+", type=Path, metavar="FILE", help=files)
     add("--out", type=Path, default=Path("pictures"), metavar="DIR", help="folder of the pictures (%(default)s)")
     add("--ring", type=between(int, 1, 256), default=8, metavar="N", help="electrodes of one ring (%(default)s)")
-    for flag in ("--filter", "--band-hz", "--class-names"):
-        add(flag, metavar="X", help=f"for recordings ({flag[2:].upper().replace('-', '_')} of ENV.py)")
+    add_flags(parser, *SETTINGS)
     args = parser.parse_args(argv)
-    given = {"filter": args.filter, "band-hz": args.band_hz, "class-names": args.class_names}
-    args.settings = read_settings(Settings, [f"--{name}={value}" for name, value in given.items() if value is not None])
+    args.settings = read_flags(args, *SETTINGS)
     return args
 
 

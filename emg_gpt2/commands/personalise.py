@@ -13,10 +13,10 @@ the linear path. So a model that knows the person keeps its weight, and one that
 development sessions this was better than moving the linear path by gradient, or training the head or all layers
 (EXPERIMENTS.md).
 
-The new folder holds the adapted model, its card, and personalise.json and .png with the figures before, after, and of
-LDA fitted to the same calibration windows alone. The adaptation adds LDA on log covariances to the model, so the lead
-over it is what the trained model is worth to this person. Where RUN/split.csv says that the model was trained on the
-session, the results say so too.
+The new folder holds the adapted model, its card, and personalise.json and a picture with the figures before, after and
+of LDA fitted to the same calibration windows alone. The adaptation adds LDA on log covariances to the model, so the
+lead over it is what the trained model is worth to this person. Where RUN/split.csv says that the model was trained on
+the session, the results say so too.
 Exit status: 0 done, 1 something that the user can put right, 130 interrupted.
 """
 
@@ -29,7 +29,7 @@ from emg_gpt2.base.command_line import Parser, between, program
 from emg_gpt2.base.errors import exit_status
 from emg_gpt2.base.interrupts import importing
 from emg_gpt2.base.log import start_log
-from emg_gpt2.settings import Settings, read_settings
+from emg_gpt2.settings import add_flags, read_flags
 
 GROUP = "use"
 
@@ -51,10 +51,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     repetitions = "first repetitions of every gesture to adapt with (%(default)s)"
     add("--repetitions", type=between(int, 1, 1000), default=1, metavar="N", help=repetitions)
     add("--out", type=Path, metavar="FOLDER", help="new folder of the results (runs/personalised-S-DATE)")
-    add("--memory-gb", metavar="X", help="larger files are mapped, not held in memory (MEMORY_GB of ENV.py)")
+    add_flags(parser, "MEMORY_GB", "FIGURE_FORMAT")
     args = parser.parse_args(argv)
-    memory = [] if args.memory_gb is None else [f"--memory-gb={args.memory_gb}"]
-    args.settings = read_settings(Settings, [f"--data-location={args.data}", *memory])
+    args.data_location = args.data
+    args.settings = read_flags(args, "DATA_LOCATION", "MEMORY_GB", "FIGURE_FORMAT")
     return args
 
 

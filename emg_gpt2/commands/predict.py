@@ -36,6 +36,7 @@ from emg_gpt2.base.errors import exit_status
 from emg_gpt2.base.interrupts import importing
 from emg_gpt2.base.log import start_log
 from emg_gpt2.live.options import add_decision_flags
+from emg_gpt2.settings import add_flags, read_flags
 
 GROUP = "use"
 
@@ -56,8 +57,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--format", choices=("csv", "parquet"), default="csv", help="of the tables (%(default)s)")
     words = "the filter that the model was trained with, or the causal one, as in a stream (%(default)s)"
     add("--filter", choices=("model", "causal"), default="model", help=words)
+    add_flags(parser, "FIGURE_FORMAT")
     add_decision_flags(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.settings = read_flags(args, "FIGURE_FORMAT")
+    return args
 
 
 def run(args: argparse.Namespace) -> int:

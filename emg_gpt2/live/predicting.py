@@ -20,10 +20,10 @@ from emg_gpt2.live.judging import Truth, figures_of, pooled, truth_of
 from emg_gpt2.live.references import FixedReference, RunningReference, reference_of_signals
 from emg_gpt2.live.setup import Setup
 from emg_gpt2.live.signals import Signal, read_signal, when
-from emg_gpt2.live.timeline import draw_timeline
+from emg_gpt2.live.timeline import Decisions, draw_timeline
 from emg_gpt2.raw.putemg import find_recordings
 from emg_gpt2.raw.recording import UNLABELLED
-from emg_gpt2.results.lanes import Band
+from emg_gpt2.results.figures import use_format
 from emg_gpt2.results.run import trained_recordings
 from EMG_utils import versions
 
@@ -60,6 +60,7 @@ def predict(args: argparse.Namespace, console: Console) -> int:
     """Write tables, pictures and figures; print the figures to `console`. Returns the exit status; raises EMGError."""
     paths, setup = find_recordings(args.recordings), Setup(args)
     make_folder(args.out)
+    use_format(args.settings.FIGURE_FORMAT)
     done, skipped = [], []
     with progress() as bar:
         for found in bar.track(decided_recordings(paths, setup), total=len(paths), description="recordings"):
@@ -128,9 +129,9 @@ def decide(signal: Signal, measure: FixedReference | RunningReference, setup: Se
 
 def write_decisions(signal: Signal, decided: Decided, setup: Setup, args: argparse.Namespace) -> None:
     """Write the table and the picture of a recording; each replaces an old one whole."""
-    table, picture = (args.out / f"{signal.name}.{suffix}" for suffix in (args.format, "png"))
+    table = args.out / f"{signal.name}.{args.format}"
     replace_file(table, lambda path: write_table(decided.table, path))
-    replace_file(picture, lambda path: draw_decisions(signal, decided, setup, path))
+    draw_decisions(signal, decided, setup, table)
     logger.info(f"{table}: {len(decided.table)} windows")
 
 
@@ -144,16 +145,18 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 def draw_decisions(signal: Signal, decided: Decided, setup: Setup, path: Path) -> None:
     """Draw labels, decisions without and with smoothing, confidence and signal of a recording."""
-    config, ends = setup.model.config, decided.table["end"].to_numpy()
-    bands = {"label": Band(signal.time, signal.labels, signal.end)} if decided.truth else {}
-    if (decided.plain != decided.labels).any():
-        bands["not smoothed"] = Band(ends, decided.plain, signal.end)
-    bands["decided"] = Band(ends, decided.labels, signal.end)
+    config = setup.model.config
     names = {int(label): f"gesture {label}" for label in np.unique(signal.labels)}
-    names |= dict(zip(config.class_codes, config.class_names, strict=True))
-    names[UNLABELLED] = "no label, or rejected" if setup.args.reject_below else "no label"
-    note = f"{setup}. Model: {setup.args.model}, {config.weights} weights. {config.data_note}"
-    draw_timeline(signal, bands, decided.table["confidence"].to_numpy(), names, note, path)
+    names |= dict(zip(config.class_codes, config.class_names, strict=True)) | {REJECTED: "rejected"}
+    truth = decided.truth and decided.truth.windows["label"].to_numpy()
+    end, confidence = (decided.table[name].to_numpy() for name in ("end", "confidence"))
+    decisions = Decisions(end, decided.labels, decided.plain, confidence, truth)
+    trained = config.data_note.rstrip(".") or "data without a note on their origin"
+    caption = f"Model trained on: {trained}; recording: {signal.name}.\n"
+    caption += f"A decision stands from the end of its window to the next; {setup}. "
+    caption += "Judged: windows inside one repetition, less its trimmed edges. " if decided.truth else ""
+    caption += f"Model: {setup.args.model}, {config.weights} weights."
+    draw_timeline(signal, decisions, names, config.unit, caption, path)
 
 
 # ---- figures ----------------------------------------------------------------------------------------------------

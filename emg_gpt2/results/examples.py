@@ -7,12 +7,13 @@ import pandas as pd
 
 from EMG_DATA_LOADER import read_emg
 from emg_gpt2.base.errors import EMGError
+from emg_gpt2.results.lanes import unit_words
 from emg_gpt2.results.reading import IDENTITY, FinishedRun
 from emg_gpt2.windows.reading import WindowSet, open_windows
 
 PAIRS = 3  # most-confused pairs that are shown
 LANE = 20  # height of a channel's lane in a drawn window
-PERCENTILE = 99  # of the samples that stay inside the lanes
+PERCENTILE = 99  # of the samples lie inside the lanes
 
 
 def confused_pairs(run: FinishedRun) -> list[dict]:
@@ -75,7 +76,7 @@ def panel(run: FinishedRun, windows: WindowSet, rows: list[int], places: np.ndar
     return {
         "drawn": drawn,
         "lane": 2 * half,
-        "unit": "counts" if about["unit"] == "count" else "a.u.",
+        "unit": unit_words(about["unit"]),
         "channels": about["channels"],
         "ms": 1000 * samples / about["sampling_rate"],
         "width": samples - 1,
@@ -98,11 +99,11 @@ def example_texts(run: FinishedRun, row: int) -> dict:
 def svg_path(window: np.ndarray) -> str:
     """An SVG path of a window (T, C) in units of half a lane: a line per channel, the first one on top.
 
-    A sample is one unit wide and a lane LANE units high. A line is cut off at the middle of the next lane.
+    A sample is one unit wide and a lane LANE units high. No line is cut off: a large one runs over its neighbours.
     """
     channels = window.shape[1]
     middles = LANE * (np.arange(channels) + 0.5)
-    y = np.rint(middles - np.clip(window, -2, 2) * LANE / 2).astype(int)  # (T, C)
+    y = np.rint(middles - window * LANE / 2).astype(int)  # (T, C)
     lines = []
     for first, steps in zip(y[0], np.diff(y, axis=0).T, strict=True):
         lines.append(f"M0 {first}l" + " ".join(f"1 {step}" for step in steps))

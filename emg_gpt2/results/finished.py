@@ -7,6 +7,7 @@ from emg_gpt2.base.files import replace_file, write_json
 from emg_gpt2.model.card import facts_of_run, model_card
 from emg_gpt2.model.files import save_card, save_model
 from emg_gpt2.model.model import EMGForSequenceClassification
+from emg_gpt2.results.figures import picture, use_format
 from emg_gpt2.results.report import write_report
 from emg_gpt2.results.run import write_predictions
 from emg_gpt2.settings import Settings
@@ -39,13 +40,15 @@ def write_results(
     logger.info(test_line(metrics))
     origin = {"split": task.split.description, "weights": metrics["weights"], "data_note": metrics["data_note"]}
     write_predictions(task.windows, task.split.test, test.probabilities, origin, run)
+    use_format(settings.FIGURE_FORMAT)
     draw_figures(metrics, histories, settings, run)
     card = model_card(model.config, facts_of_run(task.windows, task.split, metrics, settings))
     save_card(card, run / "best_model")
     if settings.MODEL_SAVING_DIR:
         save_model(model, card, settings.MODEL_SAVING_DIR)
     write_report(run, task.windows)
-    logger.info(f"{run}: report.html, accuracy.png, loss.png, confusion_matrix.png, metrics.json, best_model/ and more")
+    drawn = ", ".join(picture(Path(name)).name for name in ("accuracy", "loss", "confusion_matrix"))
+    logger.info(f"{run}: report.html, {drawn}, metrics.json, best_model/ and more")
 
 
 def facts_of_task(task: Task, settings: Settings) -> dict:
@@ -91,7 +94,7 @@ def leaky(metrics: dict) -> str:
 
 
 def draw_figures(metrics: dict, histories: Histories, settings: Settings, run: Path) -> None:
-    """Draw accuracy.png, loss.png and confusion_matrix.png."""
+    """Draw accuracy.png, loss.png and confusion_matrix.png, or those of another FIGURE_FORMAT."""
     origin = f"{settings.DATA_LOCATION.name}. {metrics['data_note']}".strip()
     model, split = f"{settings.MODEL_NAME}, {metrics['weights']} weights", f"{metrics['split']}{leaky(metrics)}"
     note = f"{model}, split: {split}. Data: {origin}"

@@ -7,14 +7,13 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from emg_gpt2.results.figures import BLACK, BLUE, GREY, ORANGE
+from emg_gpt2.results.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PALE, accuracy_limits, axis_note, percent
 from emg_gpt2.results.reading import FinishedRun
 
-LINES = "#d9d9d9"
-COLOURS, DASHES = (BLUE, ORANGE, GREY), ("solid", "dash", "dot", "dashdot")
+COLOURS, DASHES = (BLUE, ORANGE, GREEN, GREY), ("solid", "dash", "dot", "dashdot")
 BLUES = [[0, "#ffffff"], [1, BLUE]]
 CELL, LARGEST_NAME = 38, 16  # pixels of a class in the matrix; letters of a name at an axis
-DARK = 82  # %: from there on white letters are more legible on BLUES than black ones
+DARK = 93  # %: from there on white letters are more legible on BLUES than black ones
 AXES = {"validation_loss": "cross entropy (nat)", "validation_balanced_accuracy": "balanced accuracy"}
 
 
@@ -36,17 +35,21 @@ def accuracy_curves(run: FinishedRun) -> go.Figure:
     _curve(figure, run.history, "validation_balanced_accuracy", "validation, balanced", ORANGE, "solid", "diamond")
     _second_training(figure, run, "train_accuracy")
     _mark_epoch(figure, run.metrics.get("best_epoch"))
+    shown = [value for curve in figure.data for value in curve.y]
     if alone := (run.metrics.get("linear_path") or {}).get("validation_balanced_accuracy"):
         _level(figure, alone, f"linear path alone, validation, balanced {alone:.3f}", "dashdot")
-    _level(figure, run.chance, f"chance, balanced {run.chance:.3f}", "dot")
-    return figure.update_yaxes(range=[0, 1.03]).update_layout(height=390)
+        shown.append(alone)
+    low, high = accuracy_limits(shown)
+    outside = " (outside the axis)" * (run.chance < low)
+    _level(figure, run.chance, f"chance, balanced {run.chance:.3f}{outside}", "dot")
+    return figure.update_yaxes(range=[low, high], title_text=f"accuracy{axis_note(low)}").update_layout(height=390)
 
 
 def _second_training(figure: go.Figure, run: FinishedRun, column: str) -> None:
     """One column of the second training's history, where there was one."""
     if run.second_history is not None:
         name = "second training, validation part included"
-        _curve(figure, run.second_history, column, name, BLACK, "dot", "triangle-up-open")
+        _curve(figure, run.second_history, column, name, GREEN, "dot", "triangle-up-open")
 
 
 def _level(figure: go.Figure, height: float, name: str, dash: str) -> None:
@@ -75,46 +78,46 @@ def confusion_matrix(counts: Sequence[Sequence[int]], names: list[str]) -> go.Fi
     looks = {"colorscale": BLUES, "zmin": 0, "zmax": 100, "xgap": 1, "ygap": 1, "showscale": False}
     figure = _plot("predicted gesture", "true gesture", {})
     figure.add_trace(go.Heatmap(z=shares, customdata=about, hovertemplate=hover, **looks))
-    figure.add_trace(_cell_texts(shares))
+    figure.add_trace(_cell_texts(counts))
     ticks = {"tickvals": list(range(len(names))), "ticktext": [escape(_shortened(name)) for name in names]}
     figure.update_xaxes(ticks, showgrid=False, tickangle=-45)
     figure.update_yaxes(ticks, showgrid=False, autorange="reversed")
     return figure.update_layout(height=CELL * len(names) + 150)
 
 
-def _cell_texts(shares: list[list[float]]) -> go.Scatter:
+def _cell_texts(counts: Sequence[Sequence[int]]) -> go.Scatter:
     """The text of each cell, black on light and white on dark."""
-    cells = [(x, y, share) for y, row in enumerate(shares) for x, share in enumerate(row) if share]
-    x, y, shown = zip(*cells, strict=True) if cells else ((), (), ())
-    texts = [f"{share:.0f}" if share >= 1 else "&lt;1" for share in shown]
-    font = {"size": 11, "color": ["white" if share > DARK else "black" for share in shown]}
+    cells = [(x, y, n, sum(row)) for y, row in enumerate(counts) for x, n in enumerate(row) if n]
+    x, y, _, _ = zip(*cells, strict=True) if cells else ((), (), (), ())
+    texts = [escape(percent(count, total)) for _, _, count, total in cells]
+    dark = [100 * count > DARK * total for _, _, count, total in cells]
+    font = {"size": 11, "color": ["white" if one else "black" for one in dark]}
     return go.Scatter(x=x, y=y, text=texts, mode="text", textfont=font, hoverinfo="skip", showlegend=False)
 
 
 def reliability(bins: pd.DataFrame) -> go.Figure:
-    """Accuracy and mean confidence of each bin (`tables.calibration`), and its number of windows below."""
-    figure = make_subplots(2, 1, shared_xaxes=True, row_heights=[0.7, 0.3], vertical_spacing=0.06)
+    """Accuracy over mean confidence of each bin (`tables.calibration`) with its interval, and its windows below."""
+    figure = make_subplots(2, 1, shared_xaxes=True, row_heights=[0.75, 0.25], vertical_spacing=0.06)
     _style(figure, "", "", {})
-    x, width = (bins["low"] + bins["high"]) / 2, bins["high"] - bins["low"]
-    about = [f"confidence {low:.2f} to {high:.2f}" for low, high in zip(bins["low"], bins["high"], strict=True)]
-    common = {"x": x.tolist(), "customdata": about}
-    bars = common | {"width": (0.92 * width).tolist()}
-    hover = "%{customdata}:<br>%{y:.3f}"
-    accuracy = {"name": "accuracy", "marker_color": BLUE, "hovertemplate": hover}
-    figure.add_trace(go.Bar(bars, y=bins["accuracy"].tolist(), **accuracy), 1, 1)
-    confidence = {
-        "name": "mean confidence",
-        "mode": "markers",
-        "marker": {"color": ORANGE, "symbol": "diamond", "size": 9},
-    }
-    figure.add_trace(go.Scatter(common, y=bins["confidence"].tolist(), hovertemplate=hover, **confidence), 1, 1)
-    windows = {"marker_color": GREY, "hovertemplate": "%{customdata}:<br>%{y} windows<extra></extra>"}
-    windows |= {"text": bins["windows"].tolist(), "textposition": "outside", "textfont": {"size": 10}}
-    figure.add_trace(go.Bar(bars, y=bins["windows"].tolist(), cliponaxis=False, showlegend=False, **windows), 2, 1)
-    figure.update_xaxes(range=[0, 1]).update_xaxes(title_text="confidence", row=2)
-    figure.update_yaxes(title_text="accuracy", range=[0, 1.03], row=1)
+    line = {"color": GREY, "dash": "dash", "width": 1}
+    ideal = {"name": "confidence = accuracy", "mode": "lines", "line": line, "hoverinfo": "skip"}
+    figure.add_trace(go.Scatter(ideal, x=[0, 1], y=[0, 1]), 1, 1)
+    accuracy, error = bins["accuracy"], {"color": BLUE, "thickness": 1.2, "width": 4}
+    error |= {"array": (bins["top"] - accuracy).tolist(), "arrayminus": (accuracy - bins["bottom"]).tolist()}
+    points = {"name": "accuracy, 95 % interval", "mode": "markers", "marker": {"color": BLUE, "size": 8}}
+    points |= {"error_y": error | {"symmetric": False}}
+    hover = "%{customdata} windows: accuracy %{y:.3f},<br>mean confidence %{x:.3f}<extra></extra>"
+    points |= {"customdata": bins["windows"].tolist(), "hovertemplate": hover}
+    figure.add_trace(go.Scatter(points, x=bins["confidence"].tolist(), y=accuracy.tolist()), 1, 1)
+    middle, width = (bins["low"] + bins["high"]) / 2, 0.92 * (bins["high"] - bins["low"])
+    looks = {"marker_color": GREY, "hovertemplate": "%{y} windows<extra></extra>", "showlegend": False}
+    looks |= {"text": bins["windows"].tolist(), "textposition": "outside", "textfont": {"size": 10}}
+    places = {"x": middle.tolist(), "y": bins["windows"].tolist(), "width": width.tolist()}
+    figure.add_trace(go.Bar(places | looks, cliponaxis=False), 2, 1)
+    figure.update_xaxes(range=[0, 1.02]).update_xaxes(title_text="confidence", row=2)
+    figure.update_yaxes(title_text="accuracy", range=[-0.02, 1.04], row=1)
     figure.update_yaxes(title_text="windows", range=[0, 1.3 * float(bins["windows"].max())], row=2)
-    return figure.update_layout(height=400)
+    return figure.update_layout(height=440)
 
 
 def _plot(x: str, y: str, x_axis: dict) -> go.Figure:
@@ -124,7 +127,7 @@ def _plot(x: str, y: str, x_axis: dict) -> go.Figure:
 def _style(figure: go.Figure, x: str, y: str, x_axis: dict) -> go.Figure:
     """Give a plot the looks that all have in common."""
     axis = {
-        "gridcolor": LINES,
+        "gridcolor": PALE,
         "linecolor": GREY,
         "zeroline": False,
         "automargin": True,

@@ -67,7 +67,8 @@ def calibration(run: FinishedRun) -> tuple[pd.DataFrame, float]:
         ECE = Σ_m (windows in m / n) · |acc(m) − conf(m)|
 
     (Guo et al., On calibration of modern neural networks, ICML 2017, equations 2 and 3). Returns one row per bin that
-    is not empty (`low`, `high`, `windows`, `accuracy`, `confidence`), and ECE.
+    is not empty (`low`, `high`, `windows`, `accuracy`, `confidence`, and `bottom` and `top` of the accuracy's 95 %
+    interval), and ECE.
     """
     confidence = run.probabilities.max(axis=1)
     right = (run.predictions["predicted"] == run.predictions["TRAJ_GT"]).to_numpy()
@@ -78,8 +79,17 @@ def calibration(run: FinishedRun) -> tuple[pd.DataFrame, float]:
     )
     bins.insert(0, "low", (bins.index - 1) / BINS)
     bins.insert(1, "high", bins.index / BINS)
+    bins["bottom"], bins["top"] = wilson(bins["accuracy"], bins["windows"])
     gap = (bins["accuracy"] - bins["confidence"]).abs()
     return bins.reset_index(drop=True), float((bins["windows"] * gap).sum() / len(confidence))
+
+
+def wilson(share: pd.Series, number: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """95 % interval of shares of so many windows, as if these were independent (Wilson, JASA 22, 1927)."""
+    z = 1.96
+    middle = (share + z**2 / (2 * number)) / (1 + z**2 / number)
+    margin = z / (1 + z**2 / number) * np.sqrt(share * (1 - share) / number + z**2 / (4 * number**2))
+    return middle - margin, middle + margin
 
 
 # ---- size, speed, baselines, sweep ----------------------------------------------------------------------------

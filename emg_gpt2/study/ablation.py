@@ -15,6 +15,7 @@ from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import make_folder, replace_file, write_json
 from emg_gpt2.base.log import also_logged_to
 from emg_gpt2.model.build import load_model
+from emg_gpt2.results.figures import shortened, use_format
 from emg_gpt2.results.run import write_predictions, write_split
 from emg_gpt2.settings import Settings, settings_of_main
 from emg_gpt2.study.arms import ARMS, Arm, arms_of
@@ -58,6 +59,7 @@ def ablate(given: AblationSettings, console: Console) -> dict:
     if settings.BLOCKS == 0:
         raise EMGError("BLOCKS = 0: there is no language model to ask about; set BLOCKS to 1 or more")
     require_tracker(settings)
+    use_format(given.FIGURE_FORMAT)
     windows = load_windows(settings)
     with locked(given.OUT):
         check_identity(given.OUT, identity(settings, windows, ABLATED) | identity_of_rates(given))
@@ -202,7 +204,7 @@ def evaluate_linear_arm(run: ArmRun, task: Task) -> None:
     metrics |= UNTRAINED | {"parameters": sum(parameter.numel() for parameter in model.linear.parameters())}
     make_folder(run.folder)
     write_split(task, run.folder)
-    draw_confusion_matrix(metrics, run.arm.title, task.split.description, run.folder)
+    draw_confusion_matrix(metrics, run.arm.title, shortened(task.split.description), run.folder)
     replace_file(run.folder / "metrics.json", lambda new: write_json(new, metrics))
     origin = {"split": task.split.description}
     write_predictions(task.windows, task.split.test, probabilities, origin, run.folder)

@@ -44,7 +44,7 @@ from EMG_DATA_LOADER import Split, reference_groups, rows_to_measure, thin
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import replace_file, write_json
 from emg_gpt2.base.log import time_to_go
-from emg_gpt2.results.figures import draw_baselines
+from emg_gpt2.results.figures import draw_baselines, picture, shortened, use_format
 from emg_gpt2.results.report import write_report
 from emg_gpt2.results.run import resumed_settings
 from emg_gpt2.study.features import FEATURE_SETS, compute_features
@@ -181,11 +181,12 @@ def run_baselines(settings: BaselineSettings, console: Console) -> None:
     facts = facts_of_baselines(baselines, windows, split, settings) | {"seconds": time.perf_counter() - began}
     print_table(baselines, facts, console)
     if run:
-        replace_file(out.with_suffix(".png"), lambda path: draw_beside_run(baselines, facts, metrics, path))
+        use_format(settings.FIGURE_FORMAT)
+        draw_beside_run(baselines, facts, metrics, out)
     replace_file(out, lambda path: write_json(path, facts | {"baselines": baselines}))
     if run:
         write_report(run, windows)
-    logger.info(f"{out}" + (f", {out.with_suffix('.png')} and report.html" if run else ""))
+    logger.info(f"{out}" + (f", {picture(out)} and report.html" if run else ""))
 
 
 def check_place(out: Path) -> None:
@@ -235,12 +236,12 @@ def remarks(facts: dict) -> list[str]:
 
 
 def draw_beside_run(baselines: list[dict], facts: dict, metrics: dict, path: Path) -> None:
-    """Bars of the balanced accuracy of the run and of every baseline."""
-    note = "; ".join([facts["split_description"], Path(facts["data"]).name, *remarks(facts)])
+    """Points of the balanced accuracy of the run and of every baseline, the best one first."""
+    about = [shortened(facts["split_description"]), Path(facts["data"]).name, *remarks(facts)]
     groups = [f"{name}, {kind}" for name, kind in product(FEATURE_SETS, CLASSIFIERS)]
-    bars = {
+    values = {
         f"scale of the {words}": [one["balanced_accuracy"] for one in baselines if one["scaling"] == scaling]
         for scaling, words in SCALINGS.items()
     }
     run = (f"this run, {metrics['weights']} weights", metrics["balanced_accuracy"])
-    draw_baselines(groups, bars, run, facts["chance"], note, path)
+    draw_baselines(groups, values, run, facts["chance"], "; ".join(about), path)

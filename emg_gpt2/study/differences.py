@@ -8,12 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.lines import Line2D
 from rich.console import Console
 from scipy.stats import t
 
 from emg_gpt2.base.files import new_files, write_json
-from emg_gpt2.results.figures import GREY, plt
+from emg_gpt2.results.figures import (
+    GREY,
+    ORANGE,
+    PALE,
+    WIDTH,
+    accuracy_limits,
+    axis_note,
+    draw_chance,
+    finish,
+    plt,
+    shortened,
+)
 from emg_gpt2.study.people import (
     FEWEST_PEOPLE,
     METRICS,
@@ -33,17 +43,6 @@ FEWEST_SEEDS = 3  # of fewer, nothing is said on chance
 TWINS = {"pretrained-frozen": "random-frozen", "pretrained-trained": "random-trained"}
 SIMPLER = ("small", "one-block", "no-backbone", "linear")  # what a language model has to beat
 METRIC = "balanced_accuracy"
-LEAST_SPAN = 0.04  # of the picture's axes, in balanced accuracy
-LOOKS = {  # Okabe and Ito's colours, apart for colour-blind eyes, and a marker each
-    "pretrained-frozen": ("#56b4e9", "P"),
-    "pretrained-trained": ("#0072b2", "X"),
-    "random-frozen": ("#e69f00", "o"),
-    "random-trained": ("#d55e00", "s"),
-    "small": ("#009e73", "^"),
-    "one-block": ("#cc79a7", "v"),
-    "no-backbone": ("#000000", "D"),
-    "linear": (GREY, "*"),
-}
 
 
 # ---- figures --------------------------------------------------------------------------------------------------
@@ -277,7 +276,8 @@ def origin(found: dict) -> str:
     leaky = " (LEAKY split: random windows)" * (found["split"] == "random")
     return (
         f"{found['model']}, {counted(found['blocks'], 'block')}, {weights} weights, at most "
-        f"{counted(found['epochs'], 'epoch')}; chance {found['chance']:.3f}. {found['split_description']}{leaky}. "
+        f"{counted(found['epochs'], 'epoch')}; chance {found['chance']:.3f}. "
+        f"{shortened(found['split_description'])}{leaky}. "
         f"Data: {Path(found['data']).name}. {found['data_note']}".strip()
     )
 
@@ -328,63 +328,55 @@ def reason(arm: dict) -> str:
 
 
 def draw_ablation(found: dict, path: Path) -> None:
-    """The arms with the largest share, every seed; and their curves over shares, in the same colours and markers."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), layout="constrained", width_ratios=(3, 2))
-    draw_arms(left, found)
-    draw_curves(right, found)
-    people, seeds = counted(len(found["people"]), "person"), counted(len(found["seeds"]), "seed")
-    left.set_title(f"Does the language model help? Mean over {people}, {seeds}", fontsize=10)
-    left.set_xlabel(f"balanced accuracy, {found['shares'][-1]:.0%} of the training windows")
-    right.set(xlabel="share of the training windows", ylabel="balanced accuracy")
-    right.set_title("Colours and markers as on the left", fontsize=10)
-    left.set_xlim(widen(left.get_xlim()))
-    right.set_ylim(widen(right.get_ylim()))
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    figure.legend(handles=legend_handles(), loc="outside upper center", ncols=3, fontsize=8, frameon=False)
-    figure.supxlabel(origin(found), fontsize=7, color=GREY, wrap=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def draw_arms(axes, found: dict) -> None:
-    """One row per arm; where there are no figures, why not."""
-    for y, arm in enumerate(found["arms"]):
+    """A row per arm: its mean with an interval for each share of the training windows, and with shuffled patches."""
+    arms, shares = found["arms"], found["shares"]
+    figure, axes = plt.subplots(figsize=(WIDTH, 1.6 + len(arms) * (0.2 + 0.1 * len(shares))))
+    for row, arm in enumerate(arms):
         if "why_not" in arm:
-            place = {"xy": (0.02, y), "xycoords": ("axes fraction", "data"), "va": "center"}
-            axes.annotate(reason(arm), **place, fontsize=8, color=GREY)
-            continue
-        color, marker = LOOKS[arm["name"]]
-        means = {one["order"]: one["mean"] for one in arm["results"] if one["share"] == found["shares"][-1]}
-        axes.plot(list(arm["per_seed"].values()), [y + 0.28] * len(arm["per_seed"]), "o", ms=4, mfc="none", color=color)
-        axes.plot(means.get(IN_ORDER, np.nan), y, marker, ms=9, color=color)
-        axes.plot(means.get(ALWAYS, np.nan), y - 0.28, "|", ms=9, mew=2, color=color)
-    axes.set_yticks(range(len(found["arms"])), [arm["title"] for arm in found["arms"]])
-    axes.set_ylim(len(found["arms"]) - 0.4, -0.6)
+            place = {"xy": (0.02, row), "xycoords": ("axes fraction", "data"), "va": "center"}
+            axes.annotate(reason(arm), **place, color=GREY)
+    drawn, colours = [], plt.cm.Blues(np.linspace(0.4, 1, len(shares)))
+    for share, colour, marker, place in zip(
+        shares, colours, itertools.cycle("^so"), offsets(len(shares)), strict=False
+    ):
+        drawn.append(draw_means(axes, found, share, IN_ORDER, place, colour, marker))
+    drawn.append(draw_means(axes, found, shares[-1], ALWAYS, 0.32, ORANGE, "x"))
+    low, high = accuracy_limits(np.concatenate(drawn))
+    axes.set(xlim=(low, high), xlabel=f"balanced accuracy, test part{axis_note(low)}")
+    axes.set_yticks(range(len(arms)), [arm["title"] for arm in arms])
+    axes.set_ylim(len(arms) - 0.5, -0.5)
+    axes.hlines(np.arange(len(arms) - 1) + 0.5, low, high, color=PALE, lw=0.5)
+    draw_chance(axes, found["chance"], across=False)
+    axes.grid(axis="x")
+    people, seeds = counted(len(found["people"]), "person"), counted(len(found["seeds"]), "seed")
+    bars = "95 % interval over people" if len(found["people"]) >= FEWEST_PEOPLE else "± deviation over seeds"
+    finish(figure, axes, f"Mean over {people} and {seeds}; bars: {bars}. {origin(found)}", path, columns=2)
 
 
-def legend_handles() -> list[Line2D]:
-    """The legend of markers, in grey."""
-    looks = {"mean": "D", "each seed": "o", "mean, patches shuffled in training and test": "|"}
-    filled = {"each seed": {"mfc": "none", "ms": 4}}
-    return [
-        Line2D([], [], ls="", marker=m, color=GREY, label=name, **filled.get(name, {})) for name, m in looks.items()
+def draw_means(axes, found: dict, share: float, order: str, place: float, colour, marker: str) -> list[float]:
+    """Draw the mean and interval of every arm; returns what the axis must show."""
+    rows = [
+        (row + place, *ends(one))
+        for row, arm in enumerate(found["arms"])
+        for one in arm.get("results", [])
+        if (one["share"], one["order"]) == (share, order)
     ]
+    if not rows:
+        return []
+    y, mean, low, high = np.array(rows).T
+    name = f"{100 * share:g} % of the training windows" + f", patches {order}" * (order != IN_ORDER)
+    looks = {"fmt": marker, "color": colour, "capsize": 2, "lw": 0.8, "ms": 4, "label": name}
+    axes.errorbar(mean, y, xerr=[mean - low, high - mean], **looks)
+    return [*low, *high]
 
 
-def draw_curves(axes, found: dict) -> None:
-    """Mean balanced accuracy of every arm over the shares of the training part."""
-    for arm in found["arms"]:
-        points = [(one["share"], one["mean"]) for one in arm.get("results", []) if one["order"] == IN_ORDER]
-        if points:
-            color, marker = LOOKS[arm["name"]]
-            axes.plot(*zip(*points, strict=True), f"{marker}-", color=color, ms=6, lw=1.2)
-    axes.set_xscale("log")
-    axes.set_xticks(found["shares"], [f"{share:.0%}" for share in found["shares"]])
-    axes.minorticks_off()
+def ends(one: dict) -> tuple[float, float, float]:
+    """The mean and the ends of its interval: over people, else ± deviation over seeds, else none."""
+    margin = 0 if one["std_over_seeds"] is None or np.isnan(one["std_over_seeds"]) else one["std_over_seeds"]
+    low, high = (one["mean"] - margin, one["mean"] + margin) if one["low"] is None else (one["low"], one["high"])
+    return one["mean"], low, high
 
 
-def widen(limits: tuple[float, float]) -> tuple[float, float]:
-    """Limits at least LEAST_SPAN apart, so that negligible differences look small."""
-    missing = max(0.0, LEAST_SPAN - (limits[1] - limits[0]))
-    return limits[0] - missing / 2, limits[1] + missing / 2
+def offsets(count: int) -> np.ndarray:
+    """Places of so many points in a row, from its middle."""
+    return np.linspace(-0.3, 0.12, count) if count > 1 else np.zeros(1)

@@ -14,6 +14,7 @@ from rich.console import Console
 from EMG_DATA_LOADER import Split, split_windows
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import replace_file, write_json
+from emg_gpt2.results.figures import use_format
 from emg_gpt2.settings import Settings, settings_of_main
 from emg_gpt2.study.baselines import evaluate_baselines
 from emg_gpt2.study.folds import Fold, folds_of, reported_figures
@@ -42,6 +43,7 @@ def evaluate_folds(given: EvaluationSettings, console: Console) -> tuple[dict, P
     console: of the log. Raises EMGError, also where no run could be finished.
     """
     settings = settings_of_runs(given)
+    use_format(given.FIGURE_FORMAT)
     require_tracker(settings)
     windows = load_windows(settings)
     folds, left_out = folds_of(windows.table, settings, given.PROTOCOL)

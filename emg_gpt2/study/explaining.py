@@ -15,6 +15,7 @@ from emg_gpt2.base.files import make_folder, replace_file, write_json
 from emg_gpt2.base.log import progress
 from emg_gpt2.model.build import load_model
 from emg_gpt2.model.model import EMGForSequenceClassification
+from emg_gpt2.results.figures import picture, shortened, use_format
 from emg_gpt2.settings import Settings
 from emg_gpt2.study.finished_run import load_split, read_metrics
 from emg_gpt2.study.forearm import Filters, draw_filters, draw_importance, read_filters
@@ -40,7 +41,7 @@ from EMG_utils import versions
 logger = logging.getLogger(__name__)
 
 ALL = "all gestures"
-NO_FILTERS = "the model has no learned filters (TOKENS without power), so there is no filters.png"
+NO_FILTERS = "the model has no learned filters (TOKENS without power), so there is no picture of them"
 COUNTED = {"people": "person", "days": "day", "repetitions": "repetition"}
 METHOD = (
     "importance: mean over the gesture's windows of the true gesture's probability with the part from a window of the "
@@ -60,6 +61,7 @@ def explain_run(args: Namespace) -> None:
     model = load_model(args.run / "best_model")
     windows, split = load_split(settings, args.run)
     make_folder(args.out)
+    use_format(args.settings.FIGURE_FORMAT)
     task = make_task(windows, fitted_split(split, settings), settings)
     chosen, parts = chosen_windows(args, windows, split, settings), parts_of(model.config)
     logger.info(f"{len(chosen.rows)} windows of the {args.part} part, {len(parts)} parts of each to replace")
@@ -73,7 +75,8 @@ def explain_run(args: Namespace) -> None:
     replace_file(args.out / "explain.json", lambda path: write_json(path, found))
     for line in largest_parts(importance, parts):
         logger.info(line)
-    logger.info(f"{args.out}: explain.json, explain.png" + (" and filters.png" if bank else f"; {NO_FILTERS}"))
+    drawn, filters = (picture(Path(name)).name for name in ("explain", "filters"))
+    logger.info(f"{args.out}: explain.json, {drawn}" + (f" and {filters}" if bank else f"; {NO_FILTERS}"))
 
 
 def settings_of(run: Path, data_location: Path | None) -> Settings:
@@ -182,14 +185,14 @@ def write_pictures(
     model: EMGForSequenceClassification,
     out: Path,
 ) -> None:
-    """explain.png, with the mean over the gestures on top, and filters.png where there are filters."""
+    """The picture `explain`, with the mean over the gestures on top, and `filters` where there are filters."""
     gestures, captions = [ALL, *model.config.class_names], captions_of(found)
     rows = np.roll(np.arange(len(gestures)), 1)
     drawn = Importance(*(one[rows] for one in importance[:4]), importance.replacement)
     ring = model.config.ring
-    replace_file(out / "explain.png", lambda path: draw_importance(drawn, parts, gestures, ring, captions, path))
+    draw_importance(drawn, parts, gestures, ring, captions, out / "explain.png")
     if bank:
-        replace_file(out / "filters.png", lambda path: draw_filters(bank, captions, path))
+        draw_filters(bank, captions, out / "filters.png")
 
 
 def captions_of(found: dict) -> list[str]:
@@ -197,9 +200,9 @@ def captions_of(found: dict) -> list[str]:
     people, days, repetitions = (counted(found[key], name) for key, name in COUNTED.items())
     return [
         f"Data: {found['data_note'] or 'without a note on their origin.'}",
-        f"{sum(found['windows'].values())} windows, {people}, {days}, {repetitions}; {found['part']} part "
-        f"({found['split_description']}); balanced accuracy {found['balanced_accuracy']:.3f}; "
-        f"{found['weights']} weights at the start.",
+        f"{sum(found['windows'].values())} windows, {people}, {days}, {repetitions}; {found['part']} part; balanced "
+        f"accuracy {found['balanced_accuracy']:.3f}; {found['weights']} weights at the start. "
+        f"{shortened(found['split_description'])}.",
     ]
 
 

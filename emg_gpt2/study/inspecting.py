@@ -27,14 +27,14 @@ from emg_gpt2.raw.quality import (
 )
 from emg_gpt2.raw.recording import UNLABELLED, Recording
 from emg_gpt2.results.figures import plt
-from emg_gpt2.results.lanes import height
+from emg_gpt2.results.lanes import height, unit_words
 from emg_gpt2.settings import Settings
 from emg_gpt2.study.panels import (
     Report,
-    draw_channels,
+    draw_amounts,
     draw_electrodes,
-    draw_labels,
     draw_map,
+    draw_raw,
     draw_spectra,
     page,
 )
@@ -42,6 +42,7 @@ from emg_gpt2.windows.cut import class_names, unit_of
 from emg_gpt2.windows.format import open_file, read_samples, read_table
 
 SHORTEST_S = 0.25  # shorter recordings have no useful spectrum
+SPECTRUM = 1.9  # inches, of a spectrum with its axes
 SAMPLE_WINDOWS = 20_000  # of a larger file: enough for every person and day, and limits time and memory
 
 
@@ -69,32 +70,34 @@ def _holds_windows(path: Path) -> bool:
 
 def _report_lines(path: Path, drawn: set[Path], args: argparse.Namespace) -> list:
     """Draw a file, add its picture to `drawn` and return its report; one line where it cannot be drawn."""
-    picture = args.out / f"{path.stem}.png"
+    out = args.out / f"{path.stem}.{args.settings.FIGURE_FORMAT}"
     try:
-        if picture in drawn:
-            raise EMGError(f"{path}: {picture} shows another file of that name; draw this one into another --out")
-        report = _draw_file(path, picture, args)
+        if out in drawn:
+            raise EMGError(f"{path}: {out} shows another file of that name; draw this one into another --out")
+        report = _draw_file(path, out, args)
     except EMGError as error:
         return [f"not drawn: {error}"]
-    drawn.add(picture)
-    return [*report.facts, ", ".join(report.amounts.values()), *report.finding_lines(), picture]
+    drawn.add(out)
+    return [*report.facts, ", ".join(report.amounts.values()), *report.finding_lines(), out]
 
 
-def _draw_file(path: Path, picture: Path, args: argparse.Namespace) -> Report:
+def _draw_file(path: Path, out: Path, args: argparse.Namespace) -> Report:
     inspect = inspect_windows if _holds_windows(path) else inspect_recording
     report, figure = inspect(path, args.settings, args.ring)
     try:
-        replace_file(picture, lambda path: figure.savefig(path, dpi=150))
+        replace_file(out, figure.savefig)
     except OSError as error:
-        raise EMGError(f"{picture}: cannot be written ({error.strerror or error}); choose another --out") from None
+        raise EMGError(f"{out}: cannot be written ({error.strerror or error}); choose another --out") from None
     finally:
         plt.close(figure)
     return report
 
 
-def _filter_words(settings: dict) -> str:
+def _filter_words(settings: dict, rate: float) -> str:
+    """The filter of a recording of `rate` Hz, with what is left of its band there (raw/filter.py)."""
     low, high = settings["BAND_HZ"]
-    return "no filter" if settings["FILTER"] == "none" else f"filter {settings['FILTER']}, {low:g} to {high:g} Hz"
+    band = f"{low:g} to {high:g} Hz" if high < rate / 2 else f"above {low:g} Hz (to Nyquist, {rate / 2:g} Hz)"
+    return "no filter" if settings["FILTER"] == "none" else f"filter {settings['FILTER']}, {band}"
 
 
 # ---- a recording ------------------------------------------------------------------------------------------------
@@ -117,7 +120,7 @@ def inspect_recording(path: Path, settings: Settings, ring: int) -> tuple[Report
         amounts={label: f"{name} {(labels == label).sum() / rate:.1f} s" for label, name in names.items()},
         findings=sorted(findings),
         sought="flat, clipped or noisy",
-        unit="counts" if unit_of(recording) == "count" else "a.u.",
+        unit=unit_words(unit_of(recording)),
         band=settings.BAND_HZ,
         ring=ring,
     )
@@ -128,20 +131,19 @@ def _recording_facts(recording: Recording, settings: Settings) -> str:
     rate, (samples, channels) = recording.sampling_rate, recording.emg.shape
     unit = "whole counts" if unit_of(recording) == "count" else "arbitrary units (no whole counts)"
     size = f"{samples / rate:.1f} s at {rate:.2f} Hz, {channels} channels in {unit}"
-    return f"{size}; {_filter_words(dict(settings))}"
+    return f"{size}; {_filter_words(dict(settings), round(rate, 2))}"
 
 
 def _recording_page(
     report: Report, recording: Recording, spectra: dict[str, Spectrum], rms: np.ndarray, labels: list[str]
 ) -> plt.Figure:
-    channels = height(len(recording.channels), 2.5)
-    figure, (top, bottom) = page(report, [1.5 + channels, 1.4 + height(len(labels), 2)])
-    band, signals = top.subplots(2, 1, sharex=True, height_ratios=(0.3, 0.6 + channels))
-    draw_labels(band, recording, report)
-    draw_channels(signals, recording, report)
-    left, right = bottom.subplots(1, 2, width_ratios=(2, 3))
-    draw_spectra(left, spectra, report)
-    draw_electrodes(right, rms, labels, report, "RMS after the filter")
+    labelled, channels = height(len(labels), 0.3), height(len(recording.channels), 1.5)
+    figure, (top, middle, bottom) = page(report, [0.8 + labelled + channels, SPECTRUM, 0.8 + height(len(labels), 0.4)])
+    upper, lower = top.subplots(2, 1, sharex=True, height_ratios=(labelled, channels))
+    draw_amounts(upper, recording, report)
+    draw_raw(lower, recording, report)
+    draw_spectra(middle.subplots(), spectra, report)
+    draw_electrodes(bottom.subplots(), rms, labels, report, "RMS after the filter")
     return figure
 
 
@@ -166,7 +168,7 @@ def inspect_windows(path: Path, settings: Settings, ring: int) -> tuple[Report, 
         amounts={label: f"{names[label]} {count}" for label, count in counts.sum().items()},
         findings=sorted(find_in_days(power, still, names)),
         sought="flat or noisy",
-        unit="counts" if about["unit"] == "count" else "a.u.",
+        unit=unit_words(about["unit"]),
         band=about["settings"]["BAND_HZ"],
         ring=ring,
     )
@@ -177,14 +179,14 @@ def _windows_page(
     report: Report, counts: pd.DataFrame, power: pd.DataFrame, density: Spectrum, names: dict[int, str]
 ) -> plt.Figure:
     days, gestures = list(counts.index), list(names.values())
-    figure, (top, bottom) = page(report, [1.6 + height(len(days), 0.4), 1.4 + height(len(names), 2)])
-    left, right = top.subplots(1, 2, width_ratios=(2, 3), sharey=True)
-    draw_map(left, counts.to_numpy(), days, "windows")
-    left.set_xticks(range(len(names)), gestures, rotation=45, ha="right", rotation_mode="anchor")
-    draw_electrodes(right, _rms(power, "day", days), days, report, "RMS per day")
-    left, right = bottom.subplots(1, 2, width_ratios=(2, 3))
-    draw_spectra(left, {"windows": density}, report)
-    draw_electrodes(right, _rms(power, "TRAJ_GT", list(names)), gestures, report, "RMS per gesture")
+    per_day, per_gesture = 0.8 + height(len(days), 0.4), 0.8 + height(len(names), 0.4)
+    figure, parts = page(report, [per_day + 0.4, per_day, SPECTRUM, per_gesture])
+    windows, daily, spectra, gestural = (part.subplots() for part in parts)
+    draw_map(windows, counts.to_numpy(), days, "windows")
+    windows.set_xticks(range(len(names)), gestures, rotation=45, ha="right", rotation_mode="anchor")
+    draw_electrodes(daily, _rms(power, "day", days), days, report, "RMS per day")
+    draw_spectra(spectra, {"windows": density}, report)
+    draw_electrodes(gestural, _rms(power, "TRAJ_GT", list(names)), gestures, report, "RMS per gesture")
     return figure
 
 
@@ -238,8 +240,9 @@ def find_in_days(power: pd.DataFrame, still: pd.DataFrame, names: dict[int, str]
 
 def _windows_facts(about: dict, table: pd.DataFrame, drawn: int) -> list[str]:
     counted = f"{len(table)} windows of {table['recording'].nunique()} recordings, {len(about['channels'])} channels"
-    cut = f"{about['window']} samples every {about['stride']} at {about['sampling_rate']:.2f} Hz"
-    facts = [f"{counted}, {cut}; {_filter_words(about['settings'])}"]
+    rate = round(about["sampling_rate"], 2)
+    cut = f"{about['window']} samples every {about['stride']} at {rate:.2f} Hz"
+    facts = [f"{counted}, {cut}; {_filter_words(about['settings'], rate)}"]
     if drawn < len(table):
         facts.append(f"RMS, spectrum and findings are of {drawn} windows, drawn at random")
     return [*facts, about["note"]] if about["note"] else facts

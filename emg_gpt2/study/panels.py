@@ -12,11 +12,10 @@ from matplotlib.ticker import LogLocator
 from emg_gpt2.raw.filter import LINE_FREQUENCIES
 from emg_gpt2.raw.quality import Finding, Spectrum
 from emg_gpt2.raw.recording import Recording
-from emg_gpt2.results.figures import BLUE, GREY, ORANGE, plt
-from emg_gpt2.results.lanes import WIDTH, Band, draw_band, envelopes, lane_of, name_labels, name_lanes
+from emg_gpt2.results.figures import BLACK, BLUE, CAPTION, GREY, ORANGE, WIDTH, plt
+from emg_gpt2.results.lanes import Band, draw_channels, draw_labels, envelopes, name_rows
 
 FINDINGS_DRAWN = 6  # the terminal names all
-LANE_PERCENTILE = 95  # of a channel's envelope; a lane is twice as high as the median of it
 CELLS_NUMBERED = 32  # in a row; more are too narrow for a number
 ROWS_NAMED = 100
 
@@ -54,43 +53,40 @@ class Report(NamedTuple):
 
 def page(report: Report, heights: list[float]) -> tuple[plt.Figure, list]:
     """Return a page with the report at its top, and a part below it for each of `heights` (inches)."""
-    lines = [line for fact in report.facts for line in textwrap.wrap(fact, 170)]
-    texts = [(report.name, 11, "black"), *((line, 8.5, "black") for line in lines)]
-    colour = ORANGE if report.findings else GREY
-    texts += [(line, 8.5, colour) for line in report.finding_lines(FINDINGS_DRAWN)]
-    head = 0.15 + 0.18 * len(texts)
-    figure = plt.figure(figsize=(WIDTH, head + sum(heights)), layout="constrained")
+    texts = [(report.name, 9, BLACK), *((fact, 7, BLACK) for fact in report.facts)]
+    texts += [(line, 7, ORANGE if report.findings else GREY) for line in report.finding_lines(FINDINGS_DRAWN)]
+    lines = [(line, *looks) for text, *looks in texts for line in textwrap.wrap(text, int(0.85 * CAPTION * WIDTH))]
+    head = 0.15 + 0.14 * len(lines)
+    figure = plt.figure(figsize=(WIDTH, head + sum(heights)))
     top, *parts = figure.subfigures(1 + len(heights), 1, height_ratios=[head, *heights])
-    for i, (text, size, colour) in enumerate(texts):
-        top.text(0.01, 1 - (0.2 + 0.18 * i) / head, text, fontsize=size, color=colour)
+    for i, (text, size, colour) in enumerate(lines):
+        top.text(0.01, 1 - (0.15 + 0.14 * i) / head, text, fontsize=size, color=colour)
     return figure, parts
 
 
 # ---- a recording ------------------------------------------------------------------------------------------------
 
 
-def draw_labels(axes: plt.Axes, recording: Recording, report: Report) -> None:
-    """Draw the band of labels, and how long each lasts."""
+def draw_amounts(axes: plt.Axes, recording: Recording, report: Report) -> None:
+    """Draw the labels, in a row each, and how long each lasts."""
     band = Band(recording.time, recording.labels, recording.time[-1])
-    draw_band(axes, band, (0, 1), report.amounts, np.array(list(report.amounts)))
-    axes.set(ylim=(0, 1), yticks=[0.5], yticklabels=["label"])
-    axes.tick_params(length=0, labelsize=7)
-    name_labels(axes, 8)
+    draw_labels(axes, band, {label: row for row, label in enumerate(report.amounts)}, (0, 0.8), color=BLACK, lw=0)
+    name_rows(axes, list(report.amounts.values()))
+    axes.set_ylabel("label")
 
 
-def draw_channels(axes: plt.Axes, recording: Recording, report: Report) -> None:
-    """Draw raw channels below each other, less their medians; what leaves its lane is cut at the middle of the next."""
+def draw_raw(axes: plt.Axes, recording: Recording, report: Report) -> None:
+    """Draw raw channels below each other, less their medians, and the range of each."""
     time, curves = envelopes(recording.emg, recording.time)
     curves -= np.array([np.median(x) for x in recording.emg.T])[:, None]
-    lane, flagged = lane_of(curves, LANE_PERCENTILE), report.flagged
-    for channel, (curve, x) in enumerate(zip(curves, recording.emg.T, strict=True)):
-        colour = ORANGE if channel in flagged else BLUE
-        axes.plot(time, np.clip(curve / lane, -1, 1) - channel, lw=0.5, color=colour)
-        extent = f"{x.min():.4g} … {x.max():.4g}"
-        axes.text(1.005, -channel, extent, transform=axes.get_yaxis_transform(), va="center", fontsize=7, color=colour)
-    name_lanes(axes, [f"{name} {flagged.get(channel, '')}" for channel, name in enumerate(recording.channels)])
+    flagged, beside = report.flagged, {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 6}
+    names = [f"{name} {flagged.get(channel, '')}" for channel, name in enumerate(recording.channels)]
+    draw_channels(axes, time, curves, names, f"raw signal\n(lines {{lane:g}} {report.unit} apart)", flagged)
     _mark(axes.get_yticklabels(), range(len(curves)), flagged)
-    axes.set(xlim=recording.time[[0, -1]], ylabel=f"raw signal\n(lines {lane:g} {report.unit} apart)")
+    axes.text(1.01, 1, f"min … max ({report.unit})", **beside)
+    for channel, x in enumerate(recording.emg.T):
+        text = f"{x.min():.4g} … {x.max():.4g}".replace("-", "−")
+        axes.text(1.01, -channel, text, color=ORANGE if channel in flagged else BLACK, **beside)
 
 
 def _mark(texts: list[plt.Text], channels: Iterable[int], flagged: dict[int, str]) -> None:
@@ -115,12 +111,11 @@ def draw_spectra(axes: plt.Axes, spectra: dict[str, Spectrum], report: Report) -
     _limit(axes, frequencies, np.array(middles), report.band)
     axes.set_ylabel(f"power ({report.unit}²/Hz)")
     for edge in report.band:
-        axes.axvline(edge, color="black", ls="--", lw=0.8, label="band edges")
+        axes.axvline(edge, color=BLACK, ls="--", lw=0.8, label="band edges")
     for line in LINE_FREQUENCIES:
-        axes.axvline(line, color="black", ls=":", lw=0.8, label="line frequencies")
+        axes.axvline(line, color=BLACK, ls=":", lw=0.8, label="line frequencies")
     once = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
-    style = {"ncols": 3, "fontsize": 7, "frameon": False, "loc": "lower center", "bbox_to_anchor": (0.5, 1)}
-    axes.legend(once.values(), once.keys(), **style)
+    axes.legend(once.values(), once.keys(), loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _limit(axes: plt.Axes, frequencies: np.ndarray, middles: np.ndarray, band: tuple[float, float]) -> None:
@@ -131,9 +126,8 @@ def _limit(axes: plt.Axes, frequencies: np.ndarray, middles: np.ndarray, band: t
     axes.set(xscale="log", yscale="log", xlim=frequencies[[1, -1]], ylim=(bottom / 10, top * 10))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.tick_params(labelsize=8)
     axes.set_xlabel("frequency (Hz)")
-    axes.grid(alpha=0.3)
+    axes.grid()
 
 
 # ---- maps -------------------------------------------------------------------------------------------------------
@@ -152,7 +146,7 @@ def draw_electrodes(axes: plt.Axes, rms: np.ndarray, rows: list[str], report: Re
         if first:
             axes.axvline(first - 0.5, color="white", lw=4)
         middle = (first + min(first + ring, channels) - 1) / 2
-        axes.text(middle, -0.6, f"{name}{number}", ha="center", va="bottom", fontsize=8)
+        axes.text(middle, -0.6, f"{name}{number}", ha="center", va="bottom", fontsize=7)
 
 
 def draw_map(axes: plt.Axes, values: np.ndarray, rows: list[str], label: str) -> None:
@@ -162,13 +156,13 @@ def draw_map(axes: plt.Axes, values: np.ndarray, rows: list[str], label: str) ->
     low = min(low, high / 2)  # so that small differences stay pale
     image = axes.imshow(np.where(values > 0, values, np.nan), cmap="Blues", norm=LogNorm(low, high), aspect="auto")
     if values.shape[1] <= CELLS_NUMBERED and len(rows) <= ROWS_NAMED:
-        _write_numbers(axes, values, np.sqrt(low * high))
+        _write_numbers(axes, values, low**0.4 * high**0.6)
     step = ceil(len(rows) / ROWS_NAMED)
     axes.set_yticks(range(0, len(rows), step), rows[::step])
-    axes.tick_params(length=0, labelsize=7)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
     style = {"aspect": max(20, 2 * len(rows)), "pad": 0.01, "ticks": LogLocator(subs=(1, 2, 5)), "format": "{x:g}"}
     bar = axes.figure.colorbar(image, ax=axes, label=label, **style)
-    bar.ax.tick_params(labelsize=7)
     bar.minorticks_off()
 
 

@@ -15,7 +15,7 @@ from scipy.stats import bootstrap
 from sklearn.metrics import confusion_matrix
 
 from emg_gpt2.base.files import new_files, write_json
-from emg_gpt2.results.figures import BLUE, GREY, ORANGE, plt
+from emg_gpt2.results.figures import BLACK, BLUE, GREY, ORANGE, SKY, WIDTH, draw_chance, finish, plt
 from EMG_utils import draw_confusion_matrix, summary
 
 METRICS = {"balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "macro_f1": "macro F1"}
@@ -168,45 +168,36 @@ def without_nan(found):
 
 
 def draw_people(found: dict, path: Path) -> None:
-    """Each person's balanced accuracy, every seed of it, and accuracy; mean and interval over people; chance."""
+    """Each person's balanced accuracy and every seed of it; mean and interval over people; baseline and chance."""
     places = {subject: x for x, subject in enumerate(found["per_subject"])}
-    count, chance = len(places), found["chance"]
-    figure, axes = plt.subplots(figsize=(max(7, 0.26 * count + 2.5), 4.8), layout="constrained")
-    _draw_points(axes, found, places)
-    _draw_mean(axes, found["overall"]["balanced_accuracy"], count)
-    axes.axhline(chance, ls=":", color=GREY, label=f"chance, balanced ({chance:.3f})")
+    figure, axes = plt.subplots(figsize=(WIDTH, 3.4))
+    people, seeds = found["per_subject"], found["per_subject_and_seed"]
+    single = [(places[one["subject"]], one["balanced_accuracy"]) for one in seeds]
+    axes.plot(*zip(*single, strict=True), "_", ms=9, color=SKY, label="one seed")
+    values = [one["balanced_accuracy"] for one in people.values()]
+    axes.plot(list(places.values()), values, "o", color=BLUE, label="person, mean over seeds")
+    _draw_mean(axes, found["overall"]["balanced_accuracy"], len(places))
     theirs = [row for row in found["baselines"] if row["features"] != "ours"]
     if theirs:
         name, mean = f"{theirs[0]['classifier']} on {theirs[0]['features']}", theirs[0]["balanced_accuracy"]["mean"]
-        axes.axhline(mean, ls="--", color=BLUE, label=f"best baseline, balanced, mean ({name}, {mean:.3f})")
-    axes.set_xticks([*places.values(), count + 0.5], [*places, "mean"], rotation=90 if count > MANY_PEOPLE else 0)
-    axes.set(xlim=(-0.7, count + 1.2), ylim=(0, 1.03), xlabel="person")
-    axes.grid(axis="y", alpha=0.3)
-    axes.set_title(found["title"], fontsize=10, wrap=True)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8, frameon=False)
-    figure.supxlabel(found["origin"], fontsize=7, color=GREY, wrap=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+        axes.axhline(mean, ls="--", color=ORANGE, label=f"best baseline, mean over people ({name}): {mean:.3f}")
+    names = [*places, "mean"]
+    axes.set_xticks([*places.values(), len(places) + 0.5], names, rotation=90 if len(names) > MANY_PEOPLE else 0)
+    axes.set(xlim=(-0.7, len(places) + 1.2), ylim=(0, 1.03), xlabel="person", ylabel="balanced accuracy, test part")
+    draw_chance(axes, found["chance"])
+    axes.grid(axis="y")
+    finish(figure, axes, f"{found['title']}. {found['origin']}", path, columns=3)
 
 
-def _draw_points(axes, found: dict, places: dict[str, int]) -> None:
-    people, seeds = pd.DataFrame.from_dict(found["per_subject"], orient="index"), found["per_subject_and_seed"]
-    x = people.index.map(places)
-    axes.plot(x, people["accuracy"], "s", mfc="none", color=BLUE, label="accuracy")
-    axes.plot(x, people["balanced_accuracy"], "D", color=ORANGE, label="balanced accuracy")
-    single = [(places[one["subject"]], one["balanced_accuracy"]) for one in seeds]
-    axes.plot(*zip(*single, strict=True), "_", ms=11, color=ORANGE, alpha=0.7, label="balanced accuracy, each seed")
-
-
-def _draw_mean(axes, overall: dict, count: int) -> None:
+def _draw_mean(axes: plt.Axes, overall: dict, count: int) -> None:
     """The mean over people at the right, with its interval where there is one."""
     mean, low, high = overall["mean"], overall["low"], overall["high"]
     axes.axvline(count - 0.1, color=GREY, lw=0.8)
     if low is None:
-        axes.plot(count + 0.5, mean, "o", color="black", label="balanced, mean (too few people for an interval)")
+        axes.plot(count + 0.5, mean, "D", color=BLACK, label="mean (too few people for an interval)")
     else:
-        errors, label = [[mean - low], [high - mean]], "balanced, mean and 95 % interval"
-        axes.errorbar(count + 0.5, mean, errors, fmt="o", color="black", capsize=4, label=label)
+        looks = {"fmt": "D", "color": BLACK, "capsize": 4, "label": "mean over people, 95 % interval"}
+        axes.errorbar(count + 0.5, mean, [[mean - low], [high - mean]], **looks)
 
 
 # ---- the tables -----------------------------------------------------------------------------------------------

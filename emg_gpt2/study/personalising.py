@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import textwrap
 import time
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from emg_gpt2.model.build import load_model
 from emg_gpt2.model.card import Facts, count_part, data_licence, model_card
 from emg_gpt2.model.files import save_card, save_weights
 from emg_gpt2.model.model import EMGForSequenceClassification
-from emg_gpt2.results.figures import BLUE, GREY, ORANGE, plt
+from emg_gpt2.results.figures import BLUE, GREY, ORANGE, WIDTH, draw_chance, finish, picture, plt, use_format
 from emg_gpt2.results.run import trained_recordings
 from emg_gpt2.study.adapting import adapt, covariances, logits_of, with_reference_of
 from emg_gpt2.study.baselines import KEPT, scaled_features, score
@@ -37,6 +36,7 @@ KINDS = {"before": "before", "after": "after", "baseline": "calibration part alo
 
 def personalise(args: argparse.Namespace, console: Console) -> None:
     """Adapt a model to a session and write the new folder; print the figures to `console`. Raises EMGError."""
+    use_format(args.settings.FIGURE_FORMAT)
     began, model = time.perf_counter(), load_model(args.model)
     windows = load_windows(args.settings)
     check_recordings(model, windows, args)
@@ -54,7 +54,8 @@ def personalise(args: argparse.Namespace, console: Console) -> None:
     print_table(figures, result, console)
     card = model_card(adapted.config, card_facts(model, windows, split, figures, result))
     replace_folder(out, lambda folder: write_results(adapted, card, figures, result, folder))
-    logger.info(f"{out}: the adapted model and its card, personalise.json and personalise.png")
+    drawn = picture(Path("personalise")).name
+    logger.info(f"{out}: the adapted model and its card, personalise.json and {drawn}")
 
 
 def check_place(out: Path) -> None:
@@ -198,19 +199,15 @@ def write_results(
 
 def draw_bars(figures: list[dict], result: dict, path: Path) -> None:
     """Draw bars of balanced accuracy: before, after, and LDA with the same calibration part."""
-    figure, axes = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
+    figure, axes = plt.subplots(figsize=(WIDTH, 2.8))
     for kind, colour in zip(KINDS, (GREY, ORANGE, BLUE), strict=True):
         places = [place for place, one in enumerate(figures) if one["kind"] == kind]
         values = [figures[place]["balanced_accuracy"] for place in places]
         bars = axes.barh(places, values, 0.7, color=colour, label=KINDS[kind])
-        axes.bar_label(bars, fmt="%.3f", fontsize=8, padding=3, bbox={"facecolor": "white", "lw": 0, "pad": 0.4})
-    axes.axvline(result["chance"], ls=":", color="black", label=f"chance ({result['chance']:.3f})")
-    axes.set_yticks(range(len(figures)), [one["name"] for one in figures], fontsize=8)
+        axes.bar_label(bars, fmt="%.3f", fontsize=7, padding=3)
+    axes.set_yticks(range(len(figures)), [one["name"] for one in figures])
     axes.set(xlim=(0, 1.08), xlabel="balanced accuracy, test part")
+    draw_chance(axes, result["chance"], across=False)
     axes.invert_yaxis()
-    axes.grid(axis="x", alpha=0.3)
-    axes.set_axisbelow(True)
-    figure.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False)
-    figure.supxlabel("\n".join(textwrap.fill(line.strip(), 115) for line in notes_on(result)), fontsize=7, color=GREY)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    axes.grid(axis="x")
+    finish(figure, axes, "\n".join(map(str.strip, notes_on(result))), path, columns=2)

@@ -29,7 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import make_folder, remove_lock, replace_file
 from emg_gpt2.base.log import time_to_go
-from emg_gpt2.results.figures import draw_sweep
+from emg_gpt2.results.figures import draw_sweep, shortened, use_format
 from emg_gpt2.settings import Role, Settings
 from emg_gpt2.training.new_model import new_model
 from emg_gpt2.training.task import Task
@@ -73,8 +73,9 @@ def search(task: Task, settings: Settings, run: Path) -> Settings:
     table, best = write_table(study, run), study.best()
     study.close()
     origin = f"{settings.DATA_LOCATION.name}. {task.windows.metadata['note']}".strip()
-    note = f"{settings.MODEL_NAME}, {best.user_attrs['weights']} weights. {task.split.description}. Data: {origin}"
-    draw_sweep(table, *study.importances(), study.logarithmic(), note, run)
+    model, split = f"{settings.MODEL_NAME}, {best.user_attrs['weights']} weights", shortened(task.split.description)
+    use_format(settings.FIGURE_FORMAT)
+    draw_sweep(table, *study.importances(), study.logarithmic(), f"{model}. {split}. Data: {origin}", run)
     logger.info(f"best trial: {best.number + 1}, {params_line(best.params)}; balanced accuracy {best.value:.3f}")
     return with_params(settings, best.params)
 
