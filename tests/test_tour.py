@@ -10,7 +10,7 @@ from conftest import ROOT
 from nbclient import NotebookClient
 
 TOUR = ROOT / "docs" / "tour.ipynb"
-COPIED = ["*.py", "emg_gpt2/**/*.py", "emg_gpt2/**/*.html", "models/*/*", "docs/tour.ipynb"]
+COPIED = ["*.py", "emg_gpt2/**/*.py*", "emg_gpt2/**/*.html", "models/*/*", "docs/tour.ipynb"]
 
 
 @pytest.fixture(scope="module")
