@@ -35,14 +35,22 @@ def accuracy_curves(run: FinishedRun) -> go.Figure:
     _curve(figure, run.history, "validation_balanced_accuracy", "validation, balanced", ORANGE, "solid", "diamond")
     _second_training(figure, run, "train_accuracy")
     _mark_epoch(figure, run.metrics.get("best_epoch"))
-    shown = [value for curve in figure.data for value in curve.y]
+    others = []
     if alone := (run.metrics.get("linear_path") or {}).get("validation_balanced_accuracy"):
         _level(figure, alone, f"linear path alone, validation, balanced {alone:.3f}", "dashdot")
-        shown.append(alone)
-    low, high = accuracy_limits(shown)
+        others.append(alone)
+    low = _show_differences(figure, others)
     outside = " (outside the axis)" * (run.chance < low)
     _level(figure, run.chance, f"chance, balanced {run.chance:.3f}{outside}", "dot")
-    return figure.update_yaxes(range=[low, high], title_text=f"accuracy{axis_note(low)}").update_layout(height=390)
+    return figure.update_layout(height=390)
+
+
+def _show_differences(figure: go.Figure, others: list[float]) -> float:
+    """Let the axis of y show what the curves and `others` differ by; returns where it begins, which its title says."""
+    low, high = accuracy_limits([value for curve in figure.data for value in curve.y] + others)
+    title = figure.layout.yaxis.title.text
+    figure.update_yaxes(range=[low, high], title_text=f"{title}{axis_note(low)}")
+    return low
 
 
 def _second_training(figure: go.Figure, run: FinishedRun, column: str) -> None:
@@ -64,7 +72,9 @@ def overlaid_curves(histories: dict[str, pd.DataFrame], column: str) -> go.Figur
     for number, (name, history) in enumerate(histories.items()):
         dash = DASHES[number // len(COLOURS) % len(DASHES)]
         _curve(figure, history, column, escape(name), COLOURS[number % len(COLOURS)], dash, "circle")
-    return figure.update_layout(showlegend=True)
+    if column == "validation_balanced_accuracy" and figure.data:
+        _show_differences(figure, [])
+    return figure.update_layout(showlegend=True).update_yaxes(rangemode="tozero")
 
 
 def confusion_matrix(counts: Sequence[Sequence[int]], names: list[str]) -> go.Figure:
