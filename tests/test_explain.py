@@ -18,7 +18,7 @@ from emg_gpt2.commands.explain import main
 from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.settings import Settings
-from emg_gpt2.study.forearm import grid_shape, largest_move, read_filters
+from emg_gpt2.study.forearm import largest_move, read_filters
 from emg_gpt2.study.occlusion import choose_windows, parts_of, replace_band, replace_level, replace_moment, resample
 from emg_gpt2.windows.reading import load_windows
 
@@ -247,11 +247,6 @@ def test_filters_as_scipy_has_them():
     heard = expected > -60
     np.testing.assert_allclose(bank.learned[1][heard], expected[heard], atol=0.05)
     assert largest_move(bank) > 3
-
-
-def test_grid_is_a_row_per_ring():
-    assert grid_shape(24, 8) == (3, 8)
-    assert grid_shape(10, 8) == (1, 10)
 
 
 # ---- what the user can put right ------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from emg_gpt2.study.differences import ALWAYS, IN_ORDER, draw_ablation
 from emg_gpt2.study.forearm import Filters, draw_filters, draw_importance
 from emg_gpt2.study.occlusion import Importance, Part
 from emg_gpt2.study.people import draw_people
-from EMG_utils import draw_confusion_matrix
+from emg_gpt2.training.history import Histories
+from EMG_utils import draw_confusion_matrix, draw_history
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +102,16 @@ def test_large_channels_run_behind_small_ones_and_are_not_cut():
 # ---- a run ----------------------------------------------------------------------------------------------------
 
 
+def test_the_curves_show_what_was_learned_and_say_where_their_axis_begins(tmp_path):
+    names = ("train_accuracy", "validation_accuracy", "validation_balanced_accuracy", "train_loss", "validation_loss")
+    history = [{"epoch": epoch} | dict.fromkeys(names, 0.97 + epoch / 100) for epoch in (1, 2)]
+    draw_history(Histories(history, [], {"validation_balanced_accuracy": 0.9}), 0.125, "Data: here", tmp_path)
+    said = svg_texts(tmp_path / "accuracy.svg")
+    assert "accuracy (axis from 0.89)" in said  # a tenth of 0.9 … 0.99 below 0.9
+    assert "chance, balanced: 0.125 (outside the axis)" in said
+    assert "cross entropy (nat)" in svg_texts(tmp_path / "loss.svg")
+
+
 def test_a_confusion_matrix_has_one_unit_and_the_windows_of_each_gesture(tmp_path):
     metrics = {"confusion_matrix": [[838, 4], [0, 60]], "classes": {"0": "rest", "1": "fist"}}
     draw_confusion_matrix(metrics, "Test", "Data: here", tmp_path)
@@ -174,14 +185,17 @@ def test_a_sweep_has_a_panel_per_setting_and_numbered_trials(tmp_path):
 # ---- what a model looks at ------------------------------------------------------------------------------------
 
 
-def test_importance_names_every_electrode_and_its_ring(tmp_path):
+@pytest.mark.parametrize(("ring", "rings"), [(2, {"ring 1", "ring 2"}), (3, set())])
+def test_importance_names_every_electrode_and_its_ring(ring, rings, tmp_path):
+    """Where the channels are no whole number of rings, no ring is named."""
     parts = [Part("electrode", f"EMG_{n}", np.array([n])) for n in range(1, 5)]
     parts += [Part("band", "0–60 Hz", np.array([0])), Part("moment", "0–50 ms", np.array([0]))]
     value = np.full((3, len(parts)), 0.2)
     found = Importance(value, value - 0.1, value + 0.1, value, value[0])
-    draw_importance(found, parts, ["all gestures", "rest", "fist"], 2, ["Data: here"], tmp_path / "explain.svg")
+    draw_importance(found, parts, ["all gestures", "rest", "fist"], ring, ["Data: here"], tmp_path / "explain.svg")
     said = svg_texts(tmp_path / "explain.svg")
-    assert {"EMG_1", "EMG_2", "EMG_3", "EMG_4", "ring 1", "ring 2", "0–60 Hz", "0–50 ms"} <= {*said}
+    assert {"EMG_1", "EMG_2", "EMG_3", "EMG_4", "0–60 Hz", "0–50 ms"} <= {*said}
+    assert {text for text in said if text.startswith("ring")} == rings
     assert said.count("20") >= 18
 
 

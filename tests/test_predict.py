@@ -119,15 +119,16 @@ def test_a_table_holds_a_row_per_window(short, trained, tmp_path):
 
 
 def test_the_picture_says_what_it_shows_and_where_it_is_wrong(short, trained, tmp_path):
-    """The model's note is one on the model, not on the recording; a lane has a unit."""
+    """The note of the model's data is one on the model, not on the recording; a lane has a unit."""
+    model = shutil.copytree(trained / "best_model", tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"data_note": "SIMULATED: no person was recorded."}))
     flags = ["--smooth", "none", "--reference", "model", "--figure-format", "svg"]
-    _tables, metrics = written(tmp_path / "out", short, "--model", trained / "best_model", *flags)
+    _, metrics = written(tmp_path / "out", short, "--model", model, *flags)
     said = svg_texts(tmp_path / "out" / f"{STEM}.svg")
-    note = json.loads((trained / "best_model" / "config.json").read_text())["data_note"].rstrip(".")
-    assert f"Model trained on: {note}; recording: {STEM}." in " ".join(said)
+    assert f"Model trained on: SIMULATED: no person was recorded; recording: {STEM}." in " ".join(said)
     assert any(re.fullmatch(r"\(lines \S+ counts apart\)", text) for text in said)
-    wrong = 100 * (1 - metrics["all"]["with"]["accuracy"])
-    assert f"wrong ({wrong:.1f} %)" in said
+    assert f"wrong ({100 * (1 - metrics['all']['with']['accuracy']):.1f} %)" in said
     assert {"label", "predicted, not judged", "confidence", "time (s)"} <= {*said}
     assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".csv", ".json", ".svg"]
 

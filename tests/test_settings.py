@@ -75,6 +75,7 @@ OTHER_VALUES = {
     "RESUME": "runs/yesterday",
     "MODEL_SAVING_DIR": "models/best",
     "TRACKER": "none",
+    "FIGURE_FORMAT": "svg",
 }
 
 WRONG = {  # flags → the setting and its value, the legal range
