@@ -6,7 +6,6 @@ differently (what a model remembers, what a resumed run may change, what a sweep
 
 import os
 import sys
-from argparse import ArgumentParser, Namespace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_origin
@@ -70,7 +69,7 @@ class Settings(BaseModel):
     """What logs the run's curves and settings, in its folder: tensorboard/, wandb/ or mlflow.db; or nothing does."""
 
     FIGURE_FORMAT: Annotated[Literal["png", "pdf", "svg"], Role.MACHINE] = "png"
-    """Format of every picture: pixels, or lines and letters for a paper."""
+    """Format of every picture: `png` (pixels), `pdf` or `svg` (lines and letters, for a paper)."""
 
     FILTER: Annotated[Literal["putemg", "causal", "none"], Role.WINDOWS] = "putemg"
     """`putemg`: the data set's own zero-phase processing; `causal`: the same band, usable in real time."""
@@ -340,19 +339,6 @@ def read_settings(model: type[AnySettings] = Settings, argv: list[str] | None = 
         raise EMGError("; ".join(_explain(model, detail) for detail in error.errors())) from None
     settings._given = frozenset(given)
     return settings
-
-
-def add_flags(parser: ArgumentParser, *names: str) -> None:
-    """Let a command that has flags of its own also take these settings."""
-    for name in names:
-        words = Settings.model_fields[name].description.replace("`", "").rstrip(".").replace("%", "%%")
-        parser.add_argument(flag(name), metavar="X", help=f"{words[0].lower()}{words[1:]} ({name} of ENV.py)")
-
-
-def read_flags(args: Namespace, *names: str) -> Settings:
-    """The settings, these ones from the flags of a command where they are given; raises EMGError."""
-    given = {name: getattr(args, name.lower()) for name in names}
-    return read_settings(Settings, [f"{flag(name)}={value}" for name, value in given.items() if value is not None])
 
 
 def settings_of_main(given: Settings, own: set[str], by: str) -> Settings:

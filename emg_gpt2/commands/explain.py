@@ -18,7 +18,7 @@ from pathlib import Path
 from emg_gpt2.base.command_line import Parser, program
 from emg_gpt2.base.errors import exit_status
 from emg_gpt2.base.interrupts import importing
-from emg_gpt2.settings import add_flags, read_flags
+from emg_gpt2.commands import add_flags, read_flags
 
 GROUP = "study"
 

@@ -17,7 +17,7 @@ from emg_gpt2.base.command_line import Parser, between, program
 from emg_gpt2.base.errors import exit_status
 from emg_gpt2.base.interrupts import importing
 from emg_gpt2.base.log import start_log
-from emg_gpt2.settings import add_flags, read_flags
+from emg_gpt2.commands import add_flags, read_flags
 
 GROUP = "data"
 SETTINGS = ("FILTER", "BAND_HZ", "CLASS_NAMES", "FIGURE_FORMAT")

@@ -35,8 +35,8 @@ from emg_gpt2.base.command_line import Parser, program
 from emg_gpt2.base.errors import exit_status
 from emg_gpt2.base.interrupts import importing
 from emg_gpt2.base.log import start_log
+from emg_gpt2.commands import add_flags, read_flags
 from emg_gpt2.live.options import add_decision_flags
-from emg_gpt2.settings import add_flags, read_flags
 
 GROUP = "use"
 
