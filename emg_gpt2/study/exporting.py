@@ -17,6 +17,7 @@ from rich.table import Table
 from EMG_DATA_LOADER import EVALUATION_BATCH, STATISTICS_WINDOWS, cut_rows, draw_rows, read_emg
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import new_files, write_json
+from emg_gpt2.base.log import track
 from emg_gpt2.model.build import load_model
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.model.normalise import Reference
@@ -133,7 +134,7 @@ def measure(model: EMGForSequenceClassification, variants: dict[str, Path], samp
     for name, path in variants.items():
         ways[name] = partial(run_session, open_session(path, threads)), path.stat().st_size
     exact, figures = None, {}
-    for name, (logits_of, size) in ways.items():
+    for name, (logits_of, size) in track(ways.items(), "comparing"):
         logits = run_all(logits_of, sample)
         exact = logits if exact is None else exact
         figures[name] = accuracies(logits, sample.targets) | differences(logits, exact) | speed(logits_of, sample)
