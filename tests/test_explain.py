@@ -157,8 +157,11 @@ def test_results_say_what_was_explained(explained, planted_run):
     assert found["filters"][3]["start_peak_hz"] == pytest.approx(3.5 * 500 / 16, abs=10)
 
 
-def test_a_quick_look_says_what_it_leaves_out_and_keeps_the_intervals(explained, planted_run, tmp_path, capsys):
+def test_a_quick_look_says_what_it_leaves_out_and_keeps_the_intervals(
+    explained, planted_run, tmp_path, capsys, monkeypatch
+):
     """Fewer windows and donors, all parts; so the intervals are wider, and hold the figures of the long way."""
+    monkeypatch.setattr("emg_gpt2.study.explaining.write_pictures", lambda *_: None)  # they take seconds
     assert main([str(planted_run), "--quick", "--out", str(tmp_path)]) == 0
     assert "quick: about 96 windows with 1 donor of each kind, not 480 with 2" in capsys.readouterr().err
     found, whole = json.loads((tmp_path / "explain.json").read_text(encoding="utf-8")), explained[0]

@@ -12,7 +12,7 @@ import numpy as np
 from EMG_DATA_LOADER import Split, cut_rows
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import make_folder, replace_file, write_json
-from emg_gpt2.base.log import progress
+from emg_gpt2.base.log import progress, track
 from emg_gpt2.model.build import load_model
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.settings import Settings
@@ -197,9 +197,11 @@ def write_pictures(
     rows = np.roll(np.arange(len(gestures)), 1)
     drawn = Importance(*(one[rows] for one in importance[:4]), importance.replacement)
     ring = model.config.ring
-    replace_file(out / "explain.png", lambda path: draw_importance(drawn, parts, gestures, ring, captions, path))
+    pictures = {"explain.png": lambda path: draw_importance(drawn, parts, gestures, ring, captions, path)}
     if bank:
-        replace_file(out / "filters.png", lambda path: draw_filters(bank, captions, path))
+        pictures["filters.png"] = lambda path: draw_filters(bank, captions, path)
+    for name, draw in track(pictures.items(), "pictures"):
+        replace_file(out / name, draw)
 
 
 def captions_of(found: dict) -> list[str]:
