@@ -53,10 +53,11 @@ def export(run: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with new_files(out) as folder:
         exact, small = folder / "model.onnx", folder / "model.int8.onnx"
-        logger.info("writing model.onnx")
-        write_onnx(model, exact)
-        logger.info("writing model.int8.onnx")
-        variants = {"onnx float32": exact} | ({"onnx int8": small} if write_int8(exact, small) else {})
+        ways = [(exact, partial(write_onnx, model)), (small, partial(write_int8, exact))]
+        for file, write in track(ways, "writing"):
+            logger.info(f"writing {file.name}")
+            write(file)
+        variants = {"onnx float32": exact} | ({"onnx int8": small} if small.exists() else {})
         logger.info(f"comparing and timing them on {sample.description}")
         measured = measure(model, variants, sample)
         check_logits(measured["variants"]["onnx float32"])
