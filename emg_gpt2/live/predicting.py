@@ -14,7 +14,7 @@ from rich.table import Table
 
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import make_folder, replace_file, write_json
-from emg_gpt2.base.log import progress
+from emg_gpt2.base.log import track
 from emg_gpt2.live.decisions import REJECTED, Classifier
 from emg_gpt2.live.judging import Truth, figures_of, pooled, truth_of
 from emg_gpt2.live.references import FixedReference, RunningReference
@@ -64,14 +64,13 @@ def predict(args: argparse.Namespace, console: Console) -> int:
     paths, setup = find_recordings(args.recordings), Setup(args)
     make_folder(args.out)
     done, skipped = [], []
-    with progress() as bar:
-        for found in bar.track(decided_recordings(paths, setup), total=len(paths), description="recordings"):
-            if isinstance(found, EMGError):
-                skipped.append(found)
-                logger.warning(f"skipped: {found}")
-            else:
-                done.append(found[1])
-                write_decisions(*found, setup, args)
+    for found in track(decided_recordings(paths, setup), "recordings", len(paths)):
+        if isinstance(found, EMGError):
+            skipped.append(found)
+            logger.warning(f"skipped: {found}")
+        else:
+            done.append(found[1])
+            write_decisions(*found, setup, args)
     if not done:
         raise EMGError(f"nothing could be predicted: {skipped[0]}")
     report(done, setup, args.out, console)
