@@ -1,7 +1,8 @@
 """Every setting of the project: its type, default, limits, meaning and role; and where its value comes from.
 
 A flag goes before a variable EMG_NAME, that before the file of --settings, that before ENV.py, and that before the
-default here. Whatever treats settings differently (what a model remembers, what a resumed run may change, what a sweep compares) asks for their role.
+default here. Whatever treats settings differently (what a model remembers, what a resumed run may change, what a sweep
+compares) asks for their role.
 """
 
 import sys
@@ -11,16 +12,16 @@ from typing import Annotated, Any, Literal, TypeVar, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from emg_gpt2.base.command_line import SettingsParser, closest, flag, program
+from emg_gpt2.base.command_line import SettingsParser, flag, program
 from emg_gpt2.base.errors import EMGError, exit_status
 from emg_gpt2.base.interrupts import importing
+from emg_gpt2.base.registry import HeadName, TokeniserName
 from emg_gpt2.base.setting_sources import env_file, settings_file, variables
 
 ABOUT = """Every setting in these groups is also a constant of ENV.py and an environment variable: --num-epochs,
 NUM_EPOCHS, EMG_NUM_EPOCHS. A flag goes before the variable, that before the file of --settings, and that before
 ENV.py."""
 SETTINGS_FILE = "settings as TOML (NUM_EPOCHS = 5), or a run's env.json, which repeats that run in a new folder"
-TokenKind = Literal["covariance", "power", "bands", "raw"]  # each has a class in model/tokens.py
 
 
 class Role(Enum):
@@ -153,8 +154,8 @@ class Settings(BaseModel):
     LINEAR_PATH: Annotated[bool, Role.MODEL] = True
     """Add the logits of a linear classifier on log covariances, fitted in closed form, to the backbone's."""
 
-    TOKENS: Annotated[list[TokenKind], Role.MODEL] = ["covariance", "power"]
-    """Tokens, kind after kind: log covariance of the window; per patch power of learned or fixed bands, or raw."""
+    TOKENS: Annotated[list[TokeniserName], Role.MODEL] = ["covariance", "power"]
+    """Tokens, kind after kind: log `covariance`; per patch `power`, `bands` (fixed) or `raw`; or your own."""
 
     PATCH_MS: Annotated[float, Role.MODEL] = Field(50.0, gt=0)
     """Length of a patch, that is of one token (ms); a window holds at least two; x > 0."""
@@ -164,6 +165,9 @@ class Settings(BaseModel):
 
     FILTER_MS: Annotated[float, Role.MODEL] = Field(25.0, gt=0)
     """Length of those filters (ms); x > 0."""
+
+    HEAD: Annotated[HeadName, Role.MODEL] = "linear"
+    """From the backbone's hidden states to logits: `linear`, on their mean, or your own (docs/extend.md)."""
 
     DROPOUT: Annotated[float, Role.MODEL] = Field(0.1, ge=0, lt=1)
     """Dropout in the backbone and before the head; 0 ≤ x < 1."""
