@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -132,6 +132,8 @@ def _placeholder(kind: Any) -> str:
     parts = get_args(kind)
     if get_origin(kind) is Literal:
         return f"{{{','.join(parts)}}}"
+    if get_origin(kind) is Annotated:
+        return _placeholder(parts[0])
     words = [_placeholder(part) for part in parts if part is not type(None)]
     if get_origin(kind) is list:
         return f"{words[0]},…"

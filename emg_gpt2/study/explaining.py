@@ -13,6 +13,7 @@ from EMG_DATA_LOADER import Split, cut_rows
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import make_folder, replace_file, write_json
 from emg_gpt2.base.log import progress, track
+from emg_gpt2.base.text import in_short
 from emg_gpt2.model.build import load_model
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.settings import Settings
@@ -90,8 +91,9 @@ def settings_of(run: Path, data_location: Path | None) -> Settings:
     try:
         saved = json.loads((run / "env.json").read_text(encoding="utf-8"))
         return Settings(**saved | ({"DATA_LOCATION": data_location} if data_location else {}))
-    except (OSError, ValueError, TypeError):
-        raise EMGError(f"{run}: there is no run; name a folder under runs") from None
+    except (OSError, ValueError, TypeError) as error:
+        why = in_short(error)
+        raise EMGError(f"{run}: there is no run that can be read ({why}); name a folder under runs") from None
 
 
 def chosen_windows(args: Namespace, windows: WindowSet, split: Split, settings: Settings) -> Chosen:

@@ -108,9 +108,11 @@ def train(trial: optuna.Trial, task: Task, settings: Settings) -> float:
 
 
 def space(settings: Settings) -> dict[str, BaseDistribution]:
-    """Setting → the values to try."""
+    """Setting → the values to try; in the wide space among them TOKENS as they are."""
     if settings.SWEEP_SPACE == "wide":
-        return WIDE
+        own, tokens = choice(settings, "TOKENS"), WIDE.get("TOKENS")
+        added = tokens and own not in tokens.choices
+        return WIDE | ({"TOKENS": CategoricalDistribution([*tokens.choices, own])} if added else {})
     values = {"NUM_LAYERS": settings.SWEEP_NUM_LAYERS, "LR": settings.SWEEP_LR}
     return {name: CategoricalDistribution(list(dict.fromkeys(choices))) for name, choices in values.items()}
 
