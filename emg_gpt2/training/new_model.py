@@ -1,5 +1,6 @@
 """A new model for the windows at hand, with its reference and linear path fitted to the training part."""
 
+import itertools
 import logging
 
 import numpy as np
@@ -10,7 +11,7 @@ from EMG_DATA_LOADER import EVALUATION_BATCH, batches, draw_rows, read_emg
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.model.augment import Augmentation
 from emg_gpt2.model.build import build_model
-from emg_gpt2.model.config import EMGConfig
+from emg_gpt2.model.config import MOST_DAYS, EMGConfig, day_mark
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.model.normalise import measure_reference
 from emg_gpt2.settings import Settings
@@ -31,6 +32,7 @@ def new_model(task: Task, settings: Settings) -> EMGForSequenceClassification:
     holds fewer than two, or nothing changes in the training part.
     """
     config = new_config(task.windows, settings)
+    config.class_shares, config.trained_days = class_shares(task), trained_days(task)
     torch.manual_seed(settings.SEED)
     model = build_model(config, settings.MODEL_NAME, settings.PRETRAINED, settings.BLOCKS)
     emg = read_emg(task.windows, draw_rows(task.split.train, settings.SEED))
@@ -82,6 +84,20 @@ def new_config(windows: WindowSet, settings: Settings) -> EMGConfig:
         scale=settings.SCALE,
         data_note=about["note"],
     )
+
+
+def class_shares(task: Task) -> list[float]:
+    """The share (K,) of each class in the training part, whose windows the references are measured on."""
+    return (
+        np.bincount(task.windows.targets[task.split.train], minlength=task.classes) / len(task.split.train)
+    ).tolist()
+
+
+def trained_days(task: Task) -> list[str]:
+    """The marks of the days in the training and validation part; none where they are too many for a config."""
+    seen = np.concatenate([task.split.train, task.split.validation])
+    days = task.windows.table.iloc[seen][["subject", "session"]].drop_duplicates()
+    return sorted(itertools.starmap(day_mark, days.to_numpy())) if len(days) <= MOST_DAYS else []
 
 
 def fit_linear_path(model: EMGForSequenceClassification, task: Task, seed: int) -> None:
