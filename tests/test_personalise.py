@@ -339,7 +339,7 @@ def one_sentence(arguments: list, words: str, capsys) -> None:
     assert words in said.err
 
 
-def test_a_wrong_command_is_refused_in_one_sentence(trained, day, tmp_path, capsys):
+def test_a_wrong_command_is_refused_in_one_sentence(trained, day, small_file, tmp_path, capsys):
     model, full = trained / "best_model", tmp_path / "full"
     full.mkdir()
     (full / "note.txt").write_text("mine")
@@ -349,7 +349,7 @@ def test_a_wrong_command_is_refused_in_one_sentence(trained, day, tmp_path, caps
         ([model, day, "--subject", "03", "--session", "2018-01-01"], "has no such session; choose from 2018-05-11"),
         ([model, day, "--subject", "03", "--repetitions", "0"], "0 is not a number from 1"),
         ([model, day, "--subject", "03", "--repetitions", "4"], "has 4 repetitions, and 5 are needed"),
-        ([model, day, "--subject", "03", "--out", full], "there is something already"),
+        ([model, small_file, "--subject", "03", "--out", full], "there is something already"),
         ([model, tmp_path / "none.parquet", "--subject", "03"], "there is no such file"),
         ([tmp_path / "none", day, "--subject", "03"], "no model can be loaded"),
         ([model, day, "--subject", "03", "--memory-gb", "-1"], "MEMORY_GB"),

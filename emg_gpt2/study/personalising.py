@@ -17,7 +17,7 @@ from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import make_folder, replace_folder, write_json
 from emg_gpt2.model.build import load_model
 from emg_gpt2.model.card import Facts, count_part, data_licence, model_card
-from emg_gpt2.model.config import day_mark
+from emg_gpt2.model.config import MOST_DAYS, day_mark
 from emg_gpt2.model.files import save_card, save_weights
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.results.figures import BLUE, GREY, ORANGE, plt
@@ -46,15 +46,10 @@ KINDS = {"before": "before", "after": "after", "baseline": "calibration part alo
 def personalise(args: argparse.Namespace, console: Console) -> None:
     """Adapt a model to a session and write the new folder; print the figures to `console`. Raises EMGError."""
     began, model = time.perf_counter(), load_model(args.model)
-    everything = load_windows(args.settings)
-    check_recordings(model, everything, args)
-    windows = windows_of_session(everything, args)
-    check_gestures(model, windows, args)
-    split = cut_repetitions(windows, args.repetitions)
+    windows, split, known = session_of(model, args)
     day = args.subject, windows.table["session"][0]
     out = args.out or Path("runs") / f"personalised-{'-'.join(day)}"
     check_place(out)
-    known = check_unseen(model, everything, day, args.model)
     result = provenance(model, windows, split, args) | {"training_days_known": known}
     logger.info(f"{split.description}: {len(split.train)} windows to adapt with, {len(split.test)} to test")
     adapted = adapt(model, windows, split.train, order_of_repetitions(windows.table)[split.train])
@@ -73,11 +68,21 @@ def personalise(args: argparse.Namespace, console: Console) -> None:
     logger.info(f"{out}: the {result['kept']} and its card, personalise.json and personalise.png")
 
 
+def session_of(model: EMGForSequenceClassification, args: argparse.Namespace) -> tuple[WindowSet, Split, bool]:
+    """Return the session's windows and split, and whether the model's training days are known. Raises EMGError."""
+    everything = load_windows(args.settings)
+    check_recordings(model, everything, args)
+    windows = windows_of_session(everything, args)
+    check_gestures(model, windows, args)
+    split = cut_repetitions(windows, args.repetitions)
+    return windows, split, check_unseen(model, everything, (args.subject, windows.table["session"][0]), args.model)
+
+
 def note_session(model: EMGForSequenceClassification, split: Split, day: tuple[str, str]) -> None:
     """Note in the config that the model was adapted to a session."""
     config = model.config
     config.data_note = f"{config.data_note} Personalised for {split.description}.".strip()
-    if config.trained_days:  # empty: not known
+    if 0 < len(config.trained_days) < MOST_DAYS:  # none: not known
         config.trained_days = [*config.trained_days, day_mark(*day)]
 
 
