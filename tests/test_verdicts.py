@@ -44,6 +44,15 @@ def test_gestures_count_alike_and_a_mixed_result_is_none():
     assert found.words == "no difference beyond chance"
 
 
+def test_repetitions_that_are_alike_with_both_say_nothing():
+    """However many there are: one that differs gives p = 1, and six give 2 / 2⁶."""
+    table = made(20)
+    right = table["TRAJ_GT"].to_numpy()
+    for differing, p in ((1, 1), (2, 0.5), (6, 2 / 64)):
+        changed = np.where((table["repetition"] < differing) & (right == 0), 1, right)
+        assert compare(table, right, changed).p == pytest.approx(p)
+
+
 def test_too_few_units_say_nothing():
     table = made(6)
     right = table["TRAJ_GT"].to_numpy()

@@ -7,17 +7,16 @@ repetitions of every gesture, in the order of time, are the calibration part, an
 Nothing is measured on the test part, not even its scale. Model and session must have the same gestures; else the
 command refuses, so that a gesture that is missing cannot vanish from the figures.
 
-The adaptation is a closed form and takes seconds. The model's reference becomes that of the calibration windows, in
-which every gesture counts with its share of the training part. LDA on their log covariances is added to the model's
-logits, each with the weight that fits best. With two or more repetitions LDA is judged on the one that it was not
-fitted to. With one it cannot be judged: windows of one repetition are too alike. Then the model's logits get the factor
-from 0 to 1 that fits best, and LDA gets the rest.
+The adaptation takes seconds. The model's reference becomes that of the calibration windows, in which every gesture
+counts with its share of the training part. The model's logits get the factor from 0 to 1 that fits best, and are mixed
+with those of LDA on log covariances. With two or more repetitions the mix is chosen, and the result judged, on the
+repetitions that LDA was not fitted to. With one, LDA cannot be judged, because windows of one repetition are too alike:
+it gets the more weight, the less the model fits. Its confidence is too high then; take two repetitions where you can.
 
-The new folder holds the better model: the adapted one where its loss on the calibration windows is lower by more than
-a standard error over their repetitions (with one repetition, without LDA); else the model as it came.
---keep personalised keeps the adapted one in any case. The verdict is read on the test part once, after that: is the
-adapted model better than the one that came, beyond chance (sign-flip test over repetitions)? It changes nothing; where
-it contradicts what was kept, a sentence says so.
+The new folder holds the better model: the adapted one where its loss on the calibration windows is lower (with one
+repetition, without LDA), else the model as it came. --keep personalised keeps the adapted one in any case. The verdict
+is read on the test part once, after that: is the adapted model better than the one that came, beyond chance (sign-flip
+test over repetitions)? It changes nothing; where it contradicts what was kept, a sentence says so.
 
 A day that the model was trained on is refused. The model's config knows these days, or split.csv beside its folder;
 where neither does, the results say that it cannot be checked. The folder also holds the card, and personalise.json and

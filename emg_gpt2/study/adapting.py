@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
-from scipy.special import log_softmax
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
 from torch import nn
 
 from EMG_DATA_LOADER import EVALUATION_BATCH, batches, read_emg
@@ -14,7 +14,9 @@ from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.model.normalise import measure_reference
 from emg_gpt2.training.new_model import LINEAR_WEIGHT, linear_discriminant
 from emg_gpt2.windows.reading import WindowSet
+from EMG_utils import balanced_accuracy, balanced_loss
 
+MIXES = (0, 0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 1)  # LDA of many channels and few windows is up to 100 times too sure
 MEASURED = 4000  # windows that a reference is measured on, the calibration windows repeated
 
 
@@ -25,7 +27,6 @@ class Adapted:
     factor, weight: of the model's logits and of those of LDA
     loss, loss_before: cross entropy (nat), mean over the calibration repetitions, of the adapted model and of the
         model as saved; the adapted model's is that of windows whose repetition LDA was not fitted to
-    gain, error: mean of the difference and its standard error over the repetitions
     """
 
     model: EMGForSequenceClassification
@@ -33,13 +34,11 @@ class Adapted:
     weight: float
     loss: float
     loss_before: float
-    gain: float
-    error: float
 
     @property
     def is_better(self) -> bool:
-        """Whether the gain is more than its standard error (Breiman et al., CART, 1984, section 3.4.3)."""
-        return self.gain > self.error
+        """Whether its loss is lower."""
+        return self.loss < self.loss_before
 
 
 def adapt(
@@ -53,18 +52,18 @@ def adapt(
     measured = with_reference_of(model, windows, calibration)
     targets, covariance = windows.targets[calibration], covariances(measured, windows, calibration)
     own, theirs = logits_of(measured, windows, calibration), held_out_logits(covariance, targets, repetitions)
+    sure = best_factor(own, targets)
     if theirs is None:  # one repetition: LDA cannot be judged, and gets what the model loses
-        theirs = np.zeros_like(own)
-        factor = best_weights(own, theirs, targets)[0]
-        weight = LINEAR_WEIGHT * (1 - factor)
+        factor, weight, judged = sure**2, LINEAR_WEIGHT * (1 - sure), sure * own
     else:
-        factor, weight = best_weights(own, theirs, targets)
-    before = losses(logits_of(model, windows, calibration), targets, repetitions)
-    after = losses(factor * own + weight * theirs, targets, repetitions)
-    gains = before - after
+        mix = best_mix(sure * own, LINEAR_WEIGHT * theirs, targets)
+        factor, weight = (1 - mix) * sure, mix * LINEAR_WEIGHT
+        scale = best_factor(factor * own + weight * theirs, targets)
+        factor, weight = scale * factor, scale * weight
+        judged = factor * own + weight * theirs
+    before = mean_loss(logits_of(model, windows, calibration), targets, repetitions)
     add_to_model(measured, factor, weight, covariance, targets)
-    error = float(gains.std(ddof=1) / np.sqrt(len(gains)))
-    return Adapted(measured, factor, weight, float(after.mean()), float(before.mean()), float(gains.mean()), error)
+    return Adapted(measured, factor, weight, mean_loss(judged, targets, repetitions), before)
 
 
 def held_out_logits(covariance: torch.Tensor, targets: np.ndarray, repetitions: np.ndarray) -> np.ndarray | None:
@@ -88,31 +87,32 @@ def lda_logits(learnt: torch.Tensor, targets: np.ndarray, covariance: torch.Tens
     return (covariance.double() @ coefficients.T + intercepts).numpy()
 
 
-def best_weights(own: np.ndarray, theirs: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
-    """Return the factors from 0 to 1 on `own` and from 0 to LINEAR_WEIGHT on `theirs`, logits (n, K), that fit best.
+def best_factor(logits: np.ndarray, targets: np.ndarray) -> float:
+    """Return the factor from 0 to 1 on logits (n, K) with the lowest cross entropy on targets (n,), mean over classes.
 
-    They have the lowest cross entropy, mean over the classes. With `theirs` of zeros this is temperature scaling (Guo
-    et al., ICML 2017), limited to making a model less sure.
+    Temperature scaling (Guo et al., ICML 2017), limited to making a model less sure.
     """
-    members = [np.flatnonzero(targets == index) for index in np.unique(targets)]
-
-    def loss(weights: np.ndarray) -> float:
-        each = cross_entropy(weights[0] * own + LINEAR_WEIGHT * weights[1] * theirs, targets)
-        return float(np.mean([each[rows].mean() for rows in members]))
-
-    found = minimize(loss, (0.5, 0.1), method="L-BFGS-B", bounds=[(0, 1), (0, 1)]).x
-    return float(found[0]), float(LINEAR_WEIGHT * found[1])
+    loss = lambda factor: balanced_loss(targets, softmax(factor * logits, axis=1))  # noqa: E731
+    return float(minimize_scalar(loss, bounds=(0, 1), method="bounded").x)
 
 
-def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Cross entropy (n,) in nat of logits (n, K)."""
-    return -log_softmax(logits, axis=1)[np.arange(len(targets)), targets]
+def best_mix(own: np.ndarray, theirs: np.ndarray, targets: np.ndarray) -> float:
+    """Return which of MIXES, the share of `theirs` beside `own` (logits (n, K)), has the best balanced accuracy.
+
+    The middle one of those that are equally good. Cross entropy would choose too little of `theirs`: LDA of few
+    windows is far too sure where it is wrong.
+    """
+    mixed = [((1 - mix) * own + mix * theirs).argmax(1) for mix in MIXES]
+    reached = np.array([balanced_accuracy(targets, classes) for classes in mixed])
+    best = np.flatnonzero(np.isclose(reached, reached.max()))
+    return MIXES[best[len(best) // 2]]
 
 
-def losses(logits: np.ndarray, targets: np.ndarray, repetitions: np.ndarray) -> np.ndarray:
-    """Mean cross entropy of every repetition of every class."""
-    each, keys = cross_entropy(logits, targets), targets * (repetitions.max() + 1) + repetitions
-    return np.array([each[keys == key].mean() for key in np.unique(keys)])
+def mean_loss(logits: np.ndarray, targets: np.ndarray, repetitions: np.ndarray) -> float:
+    """Cross entropy (nat) of logits (n, K), mean over the repetitions of all classes."""
+    each = -log_softmax(logits, axis=1)[np.arange(len(targets)), targets]
+    keys = targets * (repetitions.max() + 1) + repetitions
+    return float(np.mean([each[keys == key].mean() for key in np.unique(keys)]))
 
 
 def add_to_model(

@@ -48,7 +48,7 @@ def check_unseen(model: EMGForSequenceClassification, windows: WindowSet, day: t
     if not marks and not recordings:
         return False
     days = table[["subject", "session", "recording"]].drop_duplicates()
-    marked = [day_mark(*one) in marks for one in days[["subject", "session"]].to_numpy()]
+    marked = np.array([day_mark(*one) in marks for one in days[["subject", "session"]].to_numpy()])
     trained = set(map(tuple, days.loc[marked | days["recording"].isin(recordings), ["subject", "session"]].to_numpy()))
     if day in trained:
         known = set(map(tuple, days[["subject", "session"]].to_numpy()))

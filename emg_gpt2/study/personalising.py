@@ -88,15 +88,15 @@ def note_session(model: EMGForSequenceClassification, split: Split, day: tuple[s
 
 def verdict_line(verdict: Comparison) -> str:
     """Whether the personalised model is better than the model as saved, in a sentence."""
-    return f"Verdict on the test part, personalised model beside model as saved: {verdict.sentence}"
+    return f"Verdict: {verdict.words}. Personalised model beside model as saved, on the test part: {verdict.sentence}"
 
 
 def kept_line(result: dict, args: argparse.Namespace) -> str:
     """Which of the two is in the new folder, why, and what to do where the test part contradicts it."""
-    how = "repetitions that LDA was not fitted to" if result["repetitions"] > 1 else "without LDA, which needs two"
+    how = "on repetitions that LDA was not fitted to" if result["repetitions"] > 1 else "without LDA, which needs two"
     why = (
-        f"cross entropy on the calibration part {result['loss']:.3f} after {result['loss_before']:.3f} "
-        f"(gain {result['gain']:+.3f}, standard error {result['error']:.3f}; {how})"
+        f"by the cross entropy on the calibration part: personalised model {result['loss']:.3f} ({how}), "
+        f"model as saved {result['loss_before']:.3f}"
     )
     advice = "" if args.keep == "better" else "; asked for by --keep personalised"
     if result["kept"] == AFTER and result["verdict"]["words"] == "worse":
