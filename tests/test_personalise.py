@@ -225,7 +225,7 @@ def test_the_baseline_on_log_covariances_is_lda_on_what_the_model_sees(written, 
 def test_the_table_shows_each_figure_and_the_origin(personalised, written):
     said = personalised[1].stdout
     for one in written["figures"]:
-        (line,) = [line for line in said.splitlines() if f" {one['name']} " in line]
+        (line,) = [line for line in said.partition("Verdict")[0].splitlines() if f" {one['name']} " in line]
         shown = [word for word in line.split() if word.replace(".", "").isdigit()]
         figures = [f"{one[key]:.3f}" for key in ("balanced_accuracy", "accuracy", "macro_f1")]
         assert shown[-4:] == [*figures, str(written["n_test"])]
