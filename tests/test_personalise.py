@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import call
+from safetensors.torch import load_file, save_file
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from sklearn.preprocessing import StandardScaler
@@ -318,7 +319,7 @@ def test_lda_is_judged_on_the_repetition_that_it_was_not_fitted_to():
 def test_the_reference_of_a_session_counts_rest_as_training_did():
     """A calibration of as much rest as gesture, for a model that was trained on 90 % rest."""
     model, windows = made_model(2, True), made_windows(2)
-    model.config.class_shares = [0.9, 0.1]
+    model.class_share.copy_(torch.tensor([0.9, 0.1]))
     scale = with_reference_of(model, windows, np.arange(80)).scale[0]
     power = np.square(windows.emg - windows.emg.mean(1, keepdims=True)).mean(1)  # (80, 3)
     expected = np.sqrt(0.9 * power[:40].mean(0) + 0.1 * power[40:].mean(0))
@@ -428,8 +429,12 @@ def copied_model(trained: Path, folder: Path, days: bool) -> Path:
     """The trained model elsewhere, with no run around it; without `days` as an older version wrote it."""
     shutil.copytree(trained / "best_model", folder)
     config = json.loads((folder / "config.json").read_text())
-    kept = {key: value for key, value in config.items() if days or key not in {"trained_days", "class_shares"}}
-    (folder / "config.json").write_text(json.dumps(kept))
+    if not days:
+        del config["trained_days"]
+        weights = load_file(folder / "model.safetensors")
+        own = {name: tensor for name, tensor in weights.items() if not name.startswith("class_")}
+        save_file(own, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 

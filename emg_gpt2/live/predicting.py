@@ -17,8 +17,8 @@ from emg_gpt2.base.files import make_folder, replace_file, write_json
 from emg_gpt2.base.log import progress
 from emg_gpt2.live.decisions import REJECTED, Classifier
 from emg_gpt2.live.judging import Truth, figures_of, pooled, truth_of
-from emg_gpt2.live.references import FixedReference, RunningReference, reference_of_signals
-from emg_gpt2.live.setup import Setup
+from emg_gpt2.live.references import FixedReference, RunningReference
+from emg_gpt2.live.setup import Setup, reference_of_signals
 from emg_gpt2.live.signals import Signal, read_signal, when
 from emg_gpt2.live.timeline import draw_timeline
 from emg_gpt2.raw.putemg import find_recordings
@@ -87,6 +87,14 @@ def decided_recordings(paths: list[Path], setup: Setup) -> Iterator[tuple[Signal
         measure = reference_of_day(signals, setup)
         for signal in signals:
             yield signal, decide(signal, measure, setup)
+        if signals and isinstance(measure, RunningReference):
+            measure.warn_of_doubts(name_of(signals))
+
+
+def name_of(signals: list[Signal]) -> str:
+    """The recordings of a day, in short."""
+    more = f" and {len(signals) - 1} more of that day" if len(signals) > 1 else ""
+    return f"{signals[0].name}{more}"
 
 
 def read_new_signal(path: Path, signals: list[Signal], setup: Setup) -> Signal:
@@ -102,7 +110,7 @@ def reference_of_day(signals: list[Signal], setup: Setup) -> FixedReference | Ru
         return setup.fixed
     if setup.reference == "running":
         return RunningReference(setup.model, setup.hop)
-    return FixedReference(reference_of_signals(signals, setup.model))
+    return FixedReference(reference_of_signals(name_of(signals), signals, setup.model))
 
 
 def decide(signal: Signal, measure: FixedReference | RunningReference, setup: Setup) -> Decided:

@@ -77,7 +77,6 @@ class ConfigLimits(BaseModel, strict=True, allow_inf_nan=False):
     scale: Literal["session", "training"]
     weights: Literal["pretrained", "random"]
     data_note: Annotated[SomeLines, Field(max_length=10_000)]
-    class_shares: list[Annotated[float, Field(ge=0, le=1)]] = Field(max_length=128)
     trained_days: list[Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]] = Field(max_length=MOST_DAYS)
 
     @model_validator(mode="after")
@@ -87,8 +86,6 @@ class ConfigLimits(BaseModel, strict=True, allow_inf_nan=False):
                 raise ValueError(f"{kind} names the same one twice")
         if len(self.class_names) != len(self.class_codes):
             raise ValueError(f"there are {len(self.class_names)} class_names for {len(self.class_codes)} class_codes")
-        if len(self.class_shares) not in (0, len(self.class_codes)):
-            raise ValueError(f"there are {len(self.class_shares)} class_shares for {len(self.class_codes)} class_codes")
         if 2 * self.patch > self.window:
             raise ValueError(f"a window of {self.window} samples is shorter than two patches of {self.patch}")
         return self
@@ -114,7 +111,6 @@ class EMGConfig(PreTrainedConfig):
     scale: what windows are measured against, `session` or `training`
     weights: what the backbone started from, `pretrained` or `random`
     data_note: origin of the training data
-    class_shares: share of each class in the windows that the model was fitted to; empty: not known (older models)
     trained_days: `day_mark` of every person's day in the training and validation part; empty: not known
 
     A saved config.json also has `emg_gpt2_version`, the version that wrote it. Of other keys, `dtype` and
@@ -146,7 +142,6 @@ class EMGConfig(PreTrainedConfig):
         scale: str = "session",
         weights: str = "random",
         data_note: str = "",
-        class_shares: Sequence[float] = (),
         trained_days: Sequence[str] = (),
         **kwargs,
     ):
@@ -157,7 +152,7 @@ class EMGConfig(PreTrainedConfig):
         self.sampling_rate, self.channels, self.unit, self.scale = sampling_rate, list(channels), unit, scale
         self.class_codes, self.class_names = list(class_codes), list(class_names)
         self.preprocessing, self.weights, self.data_note = preprocessing or {}, weights, data_note
-        self.class_shares, self.trained_days = list(class_shares), list(trained_days)
+        self.trained_days = list(trained_days)
         self.check_limits()
         kept = {name: kwargs[name] for name, legal in KEPT.items() if kwargs.get(name) in legal}
         super().__init__(**kept, id2label=dict(enumerate(self.class_names)))

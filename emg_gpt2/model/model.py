@@ -17,6 +17,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.model.backbone import new_backbone, run_backbone
+from emg_gpt2.model.class_means import ClassMeans
 from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.files import load_saved
 from emg_gpt2.model.layers import Dropout, use_quick_dropout
@@ -44,6 +45,7 @@ class EMGForSequenceClassification(PreTrainedModel):
     config_class = EMGConfig
     base_model_prefix = "backbone"
     main_input_name = "emg"
+    since_version_0_3 = ("class_share", "class_level", "class_centre", "class_square")  # earlier files lack them
 
     def __init__(self, config: EMGConfig):
         super().__init__(config)
@@ -52,6 +54,10 @@ class EMGForSequenceClassification(PreTrainedModel):
         self.register_buffer("scale", torch.ones(1, channels))
         self.register_buffer("centre", torch.zeros(1, pairs))
         self.register_buffer("spread", torch.ones(1, pairs))
+        self.register_buffer("class_share", torch.full((classes,), 1 / classes))
+        self.register_buffer("class_level", torch.zeros(classes, channels))
+        self.register_buffer("class_centre", torch.zeros(classes, pairs))
+        self.register_buffer("class_square", torch.ones(classes, pairs))
         self.tokenisers = nn.ModuleDict({name: TOKENISERS[name](config) for name in config.tokens})
         self.backbone = new_backbone(config.backbone)
         use_quick_dropout(self.backbone)
@@ -118,6 +124,16 @@ class EMGForSequenceClassification(PreTrainedModel):
         """Replace the model's own reference."""
         for name, tensor in reference._asdict().items():
             getattr(self, name).copy_(tensor)
+
+    @property
+    def class_means(self) -> ClassMeans:
+        """What each class looks like beside its session; zeros and ones in a model of an earlier version."""
+        return ClassMeans(self.class_share, self.class_level, self.class_centre, self.class_square)
+
+    def set_class_means(self, means: ClassMeans) -> None:
+        """Replace what the model knows of its classes."""
+        for name, tensor in means._asdict().items():
+            getattr(self, f"class_{name}").copy_(tensor)
 
     # ---- hub
 

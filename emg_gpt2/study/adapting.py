@@ -141,12 +141,10 @@ def with_reference_of(
     """Return a copy of the model whose own reference is that of the calibration windows of a session.
 
     The mean of a session depends on how much of it is rest, and a calibration has little. So the classes count with
-    the shares that they had in the training part, where the model knows them; else every window counts the same.
+    the shares that they had in the training part (all the same in a model of 0.2 or before, which does not know).
     """
-    rows, targets = calibration, windows.targets[calibration]
-    if shares := model.config.class_shares:
-        counts = [max(1, round(MEASURED * share)) for share in shares]
-        rows = np.concatenate([np.resize(rows[targets == index], count) for index, count in enumerate(counts)])
+    targets, counts = windows.targets[calibration], (MEASURED * model.class_share).round().int().clamp(min=1).tolist()
+    rows = np.concatenate([np.resize(calibration[targets == index], count) for index, count in enumerate(counts)])
     measured = copy.deepcopy(model)
     measured.set_reference(measure_reference(read_emg(windows, rows)))
     return measured
