@@ -97,6 +97,12 @@ def test_the_filter_can_be_made_causal(short, trained, causal_model):
     assert not predicted(*given, trained / "best_model")[STEM][GESTURES].equals(causal[GESTURES])
 
 
+def test_a_setting_of_training_is_no_matter_of_a_trained_model(short, trained, tmp_path, monkeypatch):
+    """A variable that main.py would refuse; the model has its own settings."""
+    monkeypatch.setenv("EMG_NUM_EPOCHS", "0")
+    assert written(tmp_path / "out", short, "--model", trained / "best_model")
+
+
 def test_a_table_holds_a_row_per_window(short, trained, tmp_path):
     tables, _ = written(tmp_path / "out", short, "--model", trained / "best_model", "--smooth", "none")
     table = tables[STEM]

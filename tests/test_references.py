@@ -94,6 +94,16 @@ def test_a_signal_of_another_unit_is_far_from_the_training_part(model, later_day
     assert "the signal is far from the training part" in capsys.readouterr().err
 
 
+def test_other_labels_than_those_of_training_are_named(model, later_day, tmp_path, capsys):
+    """Every gesture has another's label, the last one a label of which the model never heard."""
+    other = later_day.assign(TRAJ_GT=later_day["TRAJ_GT"].map({0: 1, 1: 2, 2: 3, 3: 0, 6: 5}))
+    assert accuracy(other, 1000, model, tmp_path / "other", name(12, 10)) < 0.05
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the model does not know label 5; no figure counts it" in said
+    assert "a balanced accuracy of 0.0" in said
+    assert "is hardly better than guessing (0.250)" in said
+
+
 @pytest.mark.nightly
 @needs_shared
 def test_real_recordings_of_one_gesture_are_known_as_well_as_whole_ones(tmp_path):

@@ -16,13 +16,13 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from emg_gpt2.base.errors import EMGError
+from emg_gpt2.base.registry import HEADS, TOKENISERS
 from emg_gpt2.model.backbone import new_backbone, run_backbone
 from emg_gpt2.model.class_means import ClassMeans
 from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.files import load_saved
-from emg_gpt2.model.layers import Dropout, use_quick_dropout
+from emg_gpt2.model.layers import use_quick_dropout
 from emg_gpt2.model.normalise import Reference, normalise
-from emg_gpt2.model.tokens import TOKENISERS
 
 RESIDUAL_WEIGHT = 0.1  # of the backbone beside the linear path, before training
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
@@ -37,7 +37,7 @@ ONLY_VALUES = {  # arguments of from_pretrained that have one meaning here, and 
 
 
 class EMGForSequenceClassification(PreTrainedModel):
-    """Normalisation → tokenisers → GPT-2 blocks → mean over the tokens → linear head, beside a linear path.
+    """Normalisation → tokenisers → GPT-2 blocks → head, beside a linear path.
 
     The linear path maps the window's log covariance to logits; the backbone learns what it misses.
     """
@@ -49,7 +49,7 @@ class EMGForSequenceClassification(PreTrainedModel):
 
     def __init__(self, config: EMGConfig):
         super().__init__(config)
-        channels, width, classes = len(config.channels), config.backbone["n_embd"], len(config.class_codes)
+        channels, classes = len(config.channels), len(config.class_codes)
         pairs = channels * (channels + 1) // 2
         self.register_buffer("scale", torch.ones(1, channels))
         self.register_buffer("centre", torch.zeros(1, pairs))
@@ -58,11 +58,10 @@ class EMGForSequenceClassification(PreTrainedModel):
         self.register_buffer("class_level", torch.zeros(classes, channels))
         self.register_buffer("class_centre", torch.zeros(classes, pairs))
         self.register_buffer("class_square", torch.ones(classes, pairs))
-        self.tokenisers = nn.ModuleDict({name: TOKENISERS[name](config) for name in config.tokens})
+        self.tokenisers = nn.ModuleDict({name: TOKENISERS.load(name)(config) for name in config.tokens})
         self.backbone = new_backbone(config.backbone)
         use_quick_dropout(self.backbone)
-        self.dropout = Dropout(config.dropout)
-        self.head = nn.Linear(width, classes)
+        self.head = HEADS.load(config.head)(config)
         self.linear = nn.Linear(pairs, classes).requires_grad_(False) if config.linear_path else None
         self.residual_weight = nn.Parameter(torch.tensor(RESIDUAL_WEIGHT if config.linear_path else 1.0))
         self.post_init()
@@ -104,12 +103,12 @@ class EMGForSequenceClassification(PreTrainedModel):
 
     def classify_hidden(self, hidden: torch.Tensor, linear_logits: torch.Tensor) -> torch.Tensor:
         """hidden (B, P, D) from the backbone, and the linear path's logits (B, K) → logits (B, K)."""
-        return linear_logits + self.residual_weight * self.head(self.dropout(hidden.mean(1))).float()
+        return linear_logits + self.residual_weight * self.head(hidden).float()
 
     def linear_logits(self, covariance: torch.Tensor) -> torch.Tensor:
         """Log covariance (B, C(C+1)/2) → the linear path's logits (B, K); zeros without one."""
         if self.linear is None:
-            return covariance.new_zeros(covariance.shape[0], self.head.out_features)  # len would be fixed in an export
+            return covariance.new_zeros(covariance.shape[0], len(self.config.class_codes))
         with torch.autocast(covariance.device.type, enabled=False):
             return self.linear(covariance)
 

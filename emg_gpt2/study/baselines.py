@@ -46,7 +46,7 @@ from sklearn.svm import SVC
 from EMG_DATA_LOADER import Split, reference_groups, rows_to_measure, thin
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import replace_file, write_json
-from emg_gpt2.base.log import time_to_go
+from emg_gpt2.base.log import time_to_go, track
 from emg_gpt2.results.figures import draw_baselines
 from emg_gpt2.results.report import write_report
 from emg_gpt2.results.run import resumed_settings
@@ -85,6 +85,7 @@ CLASSIFIERS = {
     "kNN": KNeighborsClassifier(5),
     "SVM": SVC(C=50, gamma="auto"),
 }
+FITS = list(product(SCALINGS, FEATURE_SETS, CLASSIFIERS))
 
 
 def evaluate_baselines(windows: WindowSet, split: Split, seed: int = 0) -> list[dict]:
@@ -96,13 +97,14 @@ def evaluate_baselines(windows: WindowSet, split: Split, seed: int = 0) -> list[
     Raises EMGError where no channel has a signal.
     """
     results, few, began = [], sample_windows(windows, split.train, seed), time.monotonic()
-    every = len(SCALINGS) * len(FEATURE_SETS) * len(CLASSIFIERS)
-    for scaling, name, table in feature_tables(windows, split):
-        scored = [score(windows, split, table, kind, few) for kind in CLASSIFIERS]
-        results += [{"features": name, "scaling": scaling} | one for one in scored]
-        reached = ", ".join(f"{one['classifier']} {one['balanced_accuracy']:.3f}" for one in scored)
-        left = time_to_go(time.monotonic() - began, len(results), every - len(results))
-        logger.info(f"{name}, scale of the {SCALINGS[scaling]}: {reached}{left if len(results) < every else ''}")
+    for scaling, name, kind, table in fits_of(windows, split):
+        results.append({"features": name, "scaling": scaling} | score(windows, split, table, kind, few))
+        if len(results) % len(CLASSIFIERS) == 0:
+            scored = results[-len(CLASSIFIERS) :]
+            reached = ", ".join(f"{one['classifier']} {one['balanced_accuracy']:.3f}" for one in scored)
+            left = len(FITS) - len(results)
+            to_go = time_to_go(time.monotonic() - began, len(results), left) if left else ""
+            logger.info(f"{name}, scale of the {SCALINGS[scaling]}: {reached}{to_go}")
     return results
 
 
@@ -114,26 +116,26 @@ def best_on_validation(windows: WindowSet, split: Split, seed: int = 0) -> dict:
     part, few = replace(split, test=split.validation), sample_windows(windows, split.train, seed)
     logger.info("the same on the validation part, for the verdict")
     found, names = [], np.array(windows.classes)
-    for scaling, name, table in feature_tables(windows, part):
-        for kind in CLASSIFIERS:
-            predicted = predict(windows, part, table, kind, few)
-            reached = balanced_accuracy(windows.targets[part.test], predicted)
-            about = {"features": name, "classifier": kind, "scaling": scaling, "balanced_accuracy": reached}
-            found.append(about | {"predicted": names[predicted].tolist()})
+    for scaling, name, kind, table in fits_of(windows, part):
+        predicted = predict(windows, part, table, kind, few)
+        reached = balanced_accuracy(windows.targets[part.test], predicted)
+        about = {"features": name, "classifier": kind, "scaling": scaling, "balanced_accuracy": reached}
+        found.append(about | {"predicted": names[predicted].tolist()})
     return max(found, key=lambda one: one["balanced_accuracy"]) | {"tried": len(found)}
 
 
-def feature_tables(windows: WindowSet, split: Split) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yield scaling, feature set and features (n_train + n_test, F). Raises EMGError where no channel has a signal."""
-    for scaling in SCALINGS:
-        features = scaled_features(windows, split, scaling)
-        for name, members in FEATURE_SETS.items():
-            table = np.concatenate([features[member] for member in members], axis=1)
-            if not np.ptp(table[: len(split.train)], axis=0).any():
-                raise EMGError(
-                    "no channel changes in the training part; look at the file with python -m emg_gpt2 inspect"
-                )
-            yield scaling, name, table
+def fits_of(windows: WindowSet, split: Split) -> Iterator[tuple[str, str, str, np.ndarray]]:
+    """Yield scaling, feature set, classifier and features (n_train + n_test, F) of all FITS, behind a progress bar.
+
+    Raises EMGError where no channel has a signal.
+    """
+    for scaling, name, kind in track(FITS, "classifiers"):
+        if (name, kind) == (next(iter(FEATURE_SETS)), next(iter(CLASSIFIERS))):
+            features = scaled_features(windows, split, scaling)
+        table = np.concatenate([features[member] for member in FEATURE_SETS[name]], axis=1)
+        if not np.ptp(table[: len(split.train)], axis=0).any():
+            raise EMGError("no channel changes in the training part; look at the file with python -m emg_gpt2 inspect")
+        yield scaling, name, kind, table
 
 
 def sample_windows(windows: WindowSet, train: np.ndarray, seed: int) -> np.ndarray:

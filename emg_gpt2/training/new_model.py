@@ -68,6 +68,7 @@ def new_config(windows: WindowSet, settings: Settings) -> EMGConfig:
         logger.info(f"patches of {patch} samples: the first {window % patch} of {window} samples are in none")
     return EMGConfig(
         tokens=settings.TOKENS,
+        head=settings.HEAD,
         patch=patch,
         window=window,
         filters=settings.FILTERS,
