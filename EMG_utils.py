@@ -132,6 +132,7 @@ def validate(trainer: Trainer) -> dict:
     probabilities = predict(trainer.logits, trainer.feed, rows)
     check_validation(probabilities, rows, trainer.where, windows, trainer.run)
     target, predicted = windows.targets[rows], probabilities.argmax(1)
+    trainer.validated = np.array(windows.classes, np.int8)[predicted]
     return {
         "validation_loss": balanced_loss(target, probabilities),
         "validation_accuracy": accuracy_score(target, predicted),
@@ -232,7 +233,10 @@ def versions() -> dict[str, str]:
 
 
 def evaluate_linear_path(model: EMGForSequenceClassification, task: Task) -> dict:
-    """Accuracies of the model's linear path alone on the validation part, on the CPU; empty without either."""
+    """Accuracies of the linear path alone on the validation part, on the CPU, and the `predicted` labels (n,).
+
+    Empty without either.
+    """
     rows, feed = task.split.validation, Feed(task.windows, torch.device("cpu"))
     if model.linear is None or not len(rows):
         return {}
@@ -245,6 +249,7 @@ def evaluate_linear_path(model: EMGForSequenceClassification, task: Task) -> dic
     return {
         "validation_accuracy": accuracy_score(target, predicted),
         "validation_balanced_accuracy": balanced_accuracy(target, predicted),
+        "predicted": np.array(task.windows.classes, np.int8)[predicted],
     }
 
 

@@ -134,7 +134,7 @@ def predictions(finished) -> pd.DataFrame:
 
 def test_the_run_folder_is_complete(finished):
     names = {"env.json", "split.csv", "history.csv", "metrics.json", "predictions.parquet", "log.txt", "tracker.json"}
-    names |= set(FIGURES) | {"best_model", "last", "refit", "report.html", "tensorboard"}
+    names |= set(FIGURES) | {"validation.parquet", "best_model", "last", "refit", "report.html", "tensorboard"}
     assert {path.name for path in finished.iterdir()} == names
     assert (finished / "best_model" / "model.safetensors").is_file()
     assert len(read(finished / "last", "history.json")) == 2
@@ -294,6 +294,19 @@ def test_the_log_tells_the_run(finished):
     assert all(f"epoch {epoch}/2: " in log for epoch in (1, 2))
     assert f"balanced accuracy {read(finished, 'metrics.json')['balanced_accuracy']:.3f} (chance 0.125)" in log
     assert "leaky" not in log
+    assert "on the validation part: the backbone adds " in log
+    assert f"no baseline was run beside it (python -m emg_gpt2 baselines --add-to {finished})" in log
+
+
+def test_the_verdict_rests_on_the_chosen_epoch_and_not_on_the_model_that_knows_the_validation_part(finished, split):
+    """validation.parquet is of the first training; its figures are those of history.csv and metrics.json."""
+    table, history = pd.read_parquet(finished / "validation.parquet"), pd.read_csv(finished / "history.csv")
+    expected = split.loc[split["part"] == "validation", ["TRAJ_GT", "recording", "start"]].reset_index(drop=True)
+    pd.testing.assert_frame_equal(table[expected.columns.tolist()], expected, check_dtype=False)
+    best = history.loc[history["validation_loss"].idxmin()]
+    reached = {name: (table[name] == table["TRAJ_GT"]).mean() for name in ("predicted", "linear_path")}
+    assert reached["predicted"] == pytest.approx(best["validation_accuracy"])
+    assert reached["linear_path"] == pytest.approx(read(finished, "metrics.json")["linear_path"]["validation_accuracy"])
 
 
 # ---- the linear path alone, and the curves --------------------------------------------------------------------

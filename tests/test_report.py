@@ -155,6 +155,14 @@ def test_the_page_shows_the_figures_of_metrics_json(page, metrics):
     ]
 
 
+def test_the_verdict_stands_at_the_top(page):
+    said = page.locator("header #verdict li").all_inner_texts()
+    assert said[0].startswith("The backbone adds ")
+    assert "sign-flip test over" in said[0]
+    assert said[1].startswith("No baseline was run beside it")
+    assert len(said) == 3
+
+
 def test_the_page_tells_what_each_part_holds(page, metrics):
     rows = {row[0]: row[1:] for row in table_of(page, "What each part holds")}
     counts = {part: int(row[-1].replace(",", "")) for part, row in rows.items()}

@@ -3,6 +3,7 @@
 All limits are checked before any memory is allocated for the model.
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,8 @@ KEPT = {  # legal values of the keys that transformers reads; other attention na
     "dtype": ("float32", "bfloat16", "float16", torch.float32, torch.bfloat16, torch.float16),
     "attn_implementation": ("eager", "sdpa", "flash_attention_2", "flex_attention"),
 }
+
+MOST_DAYS = 5000  # of the training data that a config remembers
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[OneLine, Field(max_length=200)]
@@ -76,6 +79,7 @@ class ConfigLimits(BaseModel, strict=True, allow_inf_nan=False):
     scale: Literal["session", "training"]
     weights: Literal["pretrained", "random"]
     data_note: Annotated[SomeLines, Field(max_length=10_000)]
+    trained_days: list[Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]] = Field(max_length=MOST_DAYS)
 
     @model_validator(mode="after")
     def _check_together(self):
@@ -110,6 +114,7 @@ class EMGConfig(PreTrainedConfig):
     scale: what windows are measured against, `session` or `training`
     weights: what the backbone started from, `pretrained` or `random`
     data_note: origin of the training data
+    trained_days: `day_mark` of every person's day in the training and validation part; empty: not known
 
     A saved config.json also has `emg_gpt2_version`, the version that wrote it. Of other keys, `dtype` and
     `attn_implementation` are kept where they are legal. All others are dropped, because some would make transformers
@@ -141,6 +146,7 @@ class EMGConfig(PreTrainedConfig):
         scale: str = "session",
         weights: str = "random",
         data_note: str = "",
+        trained_days: Sequence[str] = (),
         **kwargs,
     ):
         self.backbone = backbone or {"n_embd": 768, "n_head": 12, "n_layer": 4}
@@ -150,6 +156,7 @@ class EMGConfig(PreTrainedConfig):
         self.sampling_rate, self.channels, self.unit, self.scale = sampling_rate, list(channels), unit, scale
         self.class_codes, self.class_names = list(class_codes), list(class_names)
         self.preprocessing, self.weights, self.data_note = preprocessing or {}, weights, data_note
+        self.trained_days = list(trained_days)
         self.check_limits()
         kept = {name: kwargs[name] for name, legal in KEPT.items() if kwargs.get(name) in legal}
         super().__init__(**kept, id2label=dict(enumerate(self.class_names)))
@@ -164,3 +171,8 @@ class EMGConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """As config.json holds it."""
         return super().to_dict() | {"emg_gpt2_version": __version__}
+
+
+def day_mark(subject: str, session: str) -> str:
+    """What a config remembers of a person's day: a hash, so that a model that is shared names nobody."""
+    return hashlib.sha256(f"{subject}/{session}".encode()).hexdigest()[:12]

@@ -156,3 +156,17 @@ def write_predictions(windows: WindowSet, rows: np.ndarray, probabilities: np.nd
     for code, column in zip(windows.classes, probabilities.T, strict=True):
         table[f"p_{code}"] = column
     replace_file(run / "predictions.parquet", table.to_parquet)
+
+
+def write_validation(windows: WindowSet, rows: np.ndarray, predicted: np.ndarray, run: Path) -> None:
+    """Write validation.parquet: identity, true and `predicted` label of the validation windows, at the best epoch."""
+    table = windows.table.iloc[rows].reset_index(drop=True).assign(predicted=predicted)
+    replace_file(run / "validation.parquet", table.to_parquet)
+
+
+def add_to_validation(run: Path, name: str, predicted: np.ndarray) -> None:
+    """Add the labels that something else predicts for the same windows; does nothing for a run without the file."""
+    path = run / "validation.parquet"
+    if path.is_file():
+        table = pd.read_parquet(path).assign(**{name: predicted})
+        replace_file(path, table.to_parquet)

@@ -16,7 +16,7 @@ from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import replace_file, write_json
 from emg_gpt2.base.log import track
 from emg_gpt2.settings import Settings, settings_of_main
-from emg_gpt2.study.baselines import evaluate_baselines
+from emg_gpt2.study.baselines import evaluate_baselines, validated
 from emg_gpt2.study.folds import Fold, folds_of, reported_figures
 from emg_gpt2.study.options import EVALUATED, EvaluationSettings
 from emg_gpt2.study.people import results_over_people, write_evaluation
@@ -149,4 +149,5 @@ def find_baselines(run: FoldRun, windows: WindowSet) -> None:
             return
     part, split = windows_and_split(run, windows)
     found = evaluate_baselines(part, fitted_split(split, run.settings))
-    replace_file(path, lambda new: write_json(new, {"baselines": found}))
+    found = {"baselines": found} | validated(run.folder, part, split)
+    replace_file(path, lambda new: write_json(new, found))

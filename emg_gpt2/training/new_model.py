@@ -1,5 +1,6 @@
 """A new model for the windows at hand, with its reference and linear path fitted to the training part."""
 
+import itertools
 import logging
 
 import numpy as np
@@ -11,7 +12,7 @@ from emg_gpt2.base.errors import EMGError
 from emg_gpt2.model.augment import Augmentation
 from emg_gpt2.model.build import build_model
 from emg_gpt2.model.class_means import ClassMeans, log_rms, measure_classes
-from emg_gpt2.model.config import EMGConfig
+from emg_gpt2.model.config import MOST_DAYS, EMGConfig, day_mark
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.model.normalise import measure_reference, normalise
 from emg_gpt2.settings import Settings
@@ -32,6 +33,7 @@ def new_model(task: Task, settings: Settings) -> EMGForSequenceClassification:
     holds fewer than two, or nothing changes in the training part.
     """
     config = new_config(task.windows, settings)
+    config.trained_days = trained_days(task)
     torch.manual_seed(settings.SEED)
     model = build_model(config, settings.MODEL_NAME, settings.PRETRAINED, settings.BLOCKS)
     emg = read_emg(task.windows, draw_rows(task.split.train, settings.SEED))
@@ -85,6 +87,13 @@ def new_config(windows: WindowSet, settings: Settings) -> EMGConfig:
         scale=settings.SCALE,
         data_note=about["note"],
     )
+
+
+def trained_days(task: Task) -> list[str]:
+    """The marks of the days in the training and validation part; none where they are too many for a config."""
+    seen = np.concatenate([task.split.train, task.split.validation])
+    days = task.windows.table.iloc[seen][["subject", "session"]].drop_duplicates()
+    return sorted(itertools.starmap(day_mark, days.to_numpy())) if len(days) <= MOST_DAYS else []
 
 
 def class_means_of(task: Task, seed: int) -> ClassMeans:
