@@ -32,7 +32,7 @@ from emg_gpt2 import __version__
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import remove_folder, replace_folder
 from emg_gpt2.base.interrupts import deferred_signals
-from emg_gpt2.base.log import progress
+from emg_gpt2.base.log import progress, track
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.results.figures import (
     BLACK,
@@ -147,6 +147,7 @@ def validate(trainer: Trainer) -> dict:
     probabilities = predict(trainer.logits, trainer.feed, rows)
     check_validation(probabilities, rows, trainer.where, windows, trainer.run)
     target, predicted = windows.targets[rows], probabilities.argmax(1)
+    trainer.validated = np.array(windows.classes, np.int8)[predicted]
     return {
         "validation_loss": balanced_loss(target, probabilities),
         "validation_accuracy": accuracy_score(target, predicted),
@@ -209,7 +210,7 @@ def predict(logits_of: Callable[[Batch], torch.Tensor], feed: Feed, rows: np.nda
     """(n, K) probabilities of the windows `rows`; logits_of: a batch's logits (B, K). Each process takes a share."""
     processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     parts, found = cut_rows(rows, EVALUATION_BATCH * processes), []
-    for part, batch in zip(parts, feed(map(own_share, parts)), strict=True):
+    for part, batch in track(zip(parts, feed(map(own_share, parts)), strict=True), "predicting", len(parts)):
         logits = logits_of(batch)
         counting = logits if has_share(part) else logits[:0]
         found.append(counting.softmax(1).float().cpu().numpy())
@@ -247,7 +248,10 @@ def versions() -> dict[str, str]:
 
 
 def evaluate_linear_path(model: EMGForSequenceClassification, task: Task) -> dict:
-    """Accuracies of the model's linear path alone on the validation part, on the CPU; empty without either."""
+    """Accuracies of the linear path alone on the validation part, on the CPU, and the `predicted` labels (n,).
+
+    Empty without either.
+    """
     rows, feed = task.split.validation, Feed(task.windows, torch.device("cpu"))
     if model.linear is None or not len(rows):
         return {}
@@ -260,6 +264,7 @@ def evaluate_linear_path(model: EMGForSequenceClassification, task: Task) -> dic
     return {
         "validation_accuracy": accuracy_score(target, predicted),
         "validation_balanced_accuracy": balanced_accuracy(target, predicted),
+        "predicted": np.array(task.windows.classes, np.int8)[predicted],
     }
 
 

@@ -118,6 +118,16 @@ def test_lda_on_rms_is_what_scikit_learn_says_without_this_tool(written, finishe
     assert found["balanced_accuracy"] == pytest.approx(np.mean(recalls))
 
 
+def test_the_verdict_names_the_best_baseline_of_the_validation_part(added, written):
+    best, validation = written["validation"], pd.read_parquet(added[0] / "validation.parquet")
+    right = np.array(best["predicted"]) == validation["TRAJ_GT"]
+    assert best["balanced_accuracy"] == pytest.approx(right.groupby(validation["TRAJ_GT"]).mean().mean())
+    assert best["tried"] == 40
+    name = f"from {best['classifier']} on {best['features']}, the best of 40 baselines"
+    assert name in added[1].stderr
+    assert name in (added[0] / "report.html").read_text(encoding="utf-8")
+
+
 def test_the_picture_shows_the_run_and_both_scalings_the_best_first(added, written, monkeypatch, tmp_path):
     assert (added[0] / "baselines.png").stat().st_size > 10_000
     metrics = json.loads((added[0] / "metrics.json").read_text(encoding="utf-8"))

@@ -151,6 +151,8 @@ def test_results_are_printed_and_written(evaluated):
     assert f"1 person, {folds}, 2 seeds; chance (balanced) 0.125" in done.stdout
     assert done.stdout.count(mean) >= 2  # over people, and that of person 03
     assert "no interval over fewer than three people" in done.stdout
+    assert "On the validation parts the backbone adds " in done.stdout
+    assert "too few people to say (1)" in done.stdout
     assert "Reported by others" not in done.stdout
     assert f"run {2 * len(evaluated.folds)} of {2 * len(evaluated.folds)}" in done.stderr
     people = pd.read_csv(out / "per_subject.csv", dtype={"subject": str}).set_index("subject")

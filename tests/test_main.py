@@ -134,7 +134,7 @@ def predictions(finished) -> pd.DataFrame:
 
 def test_the_run_folder_is_complete(finished):
     names = {"env.json", "split.csv", "history.csv", "metrics.json", "predictions.parquet", "log.txt", "tracker.json"}
-    names |= set(FIGURES) | {"best_model", "last", "refit", "report.html", "tensorboard"}
+    names |= set(FIGURES) | {"validation.parquet", "best_model", "last", "refit", "report.html", "tensorboard"}
     assert {path.name for path in finished.iterdir()} == names
     assert (finished / "best_model" / "model.safetensors").is_file()
     assert len(read(finished / "last", "history.json")) == 2
@@ -294,6 +294,19 @@ def test_the_log_tells_the_run(finished):
     assert all(f"epoch {epoch}/2: " in log for epoch in (1, 2))
     assert f"balanced accuracy {read(finished, 'metrics.json')['balanced_accuracy']:.3f} (chance 0.125)" in log
     assert "leaky" not in log
+    assert "on the validation part: the backbone adds " in log
+    assert f"no baseline was run beside it (python -m emg_gpt2 baselines --add-to {finished})" in log
+
+
+def test_the_verdict_rests_on_the_chosen_epoch_and_not_on_the_model_that_knows_the_validation_part(finished, split):
+    """validation.parquet is of the first training; its figures are those of history.csv and metrics.json."""
+    table, history = pd.read_parquet(finished / "validation.parquet"), pd.read_csv(finished / "history.csv")
+    expected = split.loc[split["part"] == "validation", ["TRAJ_GT", "recording", "start"]].reset_index(drop=True)
+    pd.testing.assert_frame_equal(table[expected.columns.tolist()], expected, check_dtype=False)
+    best = history.loc[history["validation_loss"].idxmin()]
+    reached = {name: (table[name] == table["TRAJ_GT"]).mean() for name in ("predicted", "linear_path")}
+    assert reached["predicted"] == pytest.approx(best["validation_accuracy"])
+    assert reached["linear_path"] == pytest.approx(read(finished, "metrics.json")["linear_path"]["validation_accuracy"])
 
 
 # ---- the linear path alone, and the curves --------------------------------------------------------------------
@@ -384,6 +397,35 @@ def test_an_interrupted_run_is_resumed_with_moved_data_and_another_tracker(
     saved = read(folder, "env.json")
     assert (saved["DATA_LOCATION"], saved["TRACKER"], saved["RESUME"]) == (str(moved), "none", None)
     compare_runs(folder, undisturbed, but={"data"})
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files as POSIX has them")
+def test_every_file_of_a_run_follows_the_umask_also_when_it_was_resumed(small_flags, tmp_path, monkeypatch):
+    """Colleagues read a run, its model and its checkpoint as they read any other file that is made here."""
+    folder, shared, stops, end_step = tmp_path / "run", tmp_path / "shared", [True], Trainer.end_step
+
+    def end_step_and_stop(trainer: Trainer, *given) -> None:
+        if stops and trainer.sums.step == 1:
+            signal.raise_signal(signal.SIGTERM)
+        end_step(trainer, *given)
+
+    def modes() -> dict[str, int]:
+        made = [*folder.rglob("*"), *shared.rglob("*")]
+        return {path.name: path.stat().st_mode & 0o777 for path in made if path.is_file()}
+
+    monkeypatch.setattr(Trainer, "end_step", end_step_and_stop)
+    few = [*flags(RUN_DIR=folder, MODEL_SAVING_DIR=shared, SAMPLING_RATIO=0.5, NUM_EPOCHS=1), "--refit"]
+    before = os.umask(0o027)
+    try:
+        assert call("main.py", *small_flags, *few).returncode == 130
+        assert modes() == dict.fromkeys(modes(), 0o640)
+        assert "state.safetensors" in modes()
+        stops.clear()
+        assert call("main.py", *flags(RESUME=folder)).returncode == 0
+    finally:
+        os.umask(before)
+    assert modes() == dict.fromkeys(modes(), 0o640)
+    assert {"model.safetensors", "predictions.parquet", "report.html", "accuracy.png", "README.md"} <= set(modes())
 
 
 @pytest.mark.nightly
@@ -505,6 +547,15 @@ def test_settings_of_the_windows_file_are_named_where_they_differ(caplog):
         "the windows were made with WINDOW_MS 200, LEGAL_VALUES 0,1, not as ENV.py has it; Preprocessing.py makes "
         "others",
     ]
+
+
+def test_nothing_is_said_of_labels_that_nobody_set(caplog):
+    """The file has names of its own, and CLASS_NAMES is as ENV.py has it."""
+    with caplog.at_level("WARNING"):
+        warn_of_other_windows({}, read_settings(Settings, ["--num-epochs", "3"]))
+        assert caplog.messages == []
+        warn_of_other_windows({}, read_settings(Settings, ["--class-names", "0=rest"]))
+    assert caplog.messages == ["CLASS_NAMES is the file's own; run Preprocessing.py to change it"]
 
 
 # ---- run folders ----------------------------------------------------------------------------------------------

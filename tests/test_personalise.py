@@ -1,6 +1,7 @@
 """personalise: which repetitions are used for what, the figures before and after, and the adapted model."""
 
 import json
+import shutil
 from pathlib import Path
 
 import matplotlib.image
@@ -12,6 +13,7 @@ import pytest
 import torch
 from conftest import call
 from matplotlib.colors import to_rgb
+from safetensors.torch import load_file, save_file
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from sklearn.preprocessing import StandardScaler
@@ -23,7 +25,7 @@ from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.model.normalise import measure_reference
 from emg_gpt2.results.figures import BLUE, GREY, ORANGE
-from emg_gpt2.study.adapting import adapt, best_factor
+from emg_gpt2.study.adapting import adapt, best_factor, best_mix, held_out_logits, with_reference_of
 from emg_gpt2.study.calibration import check_apart, order_of_repetitions
 from emg_gpt2.windows.reading import WindowSet
 
@@ -111,6 +113,22 @@ def check(found: dict, frame: pd.DataFrame, labels: np.ndarray) -> None:
     assert found["windows"] == len(target)
 
 
+def in_shares(emg: torch.Tensor, labels: np.ndarray, shares: list[float]) -> torch.Tensor:
+    """4000 windows, in which every class has the share that it had in training: its windows over and over."""
+    each = [np.resize(np.flatnonzero(labels == code), round(4000 * share)) for code, share in enumerate(shares)]
+    return emg[np.concatenate(each)]
+
+
+@pytest.fixture(scope="module")
+def session_reference(by_hand, trained, small_file):
+    """That of the calibration part, with the shares of the training part, counted here."""
+    (frame, emg), split = by_hand, pd.read_csv(trained / "split.csv")
+    counts = split.loc[split["part"] == "train", "TRAJ_GT"].value_counts().sort_index()
+    classes = np.searchsorted(counts.index, frame.loc[frame["used"], "TRAJ_GT"])
+    used = emg[torch.tensor(frame["used"])]
+    return measure_reference(in_shares(used, classes, (counts / counts.sum()).tolist()))
+
+
 @torch.no_grad()
 def labels_of(model: EMGForSequenceClassification, emg: torch.Tensor) -> np.ndarray:
     return np.array(model.config.class_codes)[model(emg=emg).logits.argmax(1)]
@@ -158,12 +176,13 @@ def test_windows_that_overlap_across_the_parts_are_refused():
 # ---- figures --------------------------------------------------------------------------------------------------
 
 
-def test_before_is_the_model_with_its_own_reference_and_with_that_of_the_calibration_part(written, by_hand, trained):
+def test_before_is_the_model_with_its_own_reference_and_with_that_of_the_calibration_part(
+    written, by_hand, trained, session_reference
+):
     (frame, emg), model = by_hand, load_model(trained / "best_model")
-    used = torch.tensor(frame["used"])
-    tested, used = emg[~used], emg[used]
+    tested = emg[~torch.tensor(frame["used"])]
     check(figures_of(written, "model as saved"), frame, labels_of(model, tested))
-    model.set_reference(measure_reference(used))
+    model.set_reference(session_reference)
     check(figures_of(written, "model, reference of the session"), frame, labels_of(model, tested))
 
 
@@ -197,10 +216,10 @@ def test_the_baseline_on_log_rms_is_what_scikit_learn_says_without_this_project(
     check(figures_of(written, "LDA on log-RMS"), frame, lda.predict(scaler.transform(features[~used])))
 
 
-def test_the_baseline_on_log_covariances_is_lda_on_what_the_model_sees(written, by_hand, trained):
+def test_the_baseline_on_log_covariances_is_lda_on_what_the_model_sees(written, by_hand, trained, session_reference):
     (frame, emg), model = by_hand, load_model(trained / "best_model")
     used = np.array(frame["used"])
-    _, features = model.normalise(emg, measure_reference(emg[torch.tensor(used)]))
+    _, features = model.normalise(emg, session_reference)
     lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=np.full(8, 1 / 8))
     lda.fit(features[used].double().numpy(), frame.loc[used, "TRAJ_GT"])
     check(figures_of(written, "LDA on log covariances"), frame, lda.predict(features[~used].double().numpy()))
@@ -209,7 +228,7 @@ def test_the_baseline_on_log_covariances_is_lda_on_what_the_model_sees(written, 
 def test_the_table_shows_each_figure_and_the_origin(personalised, written):
     said = personalised[1].stdout
     for one in written["figures"]:
-        (line,) = [line for line in said.splitlines() if f" {one['name']} " in line]
+        (line,) = [line for line in said.partition("Verdict")[0].splitlines() if f" {one['name']} " in line]
         shown = [word for word in line.split() if word.replace(".", "").isdigit()]
         figures = [f"{one[key]:.3f}" for key in ("balanced_accuracy", "accuracy", "macro_f1")]
         assert shown[-4:] == [*figures, str(written["n_test"])]
@@ -233,11 +252,11 @@ def test_the_picture_shows_before_and_after(personalised, written):
 # ---- the adaptation -------------------------------------------------------------------------------------------
 
 
-def made_windows(gestures: int) -> WindowSet:
-    """40 windows (T = 60, C = 3) of each gesture, which is strong in the channel of its number."""
+def made_windows(gestures: int, count: int = 40) -> WindowSet:
+    """`count` windows (T = 60, C = 3) of each gesture, which is strong in the channel of its number."""
     strength = np.full((gestures, 3), 10.0)
     np.fill_diagonal(strength, 40.0)
-    labels = np.repeat(np.arange(gestures), 40)
+    labels = np.repeat(np.arange(gestures), count)
     emg = np.random.default_rng(1).normal(size=(len(labels), 60, 3)) * strength[labels, None]
     return WindowSet(emg, pd.DataFrame({"TRAJ_GT": labels, "subject": "1", "session": "1"}), {"scale": 1.0})
 
@@ -255,15 +274,17 @@ def made_model(gestures: int, linear_path: bool) -> EMGForSequenceClassification
 @torch.no_grad()
 def test_logits_are_the_factor_times_the_models_and_lda_on_top(gestures, linear_path, tmp_path):
     model, windows = made_model(gestures, linear_path), made_windows(gestures)
-    adapted, factor = adapt(model, windows, np.arange(len(windows.table)))
-    adapted.save_pretrained(tmp_path)
+    places = np.arange(len(windows.table)) % 2  # two repetitions of each gesture
+    adapted = adapt(model, windows, np.arange(len(places)), places)
+    adapted.model.save_pretrained(tmp_path)
     emg = torch.tensor(windows.emg).float()
     reference = measure_reference(emg)
     features = model.normalise(emg, reference)[1].double().numpy()
     lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=np.full(gestures, 1 / gestures))
     theirs = torch.tensor(lda.fit(features, windows.targets).decision_function(features))
     theirs = torch.stack([-theirs / 2, theirs / 2], 1) if gestures == 2 else theirs
-    expected = factor * model(emg=emg, reference=reference).logits + 0.3 * theirs
+    expected = adapted.factor * model(emg=emg, reference=reference).logits + adapted.weight * theirs
+    assert adapted.weight > 0  # the untrained model is of no use, and LDA is right on the other repetition too
     assert torch.allclose(load_model(tmp_path)(emg=emg).logits, expected.float(), atol=1e-3)
 
 
@@ -276,6 +297,34 @@ def test_the_factor_is_the_one_of_lowest_cross_entropy_from_none_to_all():
     assert best_factor(logits, targets) == pytest.approx(np.log(2) / 4, abs=1e-4)
     assert best_factor(logits, 1 - targets) == pytest.approx(0, abs=1e-4)  # wrong more often than right
     assert best_factor(logits, logits.argmax(1)) == pytest.approx(1, abs=1e-4)  # never surer than it was
+
+
+def test_the_mix_is_the_one_that_is_right_most_often():
+    """Each is right with half of the windows; ours by a margin of 1 or 0.1, theirs by 1 or 20, wrong by the other."""
+    targets = np.array([0, 0, 1, 1])
+    sign = np.array([[1, -1]] * 2 + [[-1, 1]] * 2) / 2
+    ours, theirs = np.array([1, -0.1, 1, -0.1])[:, None] * sign, np.array([-1, 20, -1, 20])[:, None] * sign
+    assert best_mix(ours, theirs, targets) == 0.1  # from 0.01 (−0.099 + 0.2) to 0.3 (0.7 − 0.3) all are right
+    assert best_mix(sign, -sign, targets) == 0.03  # from 0 to 0.3 all are right
+
+
+def test_lda_is_judged_on_the_repetition_that_it_was_not_fitted_to():
+    """Both repetitions of each class lie apart: in its own one LDA is right, in the other one wrong."""
+    targets, places = np.repeat([0, 0, 1, 1], 20), np.repeat([0, 1, 0, 1], 20)
+    middle = np.where(targets == places, 1.0, -1.0)  # the second repetition has the classes changed over
+    features = torch.tensor(middle[:, None] + np.random.default_rng(0).normal(scale=0.1, size=(80, 2)))
+    assert (held_out_logits(features, targets, places).argmax(1) != targets).all()
+    assert held_out_logits(features, targets, np.zeros(80, int)) is None  # one repetition says nothing
+
+
+def test_the_reference_of_a_session_counts_rest_as_training_did():
+    """A calibration of as much rest as gesture, for a model that was trained on 90 % rest."""
+    model, windows = made_model(2, True), made_windows(2)
+    model.class_share.copy_(torch.tensor([0.9, 0.1]))
+    scale = with_reference_of(model, windows, np.arange(80)).scale[0]
+    power = np.square(windows.emg - windows.emg.mean(1, keepdims=True)).mean(1)  # (80, 3)
+    expected = np.sqrt(0.9 * power[:40].mean(0) + 0.1 * power[40:].mean(0))
+    assert scale.numpy() == pytest.approx(expected, rel=1e-4)
 
 
 # ---- wrong inputs ---------------------------------------------------------------------------------------------
@@ -297,7 +346,7 @@ def one_sentence(arguments: list, words: str, capsys) -> None:
     assert words in said.err
 
 
-def test_a_wrong_command_is_refused_in_one_sentence(trained, day, tmp_path, capsys):
+def test_a_wrong_command_is_refused_in_one_sentence(trained, day, small_file, tmp_path, capsys):
     model, full = trained / "best_model", tmp_path / "full"
     full.mkdir()
     (full / "note.txt").write_text("mine")
@@ -307,7 +356,7 @@ def test_a_wrong_command_is_refused_in_one_sentence(trained, day, tmp_path, caps
         ([model, day, "--subject", "03", "--session", "2018-01-01"], "has no such session; choose from 2018-05-11"),
         ([model, day, "--subject", "03", "--repetitions", "0"], "0 is not a number from 1"),
         ([model, day, "--subject", "03", "--repetitions", "4"], "has 4 repetitions, and 5 are needed"),
-        ([model, day, "--subject", "03", "--out", full], "there is something already"),
+        ([model, small_file, "--subject", "03", "--out", full], "there is something already"),
         ([model, tmp_path / "none.parquet", "--subject", "03"], "there is no such file"),
         ([tmp_path / "none", day, "--subject", "03"], "no model can be loaded"),
         ([model, day, "--subject", "03", "--memory-gb", "-1"], "MEMORY_GB"),
@@ -350,9 +399,61 @@ def test_a_gesture_that_the_model_does_not_know_is_refused_by_name(trained, day,
     one_sentence([trained / "best_model", path, "--subject", "03"], words, capsys)
 
 
-def test_a_session_that_the_model_was_trained_on_is_announced(trained, day, tmp_path, capsys):
-    assert main([str(trained / "best_model"), str(day), "--subject", "03", "--out", str(tmp_path / "out")]) == 0
-    assert "was trained on this session" in capsys.readouterr().out
-    written = json.loads((tmp_path / "out" / "personalise.json").read_text(encoding="utf-8"))
-    assert written["trained_on_this_session"]
-    assert written["repetitions"] == 1
+# ---- the verdict ----------------------------------------------------------------------------------------------
+
+
+def test_the_verdict_compares_the_personalised_model_with_the_one_that_came(personalised, written):
+    found, said = written["verdict"], personalised[1].stdout
+    reached = [figures_of(written, name)["balanced_accuracy"] for name in ("personalised model", "model as saved")]
+    assert [found["first"], found["second"]] == pytest.approx(reached)
+    assert (found["words"], found["unit"]) == ("better", "repetition")
+    assert found["p"] < 0.01
+    assert f"balanced accuracy {reached[0]:.3f} beside {reached[1]:.3f}: better" in said
+    assert written["kept"] == "personalised model"
+    assert written["loss"] < written["loss_before"]
+    assert "Kept: the personalised model" in said
+
+
+@pytest.mark.parametrize("remembers", ["config", "split"])
+def test_a_day_that_the_model_was_trained_on_is_refused(trained, small_file, tmp_path, capsys, remembers):
+    """By the model's own config, wherever its folder is; by split.csv beside the folder of an older model."""
+    model = copied_model(trained, tmp_path / "run" / "best_model", days=remembers == "config")
+    if remembers == "split":
+        shutil.copy(trained / "split.csv", tmp_path / "run")
+    flags = ["--subject", "03", "--session", "2018-05-11", "--out", tmp_path / "out"]
+    one_sentence([model, small_file, *flags], "was trained on subject 03, session 2018-05-11", capsys)
+    one_sentence([model, small_file, *flags], "(03 on 2018-06-14)", capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def copied_model(trained: Path, folder: Path, days: bool) -> Path:
+    """The trained model elsewhere, with no run around it; without `days` as an older version wrote it."""
+    shutil.copytree(trained / "best_model", folder)
+    config = json.loads((folder / "config.json").read_text())
+    if not days:
+        del config["trained_days"]
+        weights = load_file(folder / "model.safetensors")
+        own = {name: tensor for name, tensor in weights.items() if not name.startswith("class_")}
+        save_file(own, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_model_that_fits_as_it_is_stays_as_it_is(trained, day, tmp_path, capsys):
+    """It was trained on these windows, which an older model's copied folder cannot know, and nothing can be gained."""
+    model, out = copied_model(trained, tmp_path / "model", days=False), tmp_path / "out"
+    for keep, name in (("better", "model as saved"), ("personalised", "personalised model")):
+        flags = ["--subject", "03", "--keep", keep, "--out", str(out / keep)]
+        assert main([str(model), str(day), *flags]) == 0
+        said = capsys.readouterr().out
+        assert "cannot be checked" in said
+        assert f"Kept: the {name}" in said
+        written = json.loads((out / keep / "personalise.json").read_text(encoding="utf-8"))
+        assert written["kept"] == name
+        assert not written["training_days_known"]
+    old, same, other = (load_model(folder).state_dict() for folder in (model, out / "better", out / "personalised"))
+    assert all(torch.equal(old[key], same[key]) for key in old)
+    assert not torch.equal(old["scale"], other["scale"])
+    card = (out / "better" / "README.md").read_text(encoding="utf-8")
+    assert "kept here unchanged" in card
+    assert "**Personalised**" not in card

@@ -254,7 +254,7 @@ def test_pickles_missing_and_damaged_models_are_refused_in_a_sentence(shared):
 @pytest.mark.nightly
 def test_personalise_takes_a_model_from_the_hub_and_its_card_says_so(shared, online, small_file, tmp_path, run_card):
     out = tmp_path / "out"
-    flags = ["--subject", "03", "--session", "2018-06-14", "--repetitions", "2", "--out", out]
+    flags = ["--subject", "03", "--session", "2018-06-14", "--repetitions", "2", "--keep", "personalised", "--out", out]
     done = run("-m", "emg_gpt2", "personalise", "somebody/emg", small_file, *flags, **online)
     assert done.returncode == 0, done.stderr
     found = json.loads((out / "personalise.json").read_text(encoding="utf-8"))

@@ -7,16 +7,21 @@ repetitions of every gesture, in the order of time, are the calibration part, an
 Nothing is measured on the test part, not even its scale. Model and session must have the same gestures; else the
 command refuses, so that a gesture that is missing cannot vanish from the figures.
 
-The adaptation is a closed form and takes seconds. The model's reference becomes that of the calibration windows. Its
-logits are multiplied by the factor from 0 to 1 that fits these windows best. LDA on their log covariances is added to
-the linear path. So a model that knows the person keeps its weight, and one that does not loses it. On average over
-development sessions this was better than moving the linear path by gradient, or training the head or all layers
-(EXPERIMENTS.md).
+The adaptation takes seconds. The model's reference becomes that of the calibration windows, in which every gesture
+counts with its share of the training part. The model's logits get the factor from 0 to 1 that fits best, and are mixed
+with those of LDA on log covariances. With two or more repetitions the mix is chosen, and the result judged, on the
+repetitions that LDA was not fitted to. With one, LDA cannot be judged, because windows of one repetition are too alike:
+it gets the more weight, the less the model fits. Its confidence is too high then; take two repetitions where you can.
 
-The new folder holds the adapted model, its card, and personalise.json and a picture with the figures before, after and
-of LDA fitted to the same calibration windows alone. The adaptation adds LDA on log covariances to the model, so the
-lead over it is what the trained model is worth to this person. Where RUN/split.csv says that the model was trained on
-the session, the results say so too.
+The new folder holds the better model: the adapted one where its loss on the calibration windows is lower (with one
+repetition, without LDA), else the model as it came. --keep personalised keeps the adapted one in any case. The verdict
+is read on the test part once, after that: is the adapted model better than the one that came, beyond chance (sign-flip
+test over repetitions)? It changes nothing; where it contradicts what was kept, a sentence says so.
+
+A day that the model was trained on is refused. The model's config knows these days, or split.csv beside its folder;
+where neither does, the results say that it cannot be checked. The folder also holds the card, and personalise.json and
+a picture with the figures before, after, and of LDA fitted to the same calibration windows alone: the lead over it is
+what the trained model is worth to this person.
 Exit status: 0 done, 1 something that the user can put right, 130 interrupted.
 """
 
@@ -50,6 +55,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--session", metavar="DATE", help="the day, as in the file: 2018-05-11 (the person's last)")
     repetitions = "first repetitions of every gesture to adapt with (%(default)s)"
     add("--repetitions", type=between(int, 1, 1000), default=1, metavar="N", help=repetitions)
+    kept = (
+        "the model in the new folder: the one that fits the calibration part better, or the adapted one (%(default)s)"
+    )
+    add("--keep", choices=("better", "personalised"), default="better", help=kept)
     add("--out", type=Path, metavar="FOLDER", help="new folder of the results (runs/personalised-S-DATE)")
     add_flags(parser, "MEMORY_GB", "FIGURE_FORMAT")
     args = parser.parse_args(argv)

@@ -3,6 +3,7 @@
 All limits are checked before any memory is allocated for the model.
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -13,13 +14,16 @@ from transformers.activations import ACT2FN
 
 from emg_gpt2 import __version__
 from emg_gpt2.base.errors import EMGError
+from emg_gpt2.base.registry import HeadName, TokeniserName
 from emg_gpt2.base.text import OneLine, SomeLines, in_short
-from emg_gpt2.settings import Settings, TokenKind
+from emg_gpt2.settings import Settings
 
 KEPT = {  # legal values of the keys that transformers reads; other attention names would load code from the hub
     "dtype": ("float32", "bfloat16", "float16", torch.float32, torch.bfloat16, torch.float16),
     "attn_implementation": ("eager", "sdpa", "flash_attention_2", "flex_attention"),
 }
+
+MOST_DAYS = 5000  # of the training data that a config remembers
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[OneLine, Field(max_length=200)]
@@ -55,7 +59,8 @@ class ConfigLimits(BaseModel, strict=True, allow_inf_nan=False):
     """Types and limits of the attributes of an EMGConfig."""
 
     backbone: BackboneShape
-    tokens: list[TokenKind] = Field(min_length=1)
+    tokens: list[TokeniserName] = Field(min_length=1)
+    head: HeadName
     patch: int = Field(ge=1)
     window: int = Field(ge=2, le=10_000_000)
     filters: int = Field(ge=1, le=256)
@@ -74,6 +79,7 @@ class ConfigLimits(BaseModel, strict=True, allow_inf_nan=False):
     scale: Literal["session", "training"]
     weights: Literal["pretrained", "random"]
     data_note: Annotated[SomeLines, Field(max_length=10_000)]
+    trained_days: list[Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]] = Field(max_length=MOST_DAYS)
 
     @model_validator(mode="after")
     def _check_together(self):
@@ -91,10 +97,11 @@ class EMGConfig(PreTrainedConfig):
     """Everything that rebuilds a model, and what its user needs to know about its data.
 
     backbone: arguments of GPT2Config (see BackboneShape)
-    tokens: kinds of tokens, keys of TOKENISERS, in the order in which the backbone reads them
+    tokens: kinds of tokens, names of TOKENISERS, in the order in which the backbone reads them
+    head: name of HEADS, from the hidden states to logits
     patch, window, filter_taps: samples
     filters: number of filters of the `power` tokeniser
-    dropout: in the backbone and before the head
+    dropout: in the backbone and in the head
     linear_path: whether the logits of a linear map of log covariances are added to the backbone's
     ring: electrodes of a ring, which are consecutive channels
     rotation: in training the rings are turned by up to ± this many electrodes
@@ -107,6 +114,7 @@ class EMGConfig(PreTrainedConfig):
     scale: what windows are measured against, `session` or `training`
     weights: what the backbone started from, `pretrained` or `random`
     data_note: origin of the training data
+    trained_days: `day_mark` of every person's day in the training and validation part; empty: not known
 
     A saved config.json also has `emg_gpt2_version`, the version that wrote it. Of other keys, `dtype` and
     `attn_implementation` are kept where they are legal. All others are dropped, because some would make transformers
@@ -119,6 +127,7 @@ class EMGConfig(PreTrainedConfig):
         self,
         backbone: dict | None = None,
         tokens: Sequence[str] = ("covariance", "power"),
+        head: str = "linear",
         patch: int = 50,
         window: int = 250,
         filters: int = 16,
@@ -137,15 +146,17 @@ class EMGConfig(PreTrainedConfig):
         scale: str = "session",
         weights: str = "random",
         data_note: str = "",
+        trained_days: Sequence[str] = (),
         **kwargs,
     ):
         self.backbone = backbone or {"n_embd": 768, "n_head": 12, "n_layer": 4}
-        self.tokens, self.patch, self.window = list(tokens), patch, window
+        self.tokens, self.head, self.patch, self.window = list(tokens), head, patch, window
         self.filters, self.filter_taps, self.dropout = filters, filter_taps, dropout
         self.linear_path, self.ring, self.rotation, self.noise = linear_path, ring, rotation, noise
         self.sampling_rate, self.channels, self.unit, self.scale = sampling_rate, list(channels), unit, scale
         self.class_codes, self.class_names = list(class_codes), list(class_names)
         self.preprocessing, self.weights, self.data_note = preprocessing or {}, weights, data_note
+        self.trained_days = list(trained_days)
         self.check_limits()
         kept = {name: kwargs[name] for name, legal in KEPT.items() if kwargs.get(name) in legal}
         super().__init__(**kept, id2label=dict(enumerate(self.class_names)))
@@ -160,3 +171,8 @@ class EMGConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """As config.json holds it."""
         return super().to_dict() | {"emg_gpt2_version": __version__}
+
+
+def day_mark(subject: str, session: str) -> str:
+    """What a config remembers of a person's day: a hash, so that a model that is shared names nobody."""
+    return hashlib.sha256(f"{subject}/{session}".encode()).hexdigest()[:12]

@@ -9,7 +9,8 @@ from emg_gpt2.model.files import save_card, save_model
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.results.figures import picture, use_format
 from emg_gpt2.results.report import write_report
-from emg_gpt2.results.run import write_predictions
+from emg_gpt2.results.run import add_to_validation, write_predictions
+from emg_gpt2.results.verdicts import log_verdicts
 from emg_gpt2.settings import Settings
 from emg_gpt2.training.adapt import train_last
 from emg_gpt2.training.device import is_main_process
@@ -35,7 +36,10 @@ def write_results(
     if not is_main_process():
         return
     metrics = test.metrics | facts_of_task(task, settings) | facts_of_model(model, settings)
-    metrics |= facts_of_history(histories.first) | {"linear_path": histories.linear_path}
+    linear_path = dict(histories.linear_path)
+    if (alone := linear_path.pop("predicted", None)) is not None:
+        add_to_validation(run, "linear_path", alone)
+    metrics |= facts_of_history(histories.first) | {"linear_path": linear_path}
     replace_file(run / "metrics.json", lambda path: write_json(path, metrics))
     logger.info(test_line(metrics))
     origin = {"split": task.split.description, "weights": metrics["weights"], "data_note": metrics["data_note"]}
@@ -47,6 +51,7 @@ def write_results(
     if settings.MODEL_SAVING_DIR:
         save_model(model, card, settings.MODEL_SAVING_DIR)
     write_report(run, task.windows)
+    log_verdicts(run)
     drawn = ", ".join(picture(Path(name)).name for name in ("accuracy", "loss", "confusion_matrix"))
     logger.info(f"{run}: report.html, {drawn}, metrics.json, best_model/ and more")
 

@@ -35,6 +35,7 @@ class FinishedRun:
     second_history: pd.DataFrame | None = None  # of the second training (REFIT)
     split: pd.DataFrame | None = None  # every window's identity and part
     predictions: pd.DataFrame | None = None
+    validation: pd.DataFrame | None = None  # labels predicted for the validation part, by the model and others
     sweep: pd.DataFrame | None = None
     baselines: dict | None = None
 
@@ -94,6 +95,7 @@ def read_run(folder: Path) -> FinishedRun:
         second_history=_read(folder / "refit" / "history.csv", pd.read_csv),
         split=_read(folder / "split.csv", lambda path: pd.read_csv(path, dtype=text, keep_default_na=False)),
         predictions=_read(folder / "predictions.parquet", pd.read_parquet),
+        validation=_read(folder / "validation.parquet", pd.read_parquet),
         sweep=_read(folder / "sweep.csv", pd.read_csv),
         baselines=_read(folder / "baselines.json", _read_json),
     )

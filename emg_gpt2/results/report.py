@@ -20,6 +20,7 @@ from emg_gpt2.results.plots import accuracy_curves, confusion_matrix, loss_curve
 from emg_gpt2.results.reading import FinishedRun, read_run
 from emg_gpt2.results.tables import BINS, baseline_rows, calibration, parts_table, size_and_speed, sweep_rows
 from emg_gpt2.results.used_settings import changed_settings, repeat_command
+from emg_gpt2.results.verdicts import verdicts_of
 from emg_gpt2.windows.reading import WindowSet
 
 
@@ -75,6 +76,7 @@ def contents(run: FinishedRun, windows: WindowSet | None) -> dict:
         "name": run.folder.resolve().name,
         "date": begin_date(run.folder),
         "majority": majority(run.metrics),
+        "verdicts": verdicts_of(run),
         "settings": changed_settings(run),
         "parts": parts_table(run),
         "bins": bins,

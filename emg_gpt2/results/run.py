@@ -16,6 +16,7 @@ from EMG_DATA_LOADER import Split
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import make_folder, recover_folder, replace_file, write_json
 from emg_gpt2.base.log import start_log
+from emg_gpt2.base.text import in_short
 from emg_gpt2.settings import AnySettings, Role, Settings
 from emg_gpt2.training.device import choose_precision, is_main_process, of_main_process
 from emg_gpt2.training.task import Task
@@ -97,8 +98,9 @@ def resumed_settings(settings: AnySettings, name: str = "RESUME") -> AnySettings
     try:
         saved = json.loads((run / "env.json").read_text(encoding="utf-8"))
         return type(settings)(**saved | {one: getattr(settings, one) for one in given} | {name: run})
-    except (OSError, ValueError, TypeError, RecursionError):
-        raise EMGError(f"{name} = {run}: there is no run; name a folder under runs") from None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        why = in_short(error)
+        raise EMGError(f"{name} = {run}: there is no run that can be read ({why}); name a folder under runs") from None
 
 
 def write_settings(settings: Settings, run: Path) -> None:
@@ -154,3 +156,17 @@ def write_predictions(windows: WindowSet, rows: np.ndarray, probabilities: np.nd
     for code, column in zip(windows.classes, probabilities.T, strict=True):
         table[f"p_{code}"] = column
     replace_file(run / "predictions.parquet", table.to_parquet)
+
+
+def write_validation(windows: WindowSet, rows: np.ndarray, predicted: np.ndarray, run: Path) -> None:
+    """Write validation.parquet: identity, true and `predicted` label of the validation windows, at the best epoch."""
+    table = windows.table.iloc[rows].reset_index(drop=True).assign(predicted=predicted)
+    replace_file(run / "validation.parquet", table.to_parquet)
+
+
+def add_to_validation(run: Path, name: str, predicted: np.ndarray) -> None:
+    """Add the labels that something else predicts for the same windows; does nothing for a run without the file."""
+    path = run / "validation.parquet"
+    if path.is_file():
+        table = pd.read_parquet(path).assign(**{name: predicted})
+        replace_file(path, table.to_parquet)

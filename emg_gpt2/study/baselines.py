@@ -2,7 +2,8 @@
 
 They train on what main.py's final model trains on: the training part, with REFIT the validation part too, from which
 they choose nothing. Each one is scored on the test part once. The best figure of a column is the best of 20 on the
-test part, so it is flattering.
+test part, so it is flattering. For the verdict on a run they are fitted to the training part alone, and the best one
+on the validation part is compared with the model there.
 
 Scalings: "training" keeps one scale per channel, that of the training part. "session" divides each channel by its
 standard deviation over the windows of that person and day, as the model does: without labels, and the windows of the
@@ -24,6 +25,8 @@ class weights of the SVM changed balanced accuracy from 0.793 to 0.795 (LDA), 0.
 import logging
 import os
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -43,16 +46,17 @@ from sklearn.svm import SVC
 from EMG_DATA_LOADER import Split, reference_groups, rows_to_measure, thin
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import replace_file, write_json
-from emg_gpt2.base.log import time_to_go
+from emg_gpt2.base.log import time_to_go, track
 from emg_gpt2.results.figures import draw_baselines, picture, shortened, use_format
 from emg_gpt2.results.report import write_report
 from emg_gpt2.results.run import resumed_settings
+from emg_gpt2.results.verdicts import log_verdicts
 from emg_gpt2.study.features import FEATURE_SETS, compute_features
 from emg_gpt2.study.finished_run import load_split, read_metrics
 from emg_gpt2.study.options import BaselineSettings
 from emg_gpt2.training.task import fitted_split, log_data
 from emg_gpt2.windows.reading import WindowSet
-from EMG_utils import compute_metrics, versions
+from EMG_utils import balanced_accuracy, compute_metrics, versions
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +85,7 @@ CLASSIFIERS = {
     "kNN": KNeighborsClassifier(5),
     "SVM": SVC(C=50, gamma="auto"),
 }
+FITS = list(product(SCALINGS, FEATURE_SETS, CLASSIFIERS))
 
 
 def evaluate_baselines(windows: WindowSet, split: Split, seed: int = 0) -> list[dict]:
@@ -92,21 +97,45 @@ def evaluate_baselines(windows: WindowSet, split: Split, seed: int = 0) -> list[
     Raises EMGError where no channel has a signal.
     """
     results, few, began = [], sample_windows(windows, split.train, seed), time.monotonic()
-    every = len(SCALINGS) * len(FEATURE_SETS) * len(CLASSIFIERS)
-    for scaling, words in SCALINGS.items():
-        features = scaled_features(windows, split, scaling)
-        for name, members in FEATURE_SETS.items():
-            table = np.concatenate([features[member] for member in members], axis=1)
-            if not np.ptp(table[: len(split.train)], axis=0).any():
-                raise EMGError(
-                    "no channel changes in the training part; look at the file with python -m emg_gpt2 inspect"
-                )
-            scored = [score(windows, split, table, kind, few) for kind in CLASSIFIERS]
-            results += [{"features": name, "scaling": scaling} | one for one in scored]
+    for scaling, name, kind, table in fits_of(windows, split):
+        results.append({"features": name, "scaling": scaling} | score(windows, split, table, kind, few))
+        if len(results) % len(CLASSIFIERS) == 0:
+            scored = results[-len(CLASSIFIERS) :]
             reached = ", ".join(f"{one['classifier']} {one['balanced_accuracy']:.3f}" for one in scored)
-            left = time_to_go(time.monotonic() - began, len(results), every - len(results))
-            logger.info(f"{name}, scale of the {words}: {reached}{left if len(results) < every else ''}")
+            left = len(FITS) - len(results)
+            to_go = time_to_go(time.monotonic() - began, len(results), left) if left else ""
+            logger.info(f"{name}, scale of the {SCALINGS[scaling]}: {reached}{to_go}")
     return results
+
+
+def best_on_validation(windows: WindowSet, split: Split, seed: int = 0) -> dict:
+    """The baseline that is best on split.validation, fitted on split.train, for the verdict on a run (verdicts.py).
+
+    `features`, `classifier`, `scaling`, `balanced_accuracy`, how many were `tried`, and the `predicted` labels.
+    """
+    part, few = replace(split, test=split.validation), sample_windows(windows, split.train, seed)
+    logger.info("the same on the validation part, for the verdict")
+    found, names = [], np.array(windows.classes)
+    for scaling, name, kind, table in fits_of(windows, part):
+        predicted = predict(windows, part, table, kind, few)
+        reached = balanced_accuracy(windows.targets[part.test], predicted)
+        about = {"features": name, "classifier": kind, "scaling": scaling, "balanced_accuracy": reached}
+        found.append(about | {"predicted": names[predicted].tolist()})
+    return max(found, key=lambda one: one["balanced_accuracy"]) | {"tried": len(found)}
+
+
+def fits_of(windows: WindowSet, split: Split) -> Iterator[tuple[str, str, str, np.ndarray]]:
+    """Yield scaling, feature set, classifier and features (n_train + n_test, F) of all FITS, behind a progress bar.
+
+    Raises EMGError where no channel has a signal.
+    """
+    for scaling, name, kind in track(FITS, "classifiers"):
+        if (name, kind) == (next(iter(FEATURE_SETS)), next(iter(CLASSIFIERS))):
+            features = scaled_features(windows, split, scaling)
+        table = np.concatenate([features[member] for member in FEATURE_SETS[name]], axis=1)
+        if not np.ptp(table[: len(split.train)], axis=0).any():
+            raise EMGError("no channel changes in the training part; look at the file with python -m emg_gpt2 inspect")
+        yield scaling, name, kind, table
 
 
 def sample_windows(windows: WindowSet, train: np.ndarray, seed: int) -> np.ndarray:
@@ -149,14 +178,21 @@ def channel_deviation(windows: WindowSet, rows: np.ndarray) -> np.ndarray:
 
 def score(windows: WindowSet, split: Split, table: np.ndarray, kind: str, few: np.ndarray) -> dict:
     """Fit one classifier on the first n_train rows of `table`, or on the `few` of them, and score the others."""
-    began, count = time.perf_counter(), len(split.train)
+    began = time.perf_counter()
+    one_hot = np.eye(len(windows.classes))[predict(windows, split, table, kind, few)]
+    metrics = compute_metrics(windows, split.test, one_hot)
+    drawn = len(few) if kind in SLOW else len(split.train)
+    spent = {"train_windows": drawn, "seconds": time.perf_counter() - began}
+    return {"classifier": kind} | {name: metrics[name] for name in KEPT} | spent
+
+
+def predict(windows: WindowSet, split: Split, table: np.ndarray, kind: str, few: np.ndarray) -> np.ndarray:
+    """Fit as `score` does; returns the classes (n_test,) of the other rows."""
+    count = len(split.train)
     chosen = few if kind in SLOW else np.arange(count)
     model = make_pipeline(VarianceThreshold(), StandardScaler(), clone(CLASSIFIERS[kind]))
     model.fit(table[chosen], windows.targets[split.train[chosen]])
-    one_hot = np.eye(len(windows.classes))[model.predict(table[count:])]
-    metrics = compute_metrics(windows, split.test, one_hot)
-    spent = {"train_windows": len(chosen), "seconds": time.perf_counter() - began}
-    return {"classifier": kind} | {name: metrics[name] for name in KEPT} | spent
+    return model.predict(table[count:])
 
 
 # ---- the command ------------------------------------------------------------------------------------------------
@@ -176,9 +212,10 @@ def run_baselines(settings: BaselineSettings, console: Console) -> None:
     check_place(out)
     windows, split = load_split(settings, run)
     log_data(windows, split, settings)
-    split, began = fitted_split(split, settings), time.perf_counter()
-    baselines = evaluate_baselines(windows, split, settings.SEED)
-    facts = facts_of_baselines(baselines, windows, split, settings) | {"seconds": time.perf_counter() - began}
+    fitted, began = fitted_split(split, settings), time.perf_counter()
+    baselines = evaluate_baselines(windows, fitted, settings.SEED)
+    facts = facts_of_baselines(baselines, windows, fitted, settings)
+    facts |= validated(run, windows, split, settings.SEED) | {"seconds": time.perf_counter() - began}
     print_table(baselines, facts, console)
     if run:
         use_format(settings.FIGURE_FORMAT)
@@ -186,7 +223,15 @@ def run_baselines(settings: BaselineSettings, console: Console) -> None:
     replace_file(out, lambda path: write_json(path, facts | {"baselines": baselines}))
     if run:
         write_report(run, windows)
+        log_verdicts(run)
     logger.info(f"{out}" + (f", {picture(out)} and report.html" if run else ""))
+
+
+def validated(run: Path | None, windows: WindowSet, split: Split, seed: int = 0) -> dict:
+    """`validation`, see `best_on_validation`, where a run has predictions to compare it with; else nothing."""
+    if run and (run / "validation.parquet").is_file():
+        return {"validation": best_on_validation(windows, split, seed)}
+    return {}
 
 
 def check_place(out: Path) -> None:

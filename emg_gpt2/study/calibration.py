@@ -1,13 +1,16 @@
 """A session that a model is adapted to: whether it fits the model, and which repetitions calibrate and which test."""
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from EMG_DATA_LOADER import MIN_TRAINING_WINDOWS, Split, seconds_apart
 from emg_gpt2.base.errors import EMGError
+from emg_gpt2.model.config import day_mark
 from emg_gpt2.model.model import EMGForSequenceClassification
+from emg_gpt2.results.run import trained_recordings
 from emg_gpt2.windows.cut import RATE_TOLERANCE
 from emg_gpt2.windows.reading import WindowSet
 
@@ -33,6 +36,29 @@ def check_recordings(model: EMGForSequenceClassification, windows: WindowSet, ar
                 f"{args.data}: {name}: {found}, and {args.model} was trained on {expected}; "
                 "preprocess the recordings as those it was trained on, or choose another model"
             )
+
+
+def check_unseen(model: EMGForSequenceClassification, windows: WindowSet, day: tuple[str, str], folder: Path) -> bool:
+    """Raise EMGError where the model was trained on a person's day; returns whether that can be known.
+
+    A model folder knows its days itself (`trained_days`), an older one by the split.csv of its run.
+    windows: all of the file; day: subject and session; folder: of the model.
+    """
+    table, marks, recordings = windows.table, set(model.config.trained_days), trained_recordings(folder)
+    if not marks and not recordings:
+        return False
+    days = table[["subject", "session", "recording"]].drop_duplicates()
+    marked = np.array([day_mark(*one) in marks for one in days[["subject", "session"]].to_numpy()])
+    trained = set(map(tuple, days.loc[marked | days["recording"].isin(recordings), ["subject", "session"]].to_numpy()))
+    if day in trained:
+        known = set(map(tuple, days[["subject", "session"]].to_numpy()))
+        others = [" on ".join(one) for one in sorted(known - trained)]
+        raise EMGError(
+            f"{folder} was trained on subject {day[0]}, session {day[1]}, so its figures there are too good and it "
+            "cannot be adapted to that day; name a person or day that is new to it with --subject and --session "
+            f"({', '.join(others[:5]) or 'this file has none'}), or train a model without it (TRAIN_ON, TEST_ON)"
+        )
+    return True
 
 
 def windows_of_session(windows: WindowSet, args: argparse.Namespace) -> WindowSet:

@@ -14,9 +14,10 @@ from rich.console import Console
 from EMG_DATA_LOADER import Split, split_windows
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import replace_file, write_json
+from emg_gpt2.base.log import track
 from emg_gpt2.results.figures import use_format
 from emg_gpt2.settings import Settings, settings_of_main
-from emg_gpt2.study.baselines import evaluate_baselines
+from emg_gpt2.study.baselines import evaluate_baselines, validated
 from emg_gpt2.study.folds import Fold, folds_of, reported_figures
 from emg_gpt2.study.options import EVALUATED, EvaluationSettings
 from emg_gpt2.study.people import results_over_people, write_evaluation
@@ -129,7 +130,7 @@ def windows_and_split(run: FoldRun, windows: WindowSet) -> tuple[WindowSet, Spli
 def add_baselines(runs: list[FoldRun], windows: WindowSet) -> dict[str, str]:
     """Write baselines.json into every run's folder, as `baselines --add-to` does; returns run → why it failed."""
     failed = {}
-    for number, run in enumerate(runs):
+    for number, run in enumerate(track(runs, "baselines")):
         logger.info(f"baselines {number + 1} of {len(runs)}: {run.name}")
         try:
             find_baselines(run, windows)
@@ -150,4 +151,5 @@ def find_baselines(run: FoldRun, windows: WindowSet) -> None:
             return
     part, split = windows_and_split(run, windows)
     found = evaluate_baselines(part, fitted_split(split, run.settings))
-    replace_file(path, lambda new: write_json(new, {"baselines": found}))
+    found = {"baselines": found} | validated(run.folder, part, split)
+    replace_file(path, lambda new: write_json(new, found))

@@ -16,9 +16,10 @@ from sklearn.metrics import confusion_matrix
 
 from emg_gpt2.base.files import new_files, write_json
 from emg_gpt2.results.figures import BLACK, BLUE, GREY, ORANGE, SKY, WIDTH, draw_chance, finish, plt
+from emg_gpt2.results.paper import METRICS
+from emg_gpt2.results.verdicts import over_linear_path
 from EMG_utils import draw_confusion_matrix, summary
 
-METRICS = {"balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "macro_f1": "macro F1"}
 FEWEST_PEOPLE = 3  # for an interval: the resamples of two people are three different means
 RESAMPLES = 9999
 MANY_PEOPLE = 12  # of more, the names are turned upright in the picture
@@ -135,8 +136,19 @@ def results_over_people(runs: dict[tuple[str, int], Path], facts: dict) -> dict:
         "per_subject_and_seed": figures.reset_index().to_dict("records"),
         "baselines": compare_methods(fold_figures) if len(fold_figures) else [],
         "confusion_matrix": confusion_matrix(predictions["TRAJ_GT"], predictions["predicted"], labels=codes).tolist(),
+        "verdict": verdict_over_people(list(runs.values())),
         "versions": metrics[-1]["versions"],
     }
+
+
+def verdict_over_people(folders: list[Path]) -> str:
+    """What the backbone adds to the linear path on the validation parts of all runs, in a sentence."""
+    files = [folder / "validation.parquet" for folder in folders]
+    if not all(path.is_file() for path in files):
+        return "Runs of an older version are among them, so there is no verdict on the validation parts."
+    blocks = read_json(folders[0] / "env.json").get("BLOCKS")
+    together = pd.concat([pd.read_parquet(path) for path in files], ignore_index=True)
+    return f"On the validation parts {over_linear_path(together, 'person', blocks)}."
 
 
 def write_evaluation(found: dict, out: Path) -> None:
@@ -213,6 +225,7 @@ def print_evaluation(found: dict, console: Console) -> None:
     console.print(_subject_table(found))
     if found["baselines"]:
         console.print(_baseline_table(found["baselines"]))
+    console.print(f"\n{found['verdict']}", markup=False)
     notes = {
         f"Reported by others for protocol {found['protocol']}, on putEMG": found["literature"],
         "Left out": found["left_out"],

@@ -16,21 +16,29 @@ from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import make_folder, replace_folder, write_json
 from emg_gpt2.model.build import load_model
 from emg_gpt2.model.card import Facts, count_part, data_licence, model_card
+from emg_gpt2.model.config import MOST_DAYS, day_mark
 from emg_gpt2.model.files import save_card, save_weights
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.results.figures import BLUE, GREY, ORANGE, WIDTH, draw_chance, finish, picture, plt, use_format
-from emg_gpt2.results.run import trained_recordings
-from emg_gpt2.study.adapting import adapt, covariances, logits_of, with_reference_of
+from emg_gpt2.results.verdicts import Comparison, compare
+from emg_gpt2.study.adapting import adapt, covariances, lda_logits, logits_of, with_reference_of
 from emg_gpt2.study.baselines import KEPT, scaled_features, score
-from emg_gpt2.study.calibration import check_gestures, check_recordings, cut_repetitions, windows_of_session
+from emg_gpt2.study.calibration import (
+    check_gestures,
+    check_recordings,
+    check_unseen,
+    cut_repetitions,
+    order_of_repetitions,
+    windows_of_session,
+)
 from emg_gpt2.study.features import FEATURE_SETS
-from emg_gpt2.training.new_model import linear_discriminant
 from emg_gpt2.windows.reading import WindowSet, load_windows
 from EMG_utils import compute_metrics, versions
 
 logger = logging.getLogger(__name__)
 
 LDA_FEATURES = ("log-RMS", "Hudgins")
+BEFORE, AFTER = "model as saved", "personalised model"
 KINDS = {"before": "before", "after": "after", "baseline": "calibration part alone"}
 
 
@@ -38,24 +46,63 @@ def personalise(args: argparse.Namespace, console: Console) -> None:
     """Adapt a model to a session and write the new folder; print the figures to `console`. Raises EMGError."""
     use_format(args.settings.FIGURE_FORMAT)
     began, model = time.perf_counter(), load_model(args.model)
-    windows = load_windows(args.settings)
-    check_recordings(model, windows, args)
-    windows = windows_of_session(windows, args)
-    check_gestures(model, windows, args)
-    split = cut_repetitions(windows, args.repetitions)
-    out = args.out or Path("runs") / f"personalised-{args.subject}-{windows.table['session'][0]}"
+    windows, split, known = session_of(model, args)
+    day = args.subject, windows.table["session"][0]
+    out = args.out or Path("runs") / f"personalised-{'-'.join(day)}"
     check_place(out)
-    result = provenance(model, windows, split, args)
+    result = provenance(model, windows, split, args) | {"training_days_known": known}
     logger.info(f"{split.description}: {len(split.train)} windows to adapt with, {len(split.test)} to test")
-    adapted, result["factor"] = adapt(model, windows, split.train)
-    adapted.config.data_note = f"{model.config.data_note} Personalised for {split.description}.".strip()
-    figures = compare(model, adapted, windows, split)
+    adapted = adapt(model, windows, split.train, order_of_repetitions(windows.table)[split.train])
+    kept = adapted.model if adapted.is_better or args.keep == "personalised" else model
+    figures, verdict = compare_models(model, adapted.model, windows, split)
+    result |= {key: value for key, value in vars(adapted).items() if key != "model"}
+    result |= {"kept": AFTER if kept is adapted.model else BEFORE, "verdict": verdict._asdict()}
     result["seconds"] = time.perf_counter() - began
     print_table(figures, result, console)
-    card = model_card(adapted.config, card_facts(model, windows, split, figures, result))
-    replace_folder(out, lambda folder: write_results(adapted, card, figures, result, folder))
+    for line in (verdict_line(verdict), kept_line(result, args)):
+        console.print(line, markup=False, soft_wrap=True)
+    if kept is adapted.model:
+        note_session(kept, split, day)
+    card = model_card(kept.config, card_facts(model, windows, split, figures, result))
+    replace_folder(out, lambda folder: write_results(kept, card, figures, result, folder))
     drawn = picture(Path("personalise")).name
-    logger.info(f"{out}: the adapted model and its card, personalise.json and {drawn}")
+    logger.info(f"{out}: the {result['kept']} and its card, personalise.json and {drawn}")
+
+
+def session_of(model: EMGForSequenceClassification, args: argparse.Namespace) -> tuple[WindowSet, Split, bool]:
+    """Return the session's windows and split, and whether the model's training days are known. Raises EMGError."""
+    everything = load_windows(args.settings)
+    check_recordings(model, everything, args)
+    windows = windows_of_session(everything, args)
+    check_gestures(model, windows, args)
+    split = cut_repetitions(windows, args.repetitions)
+    return windows, split, check_unseen(model, everything, (args.subject, windows.table["session"][0]), args.model)
+
+
+def note_session(model: EMGForSequenceClassification, split: Split, day: tuple[str, str]) -> None:
+    """Note in the config that the model was adapted to a session."""
+    config = model.config
+    config.data_note = f"{config.data_note} Personalised for {split.description}.".strip()
+    if 0 < len(config.trained_days) < MOST_DAYS:  # none: not known
+        config.trained_days = [*config.trained_days, day_mark(*day)]
+
+
+def verdict_line(verdict: Comparison) -> str:
+    """Whether the personalised model is better than the model as saved, in a sentence."""
+    return f"Verdict: {verdict.words}. Personalised model beside model as saved, on the test part: {verdict.sentence}"
+
+
+def kept_line(result: dict, args: argparse.Namespace) -> str:
+    """Which of the two is in the new folder, why, and what to do where the test part contradicts it."""
+    how = "on repetitions that LDA was not fitted to" if result["repetitions"] > 1 else "without LDA, which needs two"
+    why = (
+        f"by the cross entropy on the calibration part: personalised model {result['loss']:.3f} ({how}), "
+        f"model as saved {result['loss_before']:.3f}"
+    )
+    advice = "" if args.keep == "better" else "; asked for by --keep personalised"
+    if result["kept"] == AFTER and result["verdict"]["words"] == "worse":
+        advice += f". The test part contradicts it: go on with {args.model}, or raise --repetitions"
+    return f"Kept: the {result['kept']}, {why}{advice}"
 
 
 def check_place(out: Path) -> None:
@@ -84,7 +131,6 @@ def provenance(model: EMGForSequenceClassification, windows: WindowSet, split: S
         "n_test": len(split.test),
         "classes": dict(zip(map(str, windows.classes), windows.class_names, strict=True)),
         "chance": 1 / len(windows.classes),
-        "trained_on_this_session": bool(table["recording"].isin(trained_recordings(args.model)).any()),
         "versions": versions() | {"scikit-learn": sklearn.__version__},
     }
 
@@ -92,33 +138,35 @@ def provenance(model: EMGForSequenceClassification, windows: WindowSet, split: S
 # ---- figures ----------------------------------------------------------------------------------------------------
 
 
-def compare(
+def compare_models(
     model: EMGForSequenceClassification, adapted: EMGForSequenceClassification, windows: WindowSet, split: Split
-) -> list[dict]:
+) -> tuple[list[dict], Comparison]:
     """Return the figures on the test part before and after, and of LDA fitted to the calibration part alone.
 
-    One dict each: `kind` (of KINDS), `name`, `windows`, and the figures that the baselines have too.
+    One dict each: `kind` (of KINDS), `name`, `windows`, and the figures that the baselines have too. And the verdict
+    on the personalised model beside the model as saved.
     """
     measured = with_reference_of(model, windows, split.train)
     logits = {
-        ("before", "model as saved"): logits_of(model, windows, split.test),
+        ("before", BEFORE): logits_of(model, windows, split.test),
         ("before", "model, reference of the session"): logits_of(measured, windows, split.test),
-        ("after", "personalised model"): logits_of(adapted, windows, split.test),
+        ("after", AFTER): logits_of(adapted, windows, split.test),
         ("baseline", "LDA on log covariances"): lda_on_covariances(measured, windows, split),
     }
     scored = {key: compute_metrics(windows, split.test, one) for key, one in logits.items()}
     scored |= lda_on_features(windows, split)
+    codes = np.array(windows.classes)
+    labels = [codes[logits[key].argmax(1)] for key in (("after", AFTER), ("before", BEFORE))]
     return [
         {"kind": kind, "name": name, "windows": len(split.test)} | {key: one[key] for key in KEPT}
         for (kind, name), one in scored.items()
-    ]
+    ], compare(windows.table.iloc[split.test], *labels)
 
 
 def lda_on_covariances(model: EMGForSequenceClassification, windows: WindowSet, split: Split) -> np.ndarray:
     """Return the logits (n_test, K) that the adaptation adds to the model's."""
     learnt, tested = (covariances(model, windows, rows) for rows in (split.train, split.test))
-    coefficients, intercepts = linear_discriminant(learnt, windows.targets[split.train], len(windows.classes))
-    return (tested.double() @ coefficients.T + intercepts).numpy()
+    return lda_logits(learnt, windows.targets[split.train], tested)
 
 
 def lda_on_features(windows: WindowSet, split: Split) -> dict[tuple[str, str], dict]:
@@ -136,11 +184,14 @@ def lda_on_features(windows: WindowSet, split: Split) -> dict[tuple[str, str], d
 
 def notes_on(result: dict) -> list[str]:
     """Return what a reader of the figures should know, in lines."""
-    seen = ["The model was trained on this session (split.csv): its figures are too good"]
+    unknown = [
+        "Whether the model was trained on this session cannot be checked (neither its config nor a split.csv beside "
+        "its folder says so): if it was, its figures are too good"
+    ]
     return [
         f"{result['split_description']}; {result['n_calibration']} windows to adapt, "
         f"{result['n_test']} to test; chance {result['chance']:.3f}",
-        *(seen if result["trained_on_this_session"] else []),
+        *([] if result["training_days_known"] else unknown),
         f"Model: {result['model']}, backbone from {result['weights']} weights. {result['model_data_note']}",
         f"Data: {Path(result['data']).name}. {result['data_note']}",
     ]
@@ -166,32 +217,32 @@ def print_table(figures: list[dict], result: dict, console: Console) -> None:
 def card_facts(
     model: EMGForSequenceClassification, windows: WindowSet, split: Split, figures: list[dict], result: dict
 ) -> Facts:
-    """Return what the card of the adapted model says; `model` is the one before."""
-    (after,) = [one for one in figures if one["kind"] == "after"]
-    session = f"subject {result['subject']}, session {result['session']}"
-    notes, seen = [model.config.data_note, windows.metadata["note"]], result["trained_on_this_session"]
+    """Return what the card of the model that is kept says; `model` is the one before."""
+    (kept,) = [one for one in figures if one["name"] == result["kept"]]
+    session, adapted = f"subject {result['subject']}, session {result['session']}", result["kept"] == AFTER
+    notes = [model.config.data_note, windows.metadata["note"]]
+    tried = f"A trained model was adapted in closed form to {split.description} (`python -m emg_gpt2 personalise`)."
+    left = "The model as it came fits the calibration windows better, and is kept here unchanged."
     return Facts(
-        figures=after | {"versions": result["versions"]},
+        figures=kept | {"versions": result["versions"]},
         parts={"calibration": count_part(windows, split.train), "test": count_part(windows, split.test)},
         protocol=[
-            f"A trained model was adapted in closed form to {split.description} (`python -m emg_gpt2 personalise`).",
+            tried,
+            *([] if adapted else [left]),
             "The test part is all other windows of that session; nothing was measured on it.",
         ],
         notes=notes,
         licence=data_licence(notes, windows.table["recording"].unique()),
-        warnings=[
-            f"**Personalised** for {session}: of no use to anyone else.",
-            *(["The model before was trained on this session: the figures are **too good**."] if seen else []),
-        ],
-        session=(result["subject"], result["session"]),
+        warnings=[f"**Personalised** for {session}: of no use to anyone else."] if adapted else [],
+        session=(result["subject"], result["session"]) if adapted else None,
     )
 
 
 def write_results(
-    adapted: EMGForSequenceClassification, card: ModelCard, figures: list[dict], result: dict, folder: Path
+    kept: EMGForSequenceClassification, card: ModelCard, figures: list[dict], result: dict, folder: Path
 ) -> None:
     """Write the model, its card, the picture and personalise.json."""
-    save_weights(adapted, folder)
+    save_weights(kept, folder)
     save_card(card, folder)
     draw_bars(figures, result, folder / "personalise.png")
     write_json(folder / "personalise.json", result | {"figures": figures})

@@ -57,7 +57,7 @@ class ValidatedRow(HistoryRow):
 class Histories(NamedTuple):
     """What a run learnt: one row per epoch of the first training, and of the second one (empty without REFIT).
 
-    linear_path: accuracies of the linear path alone on the validation part (empty without a linear path).
+    linear_path: accuracies and predicted labels of the linear path alone on the validation part (empty without one).
     """
 
     first: list[dict]

@@ -23,6 +23,7 @@ from emg_gpt2.base.files import replace_file
 from emg_gpt2.model.augment import Augmentation, Draws
 from emg_gpt2.model.backbone import POSITIONS
 from emg_gpt2.model.model import EMGForSequenceClassification
+from emg_gpt2.results.run import write_validation
 from emg_gpt2.settings import Settings
 from emg_gpt2.training.adapt import AugmentedModel, UpperModel, frozen_blocks, run_lower_once
 from emg_gpt2.training.checkpoint import (
@@ -95,7 +96,7 @@ class Trainer:
         self.class_weight = self._class_weight()
         self.history, self.sums, self.unchecked = [], EpochSums.zero(), []
         self.checkpoints = Checkpoints(run, model, self.optimizer)
-        self.asked = []
+        self.asked, self.validated = [], None  # labels predicted for the validation part after the last epoch
         self.spent, self.trained, self.began = {"steps": 0.0, "data": 0.0}, 0, time.perf_counter()  # s, windows
 
     def _prepare(self, settings: Settings) -> None:
@@ -243,6 +244,8 @@ class Trainer:
             self.tracker.log({f"epoch/{name}": value for name, value in row.items()}, len(self.history) * self.steps)
         if self.run and epochs_since_best(self.history) == 0:
             self.checkpoints.remember_best()
+            if self.validated is not None and is_main_process():
+                write_validation(self.task.windows, self.task.split.validation, self.validated, self.run)
         if self.run and is_main_process():
             table = pd.DataFrame(self.history)
             replace_file(self.run / "history.csv", lambda path: table.to_csv(path, index=False))
