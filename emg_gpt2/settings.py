@@ -6,6 +6,7 @@ compares) asks for their role.
 """
 
 import sys
+from collections.abc import Collection
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_origin
@@ -329,11 +330,14 @@ def _pairs(parts: list[str]) -> dict[str, str]:
     return {label.strip(): name.strip() for label, _, name in pairs}
 
 
-def read_settings(model: type[AnySettings] = Settings, argv: list[str] | None = None, command: str = "") -> AnySettings:
+def read_settings(
+    model: type[AnySettings] = Settings, argv: list[str] | None = None, command: str = "", only: Collection[str] = ()
+) -> AnySettings:
     """The settings of one run, from flags (`argv`; None: those of this process), EMG_* variables, the file of
     --settings and ENV.py.
 
-    command: of `python -m emg_gpt2`, for --help; empty for a script. Raises EMGError that names each wrong setting, its
+    command: of `python -m emg_gpt2`, for --help; empty for a script; only: those to read, the others keep their
+    defaults, and what they are set to is no matter; empty: all. Raises EMGError that names each wrong setting, its
     value and its legal range.
     """
     groups = {name: role.value for role in Role for name in model.model_fields if role_of(model, name) is role}
@@ -344,7 +348,8 @@ def read_settings(model: type[AnySettings] = Settings, argv: list[str] | None = 
     filed = settings_file(path, known) if path else {}
     shown = variables(known) | flags
     try:
-        settings = model(**_changed(env_file(known)) | filed | shown)
+        values = _changed(env_file(known)) | filed | shown
+        settings = model(**{name: value for name, value in values.items() if name in only or not only})
     except ValidationError as error:
         places = dict.fromkeys(filed.keys() - shown.keys(), str(path))
         raise EMGError("; ".join(_explain(model, detail, places) for detail in error.errors())) from None

@@ -14,6 +14,7 @@ def add_flags(parser: ArgumentParser, *names: str) -> None:
 
 
 def read_flags(args: Namespace, *names: str) -> Settings:
-    """The settings, these ones from the flags of a command where they are given; raises EMGError."""
+    """These settings, from the flags of a command where they are given, and the defaults of all others."""
     given = {name: getattr(args, name.lower()) for name in names}
-    return read_settings(Settings, [f"{flag(name)}={value}" for name, value in given.items() if value is not None])
+    flags = [f"{flag(name)}={value}" for name, value in given.items() if value is not None]
+    return read_settings(Settings, flags, only=names)
