@@ -342,7 +342,7 @@ def draw_history(histories: Histories, chance: float, caption: str, run: Path) -
     axes.plot(first["epoch"], first["validation_loss"], "s--", color=BLUE, label="validation")
     draw_second_training(axes, histories, "train_loss")
     axes.axvline(best + 1, ls=":", color=ORANGE, label=f"chosen: epoch {best + 1}")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     finish(figure, axes, caption, run / "loss.png", columns=2)
 
 
