@@ -92,17 +92,8 @@ class Settings(BaseModel):
     LEGAL_VALUES: Annotated[list[int], Role.WINDOWS] = []
     """Labels to keep, each 0 … 127; empty: every label of the recordings (−1 is never a class)."""
 
-    CLASS_NAMES: Annotated[dict[int, str], Role.LABELS] = {
-        0: "idle",
-        1: "fist",
-        2: "flexion",
-        3: "extension",
-        6: "pinch index",
-        7: "pinch middle",
-        8: "pinch ring",
-        9: "pinch small",
-    }
-    """Gesture names as label=name pairs; used when they name every label found, else labels go by number."""
+    CLASS_NAMES: Annotated[dict[int, str], Role.LABELS] = {}
+    """Gesture names as label=name pairs, one for every label; empty: putEMG's for its recordings, others by number."""
 
     DATA_NOTE: Annotated[str, Role.LABELS] = ""
     """A sentence on the origin of the data, shown with every result made from it."""
