@@ -19,6 +19,12 @@ from emg_gpt2.base.interrupts import importing
 
 ABOUT = """Every setting in these groups is also a constant of ENV.py and an environment variable: --num-epochs,
 NUM_EPOCHS, EMG_NUM_EPOCHS. A flag goes before the variable, and that before ENV.py."""
+NAME_FORM = "TYPE-SUBJECT-TRAJECTORY-DATE-TIME, such as emg_gestures-03-repeats_long-2018-05-11-11-05-00-695"
+NAME_RULE = (
+    f"A recording's name is {NAME_FORM}: always emg_gestures, two digits for the person, a word for the kind of trial, "
+    "year-month-day, and hour-minute-second-millisecond. It tells which windows are of one person and day, and their "
+    "order; a file with another name is skipped."
+)
 TokenKind = Literal["covariance", "power", "bands", "raw"]  # each has a class in model/tokens.py
 
 
@@ -292,8 +298,10 @@ class Settings(BaseModel):
 class PreprocessingSettings(Settings):
     """Filter, label and cut raw putEMG recordings into one parquet file of windows."""
 
-    RAW: list[Path]
-    """Raw recordings (.hdf5, .csv, .zip) and folders of them."""
+    RAW: list[Path] = Field(description=f"Raw recordings (.hdf5, .csv, .zip) and folders of them. {NAME_RULE}")
+
+    VERBOSE: bool = False
+    """A row for every recording, and what is wrong with its channels; without it, a row for every person and day."""
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)

@@ -16,14 +16,10 @@ from emg_gpt2.base.files import check_is_file
 from emg_gpt2.raw.csv_file import read_csv
 from emg_gpt2.raw.hdf5_process import read_hdf5
 from emg_gpt2.raw.recording import LABEL_COLUMN, UNLABELLED, Recording, check_clock, check_emg, check_labels
+from emg_gpt2.settings import NAME_FORM
 
 RECORDING_NAME = re.compile(
     r"(?P<type>\w+)-(?P<subject>\d{2})-(?P<trajectory>\w+)-(?P<session>\d{4}-\d{2}-\d{2})-\d{2}-\d{2}-\d{2}-\d{3}"
-)
-NAME_RULE = (
-    "A recording's name is TYPE-SUBJECT-TRAJECTORY-DATE-TIME, as emg_gestures-03-repeats_long-2018-05-11-11-05-00-695: "
-    "emg_gestures, the person (two digits), a word for the kind of trial, year-month-day and hour-minute-second-millisecond. "
-    "It tells which windows are of the same person and day. A file with another name is skipped."
 )
 GESTURES = {  # putEMG's labels and their names
     0: "idle",
@@ -71,7 +67,7 @@ def read_recording(path: Path, labelled: bool = True) -> Recording:
     """
     with named(path), _readers_errors():
         check_is_file(path)
-        identity = _parse_name(path.stem)
+        identity = parse_name(path.stem)
         read = read_hdf5 if path.suffix.lower() == ".hdf5" else read_csv
         channels, time, emg, others = read(path, partial(_choose_columns, labelled=labelled))
         labels = others.get(LABEL_COLUMN, np.full(len(time), UNLABELLED))
@@ -106,10 +102,11 @@ def _readers_errors() -> Iterator[None]:
         raise EMGError(f"the file cannot be read ({reason}); download it again") from None
 
 
-def _parse_name(stem: str) -> dict[str, str]:
+def parse_name(stem: str) -> dict[str, str]:
+    """Subject, session and trajectory of a recording; raises EMGError where the name does not tell them."""
     match = RECORDING_NAME.fullmatch(stem)
     if not match:
-        raise EMGError("the name is not TYPE-SUBJECT-TRAJECTORY-DATE-TIME; give the file the name it has in putEMG")
+        raise EMGError(f"the name is not {NAME_FORM}; rename the file (Preprocessing.py --help explains the parts)")
     if match["type"] != "emg_gestures":
         raise EMGError(f"a recording of {match['type']} has no gesture labels; leave it out")
     return {key: match[key] for key in ("subject", "session", "trajectory")}

@@ -32,7 +32,10 @@ SPECTRA = 60  # pieces at the most, evenly spread, that decide whether the power
 
 
 class Finding(NamedTuple):
-    """What is wrong with a channel, counted from 0: its kind (flat, clipped, noisy, unsteady), and how much and where."""
+    """What is wrong with a channel, counted from 0.
+
+    kind: flat, clipped, noisy or unsteady; words: how much and where.
+    """
 
     channel: int
     kind: str
@@ -86,7 +89,7 @@ def look_at_raw(recording: Recording) -> RawLook:
     emg, rate = recording.emg, recording.sampling_rate
     length = max(8, int(FLAT_S / 2 * rate) // 8 * 8)  # every flat stretch holds such a piece
     low, high = extremes(emg, length)
-    pieces = emg[: len(low) * length].reshape(len(low), length, -1)
+    pieces = emg[: len(low) * length].reshape(len(low), length, emg.shape[1])
     level = np.matmul(np.full(length, 1 / length, np.float32), pieces)
     flat = find_flat(recording, np.flatnonzero((low == high).any(axis=0)))
     return RawLook(flat + find_clipped(emg, low, high, length), level, length / rate)
@@ -94,9 +97,9 @@ def look_at_raw(recording: Recording) -> RawLook:
 
 def extremes(emg: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Lowest and highest value of the pieces of (N, C) samples, (P, C) each; `length` is a multiple of 8."""
-    channels = emg.shape[1]
-    wide = emg[: len(emg) // length * length].reshape(-1, length // 8, 8 * channels)  # a fifth of the time
-    low, high = (reduce(wide, axis=1).reshape(len(wide), 8, channels) for reduce in (np.min, np.max))
+    count, channels = len(emg) // length, emg.shape[1]
+    wide = emg[: count * length].reshape(count, length // 8, 8 * channels)  # a fifth of the time
+    low, high = (reduce(wide, axis=1).reshape(count, 8, channels) for reduce in (np.min, np.max))
     return low.min(axis=1), high.max(axis=1)
 
 
@@ -189,7 +192,7 @@ def find_lines(filtered: Spectrum) -> list[Finding]:
 def _line_share(filtered: Spectrum) -> tuple[np.ndarray, np.ndarray]:
     """(C,) share of the power near line frequencies, and (C,) the strongest of these frequencies in Hz."""
     frequencies, power = filtered
-    lines = np.array([line for line in LINE_FREQUENCIES if line < frequencies[-1]])
+    lines = np.array([line for line in LINE_FREQUENCIES if line < frequencies[-1]] or LINE_FREQUENCIES[:1])
     near = np.abs(frequencies[:, None] - lines) <= LINE_HZ  # (F, lines)
     share = power[near.any(axis=1)].sum(axis=0) / np.maximum(power.sum(axis=0), np.finfo(np.float32).tiny)
     return share, lines[(near.T @ power).argmax(axis=0)]
@@ -245,7 +248,9 @@ def find_loud(
             stretch = max(_runs(found), key=len)
             first, last = stretch[0], stretch[-1] + STEADY
             words = f"{(last - first) * PIECE_S:.2f} s from {start + first * PIECE_S:.2f} s at "
-            words += f"{loudness[first:last, channel].mean():.0f} times its median RMS{where}; others reach {others:.1f}"
+            words += (
+                f"{loudness[first:last, channel].mean():.0f} times its median RMS{where}; others reach {others:.1f}"
+            )
             signal = pieces[first:last, :, channel].reshape(-1, 1)
             [share], [line] = _line_share(Spectrum(*periodogram(signal, rate, "hann", axis=0)))
             more = f", most of it near the line's {line:g} Hz" if share > LINE_SHARE else ""

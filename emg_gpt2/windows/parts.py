@@ -38,7 +38,19 @@ from emg_gpt2.windows.cut import (
 )
 from emg_gpt2.windows.format import FORMAT_VERSION, open_file, write_windows
 
-SOURCE_KEYS = {"name", "size", "sha256", "rows", "sampling_rate", "unit", "putemg", "findings", "windows", "labels", "windows_sha256"}
+SOURCE_KEYS = {
+    "name",
+    "size",
+    "sha256",
+    "rows",
+    "sampling_rate",
+    "unit",
+    "putemg",
+    "findings",
+    "windows",
+    "labels",
+    "windows_sha256",
+}
 WINDOWS_PER_ROW_GROUP = 1000
 WHAT_DECIDES = ("emg_gpt2.raw", "emg_gpt2.windows")  # packages whose code the windows depend on
 
@@ -56,6 +68,24 @@ class Part:
     def counts(self) -> Counter:
         """Windows per label."""
         return Counter({int(label): count for label, count in self.source["labels"].items()})
+
+    @property
+    def stem(self) -> str:
+        """Name of the recording."""
+        return Path(self.source["name"]).stem
+
+    @property
+    def bad_channels(self) -> dict[str, str]:
+        """Channel → what is wrong with it, each kind once."""
+        kinds = {}
+        for finding in self.source["findings"]:
+            kinds.setdefault(finding["channel"], {})[finding["kind"]] = None
+        return {channel: " and ".join(found) for channel, found in kinds.items()}
+
+    @property
+    def finding_lines(self) -> list[str]:
+        """A sentence for each thing that is wrong with a channel."""
+        return ["{channel} {kind}: {words}".format(**finding) for finding in self.source["findings"]]
 
     @property
     def seconds(self) -> float:
@@ -296,10 +326,15 @@ def make_metadata(parts: list[Part], layout: Layout, settings: Settings) -> dict
         "scale": layout.scale,
         "settings": _windows_settings(settings),
         "code": code(),
-        "class_names": class_names(labels, all(part.source["putemg"] for part in parts), settings),
+        "class_names": class_names(labels, all_putemg(parts), settings),
         "note": settings.DATA_NOTE,
         "sources": [part.source for part in parts],
     }
+
+
+def all_putemg(parts: list[Part]) -> bool:
+    """Whether putEMG's names for the labels fit all recordings."""
+    return all(part.source["putemg"] for part in parts)
 
 
 def _windows_settings(settings: Settings) -> dict:
