@@ -475,10 +475,10 @@ def test_a_fault_of_a_second_is_found_in_its_channel_alone(fault, kind, seconds,
     found = findings_of(emg, labels, tmp_path)
     assert {finding.channel for finding in found} == {3}
     [words] = [finding.words for finding in found if finding.kind == kind]
-    begin, end = 5 + 13.1, 5 + 13.1 + seconds  # the clock begins at 5 s
+    begin = 5 + 13.1  # the clock begins at 5 s; the filter fits the mains over 10 s, which spreads them
     times = [float(text) for text in re.findall(r"([\d.]+) s\b", words)]
-    assert any(abs(time - begin) < 0.5 or abs(time - end) < 0.5 for time in times), words
-    assert ("50 Hz" in words or "49.99 Hz" in words) == (fault == "mains")
+    assert any(begin - 1.2 < time < begin + seconds + 0.2 for time in times), words
+    assert ("near the line's 49.99 Hz" in words) == (fault == "mains")
 
 
 def findings_of(emg: np.ndarray, labels: np.ndarray, folder) -> list:

@@ -150,20 +150,27 @@ def find_all(raw: RawLook, recording: Recording, filtered: np.ndarray, rate: flo
     """All findings by channel, from the look at the raw samples, and the (M, C) filtered ones at `rate` Hz."""
     rows = np.rint(np.arange(len(filtered)) * recording.sampling_rate / rate).astype(int)
     labels = recording.labels[np.minimum(rows, len(recording.labels) - 1)]
-    present = np.unique(labels).tolist()
-    whole = [*find_noisy(rms_per_label(filtered, labels), present), *find_lines(_spectrum_of_some(filtered, rate))]
-    findings, noisy = [*raw.findings, *whole], {finding.channel for finding in whole}
+    whole = find_noisy(rms_per_label(filtered, labels), np.unique(labels).tolist())
+    whole += find_lines(_spectrum_of_some(filtered, rate))
+    pieces = find_in_pieces(raw, recording, filtered, labels, rate)
+    dated = {finding.channel for finding in pieces if finding.kind == "noisy"}  # which says more
+    return sorted([*raw.findings, *pieces, *(finding for finding in whole if finding.channel not in dated)])
+
+
+def find_in_pieces(
+    raw: RawLook, recording: Recording, filtered: np.ndarray, labels: np.ndarray, rate: float
+) -> list[Finding]:
+    """Find faults that last for some pieces, where there are enough of these and of channels to compare them."""
     length = round(PIECE_S * rate)
-    count = len(filtered) // length
-    if count >= 2 * STEADY and len(recording.channels) >= FEWEST_CHANNELS:
-        pieces = filtered[: count * length].reshape(count, length, -1)
-        rms, start = _rms(pieces), recording.time[0]
-        findings += find_jumps(raw, np.quantile(rms, 0.9, axis=0), start)
-        at_rest = (labels[: count * length].reshape(count, length) == 0).all(axis=1)
-        for among, where in ((np.ones(count, bool), ""), (at_rest, " at rest")):
-            loud = [one for one in find_loud(pieces, rms, among, where, rate, start) if one.channel not in noisy]
-            findings, noisy = findings + loud, noisy | {one.channel for one in loud}
-    return sorted(findings)
+    count, channels = len(filtered) // length, len(recording.channels)
+    if count < 2 * STEADY or channels < FEWEST_CHANNELS:
+        return []
+    pieces = filtered[: count * length].reshape(count, length, channels)
+    rms, start, noisy = _rms(pieces), recording.time[0], {}
+    at_rest = (labels[: count * length].reshape(count, length) == 0).all(axis=1)
+    for among, where in ((at_rest, " at rest"), (np.ones(count, bool), "")):  # the latter is the stronger
+        noisy |= {one.channel: one for one in find_loud(pieces, rms, among, where, rate, start)}
+    return [*noisy.values(), *find_jumps(raw, np.quantile(rms, 0.9, axis=0), start)]
 
 
 def find_noisy(rms: np.ndarray, labels: list[int], where: str = "") -> list[Finding]:
