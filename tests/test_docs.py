@@ -16,6 +16,7 @@ from conftest import ROOT
 
 import emg_gpt2
 from emg_gpt2.__main__ import commands
+from emg_gpt2.base.command_line import flag
 from emg_gpt2.settings import NAME_RULE, PreprocessingSettings, Settings, read_settings
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -167,7 +168,8 @@ def check_words(text: str) -> None:
 @cache
 def every_flag() -> set[str]:
     named = {f"emg_gpt2.commands.{name}" for name in commands()} | {"stress.__main__"}
-    return {"--version", "--help", "--check", "--strict"} | set().union(*map(flags, named))
+    scripts = {flag(name) for name in PreprocessingSettings.model_fields}
+    return {"--version", "--help", "--check", "--strict"} | scripts | set().union(*map(flags, named))
 
 
 @cache

@@ -106,7 +106,7 @@ def parse_name(stem: str) -> dict[str, str]:
     """Subject, session and trajectory of a recording; raises EMGError where the name does not tell them."""
     match = RECORDING_NAME.fullmatch(stem)
     if not match:
-        raise EMGError(f"the name is not {NAME_FORM}; rename the file (Preprocessing.py --help explains the parts)")
+        raise EMGError(f"the name is not {NAME_FORM}; give the file such a name (Preprocessing.py --help explains it)")
     if match["type"] != "emg_gestures":
         raise EMGError(f"a recording of {match['type']} has no gesture labels; leave it out")
     return {key: match[key] for key in ("subject", "session", "trajectory")}
