@@ -32,7 +32,7 @@ from emg_gpt2 import __version__
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import remove_folder, replace_folder
 from emg_gpt2.base.interrupts import deferred_signals
-from emg_gpt2.base.log import progress
+from emg_gpt2.base.log import progress, track
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.results.figures import BLACK, BLUE, FEW_CLASSES, GREY, ORANGE, epoch_axes, finish, plt, save
 from emg_gpt2.settings import Settings
@@ -194,7 +194,7 @@ def predict(logits_of: Callable[[Batch], torch.Tensor], feed: Feed, rows: np.nda
     """(n, K) probabilities of the windows `rows`; logits_of: a batch's logits (B, K). Each process takes a share."""
     processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     parts, found = cut_rows(rows, EVALUATION_BATCH * processes), []
-    for part, batch in zip(parts, feed(map(own_share, parts)), strict=True):
+    for part, batch in track(zip(parts, feed(map(own_share, parts)), strict=True), "predicting", len(parts)):
         logits = logits_of(batch)
         counting = logits if has_share(part) else logits[:0]
         found.append(counting.softmax(1).float().cpu().numpy())

@@ -51,10 +51,11 @@ NUM_LAYERS = -9  # −n trains the last n blocks, of the others the layer norms 
 FREEZE = False  # also freeze tokenisers and norms below the trained blocks, and compute them once
 SCALE = "session"  # windows are measured against the signal of their "session" or of the "training" part
 LINEAR_PATH = True  # add the logits of a linear classifier on log covariances
-TOKENS = ["covariance", "power"]  # kinds of tokens, of "covariance", "power", "bands", "raw"
+TOKENS = ["covariance", "power"]  # kinds of tokens, of "covariance", "power", "bands", "raw", or your own
 PATCH_MS = 50.0  # ms, length of a patch; a window holds at least two
 FILTERS = 16  # filters of the "power" tokens; 1 to 256
 FILTER_MS = 25.0  # ms, length of those filters; above 0
+HEAD = "linear"  # from hidden states to logits: "linear", or your own
 DROPOUT = 0.1  # from 0 to below 1
 
 # ---- training

@@ -150,8 +150,8 @@ def facts_of(task: Task, settings: Settings) -> dict:
     with SHAPES_ONLY:
         model = model_of_shapes(task.windows, settings).train()
         train_last(model, -settings.NUM_LAYERS, settings.FREEZE)
-    config, patches = model.config, model.config.window // model.config.patch
-    tokens = sum(1 if kind == "covariance" else patches for kind in config.tokens)
+    config = model.config
+    tokens = sum(tokeniser.count(config) for tokeniser in model.tokenisers.values())
     emg = torch.zeros(1, *task.windows.emg.shape[1:])  # (1, T, C)
     hidden, linear = torch.zeros(1, tokens, config.backbone["n_embd"]), torch.zeros(1, task.classes)
     upper = UpperModel(model, frozen_blocks(model, -settings.NUM_LAYERS))

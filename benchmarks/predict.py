@@ -1,5 +1,6 @@
 """How fast the model predicts on this machine, one window and many at once, beside the original project's way."""
 
+from itertools import product
 from statistics import median
 
 import numpy as np
@@ -11,6 +12,7 @@ from benchmarks.measure import Process, now, peak_mb, prepare, print_wide
 from benchmarks.rivals import TextPrediction
 from benchmarks.settings import PredictSettings
 from EMG_DATA_LOADER import read_emg, split_windows
+from emg_gpt2.base.log import track
 from emg_gpt2.live.decisions import probabilities
 from emg_gpt2.model.build import build_model
 from emg_gpt2.model.normalise import measure_reference
@@ -55,11 +57,10 @@ class Prediction:
 def measure(settings: PredictSettings, console: Console) -> dict:
     """Every number of blocks, precision and batch size, and the original's way."""
     settings, described = prepare(settings, console)
-    rows = []
-    for blocks in settings.BLOCKS_TO_TRY:
-        for precision in dict.fromkeys([settings.PRECISION, "fp32"]):
-            changes = {"BLOCKS": blocks, "PRECISION": precision}
-            rows += predict_batches(settings.model_copy(update=changes), console)
+    rows, ways = [], list(product(settings.BLOCKS_TO_TRY, dict.fromkeys([settings.PRECISION, "fp32"])))
+    for blocks, precision in track(ways, "models"):
+        changes = {"BLOCKS": blocks, "PRECISION": precision}
+        rows += predict_batches(settings.model_copy(update=changes), console)
     text = predict_text(settings.model_copy(update={"BLOCKS": settings.BLOCKS_TO_TRY[0]}), console)
     text["ratio"] = text["median_ms"] / rows[0]["median_ms"]
     print_table(rows, text, console)

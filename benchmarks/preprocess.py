@@ -20,11 +20,12 @@ from rich.table import Table
 
 from benchmarks.measure import ROOT, print_wide, simulate
 from emg_gpt2.base.errors import EMGError
+from emg_gpt2.base.log import track
 from emg_gpt2.settings import PreprocessingSettings, read_settings
 from emg_gpt2.windows import cut, parts
 from Preprocessing import preprocess
 
-COPIES = 8
+COPIES, QUICK_COPIES = 8, 2
 STAGES = {  # function, in the module that calls it → the stage that it belongs to
     (parts, "describe_file"): "read",
     (parts, "read_recording"): "read",
@@ -64,10 +65,11 @@ def measure(args: argparse.Namespace, console: Console) -> dict:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         recording = args.recording or simulate(folder, console)
-        for count, workers in ((1, 1), (COPIES, 1), (COPIES, os.cpu_count())):
+        copies = QUICK_COPIES if args.quick else COPIES
+        for count, workers in track([(1, 1), (copies, 1), (copies, os.cpu_count())], "ways"):
             console.print(f"{count} recordings, {workers} workers, {args.runs + 1} runs")
-            copies = copy_recording(recording, folder / f"copies-{count}", count)
-            results.append(measure_commands(copies, workers, folder, args.runs) | measure_stages(copies, folder))
+            paths = copy_recording(recording, folder / f"copies-{count}", count)
+            results.append(measure_commands(paths, workers, folder, args.runs) | measure_stages(paths, folder))
     print_table(results, console)
     return {"preprocess": results}
 

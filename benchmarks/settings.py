@@ -4,7 +4,24 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from emg_gpt2.settings import Settings
+from emg_gpt2.settings import AnySettings, Settings
+
+FEWER = {  # of each measurement with --quick
+    "train": {"STEPS": 2, "ROUNDS": 2, "BATCH_SIZES": [64]},
+    "predict": {"PREDICTIONS": 100, "BATCH_SIZES": [1, 64], "BLOCKS_TO_TRY": [12]},
+}
+LEFT_OUT = {  # with --quick, in words
+    "preprocess": "one run counts, not three, and two copies are processed, not eight",
+    "storage": "one run counts, not three",
+    "train": "2 steps in 2 rounds at batch size 64, not 4 in 3 at three sizes; nothing about frozen blocks, windows "
+    "computed once, a mapped file, checkpoints and numbers as text",
+    "predict": "100 predictions, not 1000, at batch sizes 1 and 64, with 12 blocks alone",
+}
+
+
+def quick(what: str, given: AnySettings) -> AnySettings:
+    """The settings with fewer repetitions; what flags and variables set stays."""
+    return given.model_copy(update={name: n for name, n in FEWER[what].items() if name not in given.given})
 
 
 class SpeedSettings(Settings):
@@ -32,6 +49,8 @@ class TrainSettings(SpeedSettings):
     STEPS: int = Field(4, ge=1)
     """Steps of an epoch that is measured; x ≥ 1."""
 
+    QUICK: bool = Field(False, description=f"Rough figures in less time: {LEFT_OUT['train']}.")
+
     ROUNDS: int = Field(3, ge=1)
     """Epochs of each row that count, after one that warms up; x ≥ 1."""
 
@@ -45,6 +64,8 @@ class PredictSettings(SpeedSettings):
 
     PREDICTIONS: int = Field(1000, ge=1)
     """Windows to predict at every batch size, in at least five batches after some that warm up; x ≥ 1."""
+
+    QUICK: bool = Field(False, description=f"Rough figures in less time: {LEFT_OUT['predict']}.")
 
     BATCH_SIZES: list[int] = [1, 8, 64, 256]
     """Windows per prediction besides a single one, each x ≥ 1."""

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure import print_wide, simulate
+from emg_gpt2.base.log import track
 from emg_gpt2.raw.putemg import read_recording
 from emg_gpt2.settings import Settings
 from emg_gpt2.windows import cut, parts
@@ -40,7 +41,7 @@ def ways(exact: np.ndarray, folder: Path, runs: int) -> Iterator[dict]:
         **{f"int32, 1/{n} count": (np.rint(exact * n).astype(np.int32), 1 / n) for n in (8, 4, 2, 1)},
         "int16, 1/4 count": (np.rint(exact * 4).astype(np.int16), 1 / 4),
     }
-    for (name, (values, scale)), encoding, codec in product(numbers.items(), ENCODINGS, CODECS):
+    for (name, (values, scale)), encoding, codec in track(list(product(numbers.items(), ENCODINGS, CODECS)), "ways"):
         if values.dtype.kind == "f" and encoding == "DELTA_BINARY_PACKED":
             continue
         error = rms(values * np.float32(scale) - exact)

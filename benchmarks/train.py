@@ -19,7 +19,7 @@ from benchmarks.measure import NoMemoryError, Process, Training, facts_of, prepa
 from benchmarks.rivals import TextTraining, TransformersTraining
 from benchmarks.settings import TrainSettings
 from emg_gpt2.base.errors import EMGError
-from emg_gpt2.base.log import progress, time_to_go
+from emg_gpt2.base.log import progress, time_to_go, track
 from emg_gpt2.training.checkpoint import CHECKPOINT_SHARE
 from emg_gpt2.training.new_model import new_model
 from emg_gpt2.training.task import load_task
@@ -78,7 +78,7 @@ def measure(settings: TrainSettings, console: Console) -> dict:
     compared, left_out = [], []
     with tempfile.TemporaryDirectory() as folder:
         planned, began = list(comparisons(settings, Path(folder))), time.monotonic()
-        for number, comparison in enumerate(planned):
+        for number, comparison in enumerate(track(planned, "comparisons")):
             left = time_to_go(time.monotonic() - began, number, len(planned) - number)
             console.print(f"comparison {number + 1} of {len(planned)}{left}", markup=False)
             try:
@@ -104,6 +104,8 @@ def comparisons(settings: TrainSettings, folder: Path) -> Iterator[Comparison]:
     for size in settings.BATCH_SIZES:
         other = rival("transformers.Trainer", TransformersTraining, BATCH_SIZE=size)
         yield Comparison(f"batch size {size}", [ours(BATCH_SIZE=size), other])
+    if settings.QUICK:
+        return
     size, trained = f"batch size {settings.BATCH_SIZE}", settings.NUM_LAYERS
     few = ours(f"NUM_LAYERS = {FEW_TRAINED}", NUM_LAYERS=FEW_TRAINED)
     yield Comparison(f"frozen blocks, {size}", [few, ours(f"NUM_LAYERS = {trained}")])
@@ -120,7 +122,7 @@ def compare(comparison: Comparison, console: Console) -> dict:
     settings, measured = rows[0].settings, [[] for _ in rows]
     with ExitStack() as stack:
         processes = [stack.enter_context(Process(f"{title}, {row.name}", row.way, row.settings)) for row in rows]
-        for number in range(settings.ROUNDS + 1):
+        for number in track(range(settings.ROUNDS + 1), "rounds"):
             turn = f"round {number}/{settings.ROUNDS}" if number else "warming up"
             console.print(f"{title}: {settings.STEPS} steps, {turn}", markup=False)
             for process, epochs in zip(processes, measured, strict=True):

@@ -2,6 +2,8 @@
 
 from EMG_DATA_LOADER import read_emg as read_emg
 from emg_gpt2.base.errors import EMGError as EMGError
+from emg_gpt2.base.registry import HEADS as HEADS
+from emg_gpt2.base.registry import TOKENISERS as TOKENISERS
 from emg_gpt2.live.decisions import REJECTED as REJECTED
 from emg_gpt2.live.decisions import Classifier as Classifier
 from emg_gpt2.live.decisions import Smoother as Smoother
@@ -14,6 +16,7 @@ from emg_gpt2.model.config import EMGConfig as EMGConfig
 from emg_gpt2.model.model import EMGForSequenceClassification as EMGForSequenceClassification
 from emg_gpt2.model.normalise import Reference as Reference
 from emg_gpt2.model.normalise import measure_reference as measure_reference
+from emg_gpt2.model.tokens import Tokeniser as Tokeniser
 from emg_gpt2.raw.putemg import read_recording as read_recording
 from emg_gpt2.raw.recording import Recording as Recording
 from emg_gpt2.settings import Settings as Settings

@@ -1,10 +1,10 @@
 """Every setting of the project: its type, default, limits, meaning and role; and where its value comes from.
 
-A flag goes before a variable EMG_NAME, that before ENV.py, and that before the default here. Whatever treats settings
-differently (what a model remembers, what a resumed run may change, what a sweep compares) asks for their role.
+A flag goes before a variable EMG_NAME, that before the file of --settings, that before ENV.py, and that before the
+default here. Whatever treats settings differently (what a model remembers, what a resumed run may change, what a sweep
+compares) asks for their role.
 """
 
-import os
 import sys
 from enum import Enum
 from pathlib import Path
@@ -12,20 +12,22 @@ from typing import Annotated, Any, Literal, TypeVar, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from emg_gpt2.base.command_line import SettingsParser, closest, flag, program
-from emg_gpt2.base.constants import read_constants
+from emg_gpt2.base.command_line import SettingsParser, flag, program
 from emg_gpt2.base.errors import EMGError, exit_status
 from emg_gpt2.base.interrupts import importing
+from emg_gpt2.base.registry import HeadName, TokeniserName
+from emg_gpt2.base.setting_sources import env_file, settings_file, variables
 
 ABOUT = """Every setting in these groups is also a constant of ENV.py and an environment variable: --num-epochs,
-NUM_EPOCHS, EMG_NUM_EPOCHS. A flag goes before the variable, and that before ENV.py."""
+NUM_EPOCHS, EMG_NUM_EPOCHS. A flag goes before the variable, that before the file of --settings, and that before
+ENV.py."""
+SETTINGS_FILE = "settings as TOML (NUM_EPOCHS = 5), or a run's env.json, which repeats that run in a new folder"
 NAME_FORM = "TYPE-SUBJECT-TRAJECTORY-DATE-TIME, such as emg_gestures-03-repeats_long-2018-05-11-11-05-00-695"
 NAME_RULE = (
     f"A recording's name is {NAME_FORM}: always emg_gestures, two digits for the person, a word for the kind of trial, "
     "year-month-day, and hour-minute-second-millisecond. It tells which windows are of one person and day, and their "
     "order; a file with another name is skipped."
 )
-TokenKind = Literal["covariance", "power", "bands", "raw"]  # each has a class in model/tokens.py
 
 
 class Role(Enum):
@@ -149,8 +151,8 @@ class Settings(BaseModel):
     LINEAR_PATH: Annotated[bool, Role.MODEL] = True
     """Add the logits of a linear classifier on log covariances, fitted in closed form, to the backbone's."""
 
-    TOKENS: Annotated[list[TokenKind], Role.MODEL] = ["covariance", "power"]
-    """Tokens, kind after kind: log covariance of the window; per patch power of learned or fixed bands, or raw."""
+    TOKENS: Annotated[list[TokeniserName], Role.MODEL] = ["covariance", "power"]
+    """Tokens, kind after kind: log `covariance`; per patch `power`, `bands` (fixed) or `raw`; or your own."""
 
     PATCH_MS: Annotated[float, Role.MODEL] = Field(50.0, gt=0)
     """Length of a patch, that is of one token (ms); a window holds at least two; x > 0."""
@@ -160,6 +162,9 @@ class Settings(BaseModel):
 
     FILTER_MS: Annotated[float, Role.MODEL] = Field(25.0, gt=0)
     """Length of those filters (ms); x > 0."""
+
+    HEAD: Annotated[HeadName, Role.MODEL] = "linear"
+    """From the backbone's hidden states to logits: `linear`, on their mean, or your own (docs/extend.md)."""
 
     DROPOUT: Annotated[float, Role.MODEL] = Field(0.1, ge=0, lt=1)
     """Dropout in the backbone and before the head; 0 ≤ x < 1."""
@@ -234,7 +239,7 @@ class Settings(BaseModel):
 
     @property
     def given(self) -> frozenset[str]:
-        """Names of the settings that flags and variables set."""
+        """Names of the settings that flags, variables and the file of --settings set."""
         return self._given
 
     @classmethod
@@ -321,19 +326,26 @@ def _pairs(parts: list[str]) -> dict[str, str]:
 
 
 def read_settings(model: type[AnySettings] = Settings, argv: list[str] | None = None, command: str = "") -> AnySettings:
-    """The settings of one run, from flags (`argv`; None: those of this process), EMG_* variables and ENV.py.
+    """The settings of one run, from flags (`argv`; None: those of this process), EMG_* variables, the file of
+    --settings and ENV.py.
 
     command: of `python -m emg_gpt2`, for --help; empty for a script. Raises EMGError that names each wrong setting, its
     value and its legal range.
     """
     groups = {name: role.value for role in Role for name in model.model_fields if role_of(model, name) is role}
     parser = SettingsParser(model, groups, program(command), ABOUT)
-    given = _variables() | parser.parse(sys.argv[1:] if argv is None else argv)
+    parser.add_argument("--settings", type=Path, metavar="FILE", help=SETTINGS_FILE)
+    known, flags = list(Settings.model_fields), parser.parse(sys.argv[1:] if argv is None else argv)
+    path = flags.pop("settings")
+    filed = settings_file(path, known) if path else {}
+    shown = variables(known) | flags
     try:
-        settings = model(**_changed_in_env_file() | given)
+        settings = model(**_changed(env_file(known)) | filed | shown)
     except ValidationError as error:
-        raise EMGError("; ".join(_explain(model, detail) for detail in error.errors())) from None
-    settings._given = frozenset(given)
+        places = dict.fromkeys(filed.keys() - shown.keys(), str(path))
+        raise EMGError("; ".join(_explain(model, detail, places) for detail in error.errors())) from None
+    chosen = _changed(filed) if path and path.suffix == ".json" else filed  # an env.json has every setting
+    settings._given = frozenset(shown.keys() | chosen.keys())
     return settings
 
 
@@ -354,26 +366,8 @@ def check_command_line(script: str, model: type[Settings] = Settings) -> None:
         sys.exit(status)
 
 
-def _variables() -> dict[str, str]:
-    """Setting → value of every EMG_* variable of the environment."""
-    known, found = [f"EMG_{name}" for name in Settings.model_fields], {}
-    for variable in sorted(os.environ):
-        if variable.upper().startswith("EMG_"):
-            if variable.upper() not in known:
-                hint = closest(variable, known)
-                raise EMGError(f"{variable}: the environment sets a setting that does not exist{hint}")
-            found[variable.upper().removeprefix("EMG_")] = os.environ[variable]
-    return found
-
-
-def _changed_in_env_file() -> dict[str, Any]:
-    """The constants of ENV.py that are not the defaults: beside the script that runs, else in the current folder."""
-    places = [Path(sys.argv[0]).resolve().parent, Path.cwd()]
-    path = next((place / "ENV.py" for place in places if (place / "ENV.py").is_file()), None)
-    constants, known = read_constants(path) if path else {}, list(Settings.model_fields)
-    for name in constants:
-        if name not in known:
-            raise EMGError(f"ENV.py: there is no setting {name}{closest(name, known)}")
+def _changed(constants: dict[str, Any]) -> dict[str, Any]:
+    """Those constants of ENV.py, or settings of an env.json, that are not the defaults."""
     defaults = Settings.model_construct().model_dump(mode="json")
     return {name: value for name, value in constants.items() if not _same(value, defaults[name])}
 
@@ -385,7 +379,8 @@ def _same(value: Any, default: Any) -> bool:
     return (list(value) if isinstance(value, tuple) else value) == default
 
 
-def _explain(model: type[Settings], detail: dict) -> str:
+def _explain(model: type[Settings], detail: dict, places: dict[str, str]) -> str:
+    """One wrong setting in a sentence. places: of those settings that the file of --settings has."""
     message = detail["msg"].removeprefix("Value error, ")
     if not detail["loc"]:
         return message
@@ -393,4 +388,4 @@ def _explain(model: type[Settings], detail: dict) -> str:
     legal = (model.model_fields[name].description or "").replace("`", "")
     value = ",".join(map(str, detail["input"])) if isinstance(detail["input"], list) else detail["input"]
     where = f"ENV.py, {flag(name)} or EMG_{name}" if name in Settings.model_fields else flag(name)
-    return f"{name} = {value}: {message[0].lower()}{message[1:]} ({where}: {legal})"
+    return f"{name} = {value}: {message[0].lower()}{message[1:]} ({places.get(name, where)}: {legal})"

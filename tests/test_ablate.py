@@ -312,17 +312,10 @@ def test_the_same_command_goes_on(ablated, small_file, tiny_gpt2, tmp_path, caps
         (["--batch-size", "32"], "its runs were made with BATCH_SIZE = 64, not 32; name another --out"),
         (["--seeds", "1,0"], "its runs were made with first of SEEDS = 0, not 1; name another --out"),
         (["--rates", "1e-3"], "its runs were made with RATES = [1e-05, 0.03], not [0.001]; name another --out"),
-        (["--pretrained", "never"], "ablate sets PRETRAINED itself; leave out --pretrained"),
-        (
-            ["--sampling-ratio", "0.5"],
-            "python -m emg_gpt2 ablate sets SAMPLING_RATIO itself; leave out --sampling-ratio",
-        ),
-        (["--blocks", "0"], "BLOCKS = 0: there is no language model to ask about; set BLOCKS to 1 or more"),
-        (["--shares", "0,1"], "SHARES = 0,1: should be one number or more, each 0 < x ≤ 1"),
     ],
 )
 @pytest.mark.nightly
-def test_refused(ablated, small_file, tiny_gpt2, capsys, more, reason):
+def test_other_settings_than_those_of_the_folder_are_refused(ablated, small_file, tiny_gpt2, capsys, more, reason):
     given = dict(zip(GIVEN[::2], GIVEN[1::2], strict=True)) | {more[0]: more[1]}
     assert main(flags(small_file, tiny_gpt2, ablated[0], *itertools.chain(*given.items()))) == 1
     said = capsys.readouterr().err
@@ -459,3 +452,20 @@ def test_only_the_same_people_and_seeds_are_compared():
     [only] = paired_differences(table.assign(subject="03", accuracy=0.0, macro_f1=0.0), 1.0)
     assert (only["of"], only["from"], only["seeds"]) == ("no-backbone", "linear", 1)
     assert only["mean"] == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (["--pretrained", "never"], "ablate sets PRETRAINED itself; leave out --pretrained"),
+        (["--sampling-ratio", "0.5"], "ablate sets SAMPLING_RATIO itself; leave out --sampling-ratio"),
+        (["--blocks", "0"], "BLOCKS = 0: there is no language model to ask about; set BLOCKS to 1 or more"),
+        (["--shares", "0,1"], "SHARES = 0,1: should be one number or more, each 0 < x ≤ 1"),
+        (["--shares", "0.001", "--rates", "1e-3"], "class 0 (idle) has 2 windows in the training part"),
+    ],
+)
+def test_refused(small_file, tiny_gpt2, tmp_path, capsys, more, reason):
+    assert main(flags(small_file, tiny_gpt2, tmp_path, *more)) == 1
+    said = capsys.readouterr().err
+    assert reason in said
+    assert said.splitlines()[-1].startswith("ablate: ")

@@ -5,10 +5,12 @@ By default their parts are tried in this process; the whole commands take minute
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,12 +19,12 @@ import torch
 from conftest import ROOT, STEM, cut, run
 from huggingface_hub import constants
 
-from benchmarks.__main__ import main
+from benchmarks.__main__ import main, parse
 from benchmarks.measure import facts_of
 from benchmarks.rivals import TransformersTraining, find_tokenizer, text_config, text_facts, tokenise
-from benchmarks.settings import TrainSettings
+from benchmarks.settings import LEFT_OUT, TrainSettings
 from benchmarks.storage import exact_windows
-from benchmarks.train import ThisTraining
+from benchmarks.train import ThisTraining, comparisons
 from EMG_DATA_LOADER import read_emg, split_windows
 from emg_gpt2.live.decisions import probabilities
 from emg_gpt2.settings import Settings
@@ -105,6 +107,17 @@ def test_a_wrong_command_line_is_one_sentence(flags, found, capsys):
     assert err.startswith("benchmarks: ")
     assert found in err
     assert err.count("\n") == 1
+
+
+def test_quick_leaves_out_what_its_help_says_and_keeps_what_was_asked_for(capsys):
+    _, given = parse(["train", "--quick", "--rounds", "5"])
+    assert (given.STEPS, given.ROUNDS, given.BATCH_SIZES) == (2, 5, [64])
+    assert [one.title for one in comparisons(given, Path("unused"))] == ["batch size 64"]
+    assert (parse(["storage", "--quick"])[1].runs, parse(["storage"])[1].runs) == (1, 3)
+    for what, words in LEFT_OUT.items():
+        with pytest.raises(SystemExit):
+            parse([what, "--help"])
+        assert re.sub(r"\s", "", words) in re.sub(r"\s", "", capsys.readouterr().out)
 
 
 # ---- train and predict, their parts ---------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def test_help_shows_the_settings_by_role_with_units_and_defaults(monkeypatch, ca
     assert "(default: 20,700)" in written
     assert "--freeze, --no-freeze Freeze all below" in written
     assert "--run-dir PATH Folder of the results" in written
-    assert "--tokens {covariance,power,bands,raw},… Tokens" in written
+    assert "--tokens TEXT,… Tokens" in written
 
 
 def test_help_begins_with_the_options_of_the_command(monkeypatch, capsys):
@@ -140,12 +140,34 @@ for name in {front.commands()}:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("script", SCRIPTS[:2])
-def test_help_of_a_script_imports_nothing_heavy(script):
-    done = run("-X", "importtime", *script, "--help")
-    assert done.returncode == 0
-    assert re.search(r"\| +emg_gpt2.settings$", done.stderr, re.MULTILINE)
+WITH_HELP = [(script, flag) for script in ("main.py", "Preprocessing.py") for flag in ("--help", "--no-such-flag")]
+
+
+@pytest.mark.parametrize(
+    ("script", "flag"), [*WITH_HELP, ("-m benchmarks train", "--no-such-flag"), ("-m stress", "--no-such-flag")]
+)
+def test_help_and_a_wrong_flag_of_a_script_import_nothing_heavy(script, flag):
+    done = run("-X", "importtime", *script.split(), flag)
+    assert done.returncode == (flag != "--help")
+    assert re.search(r"\| +emg_gpt2.base.command_line$", done.stderr, re.MULTILINE)
     assert not re.search(r"\| +(torch|pandas|scipy)$", done.stderr, re.MULTILINE)
+    assert flag == "--help" or "--no-such-flag: there is no such flag; --help lists the flags" in done.stderr
+
+
+def test_a_slip_in_a_flag_is_named_before_what_is_missing():
+    parser = Parser()
+    parser.add_argument("run")
+    parser.add_argument("--ring")
+    with pytest.raises(EMGError, match=r"^--rnig: there is no such flag; did you mean --ring\?"):
+        parser.parse_args(["--rnig=3"])
+    with pytest.raises(EMGError, match=r"^nothing was given for run"):
+        parser.parse_args(["--ring", "3"])
+
+
+@pytest.mark.parametrize("argv", [["--device", "cuda"], ["--device=cuda"], ["--gpu"]])
+def test_who_asks_for_a_gpu_hears_that_it_is_taken_by_itself(argv):
+    with pytest.raises(EMGError, match=r"there is no such flag, and none is needed: main\.py takes a GPU by itself"):
+        read_settings(Settings, argv)
 
 
 # ---- errors ---------------------------------------------------------------------------------------------------
@@ -268,9 +290,25 @@ def test_a_bar_is_shown_on_a_terminal_alone_and_colours_can_be_refused(handlers,
     text = said.getvalue()
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     assert "a line" in plain
-    assert bool(re.search(r"a recording.*… .*4/9 loss 0.50 -:--:--", plain)) == terminal
+    assert bool(re.search(r"a recording.*… .*4/9 loss 0.50 0:00:0\d", plain)) == terminal
     assert bool(re.search(r"\x1b\[(3|9)\d|\x1b\[38;", text)) == (terminal and colours)
     assert terminal or not ESCAPES.search(text)
+
+
+def test_the_time_left_follows_from_all_steps_however_long_each_takes(handlers):
+    """Ten minutes for each of the first two of five: half an hour is left; a bar inside stands below."""
+    said, clock = io.StringIO(), [0.0]
+    console = Console(file=said, force_terminal=True, width=80, get_time=lambda: clock[0])
+    log.start_log(console)
+    for number in log.track(range(5), "runs"):
+        if number == 2:
+            with log.progress() as inner:
+                inner.add_task("epoch", total=3)
+            break
+        clock[0] += 600
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.getvalue())
+    assert re.search(r"runs .* 2/5 0:30:00", plain)
+    assert re.search(r"epoch .* 0/3 -:--:--", plain)
 
 
 def test_the_time_to_go_is_that_of_what_is_done():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from conftest import ROOT
 
 import emg_gpt2
@@ -25,7 +26,7 @@ SCRIPTS = {"main.py": Settings, "Preprocessing.py": PreprocessingSettings}
 PROGRAMS = ("python", "emg-gpt2", "make", "torchrun")  # a command in a sentence begins with one of them
 BEFORE = re.compile(r"`(python -m tools|EMG_\w+)\.\w+`|`tools/\w+\.py`")  # what the changelog translates
 FLAG = re.compile(r"--[a-z][a-z0-9-]*")
-OUTSIDE = {"--nproc-per-node", "--nthreads", "--logdir"}  # of torchrun, dask and tensorboard
+OUTSIDE = {"--nproc-per-node", "--nthreads", "--logdir", "--requeue", "--time"}  # torchrun, dask, tensorboard, SLURM
 page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 
 
@@ -84,6 +85,21 @@ def test_the_example_of_the_example_model_runs(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     exec(blocks(ROOT / "docs" / "share.md", "python")[0], {})
     assert "idle" in capsys.readouterr().out
+
+
+def test_the_bibtex_says_what_citation_cff_says():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    (paper,), (text,) = cited["references"], blocks(ROOT / "docs" / "share.md", "bibtex")
+    software, article = (
+        dict(re.findall(r"^  (\w+) = \{+(.*?)\}+,?$", one, re.MULTILINE)) for one in text.split("\n@article")
+    )
+    own = {"author": cited["authors"][0]["name"], "year": str(cited["date-released"])[:4]}
+    assert software == own | {name: cited[name] for name in ("title", "version", "license")}
+    names = [f"{one['family-names']}, {one['given-names']}" for one in paper["authors"]]
+    assert article["author"].replace(r"{\'n}", "ń").split(" and ") == names
+    assert (article["number"], article["pages"]) == (str(paper["issue"]), paper["start"])
+    for name in ("title", "journal", "volume", "year", "doi"):
+        assert article[name] == str(paper[name])
 
 
 def test_the_front_page_fits_on_a_page():

@@ -157,6 +157,22 @@ def test_results_say_what_was_explained(explained, planted_run):
     assert found["filters"][3]["start_peak_hz"] == pytest.approx(3.5 * 500 / 16, abs=10)
 
 
+def test_a_quick_look_says_what_it_leaves_out_and_keeps_the_intervals(
+    explained, planted_run, tmp_path, capsys, monkeypatch
+):
+    """Fewer windows and donors, all parts; so the intervals are wider, and hold the figures of the long way."""
+    monkeypatch.setattr("emg_gpt2.study.explaining.write_pictures", lambda *_: None)  # they take seconds
+    assert main([str(planted_run), "--quick", "--out", str(tmp_path)]) == 0
+    assert "quick: about 96 windows with 1 donor of each kind, not 480 with 2" in capsys.readouterr().err
+    found, whole = json.loads((tmp_path / "explain.json").read_text(encoding="utf-8")), explained[0]
+    assert (found["quick"], found["draws"], sum(found["windows"].values())) == (True, 1, 96)
+    assert [part["name"] for part in found["parts"]] == [part["name"] for part in whole["parts"]]
+    few, many = ({one["name"]: one["importance"]["all gestures"] for one in each["parts"]} for each in (found, whole))
+    assert few["EMG_7"]["low"] <= many["EMG_7"]["value"] <= few["EMG_7"]["high"]
+    widths = [np.mean([one["high"] - one["low"] for one in each.values()]) for each in (few, many)]
+    assert widths[0] > widths[1]
+
+
 @pytest.mark.nightly
 def test_without_filters_a_sentence(planted_file, tiny_gpt2, tmp_path, capsys):
     flags = ["--split", "repetition", "--num-epochs", "1", "--tokens", "covariance,bands", "--ring", "3"]
@@ -223,6 +239,9 @@ def test_donors_are_of_other_repetitions_of_the_day(planted_file):
             share = (donor["TRAJ_GT"] == own["TRAJ_GT"]).mean()
             assert share == 1 if same else abs(share - 0.25) < 0.08
     assert len(choose_windows(windows, np.flatnonzero(table["repetition"] < 2), seed=0).rows) == 256
+    few = choose_windows(windows, np.arange(len(table)), seed=0, quick=True)
+    assert len(few.rows) <= 96 < len(chosen.rows)
+    assert few.same.shape == few.any.shape == (1, len(few.rows))
 
 
 def test_bootstrap_is_over_units():

@@ -3,9 +3,12 @@
 import os
 import shutil
 import threading
+from contextlib import contextmanager
 
 import pytest
+import torch
 from filelock import FileLock, Timeout
+from safetensors.torch import save_file
 
 from emg_gpt2.base import files
 from emg_gpt2.base.files import (
@@ -17,6 +20,8 @@ from emg_gpt2.base.files import (
     replace_folder,
     write_json,
 )
+
+on_posix = pytest.mark.skipif(os.name != "posix", reason="modes of files as POSIX has them")
 
 
 def full_disk(path):
@@ -52,6 +57,33 @@ def test_a_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
     replace_file(tmp_path / "a", lambda path: path.write_text("a"))
     replace_folder(tmp_path / "b", lambda folder: (folder / "c").write_text("c"))
     assert order == ["fsync", "replace"] * 2
+
+
+@contextmanager
+def umask(mask):
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@on_posix
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_every_way_of_writing_follows_the_umask(tmp_path, mask):
+    """safetensors, like everything from tempfile, makes files that their owner alone can read."""
+
+    def write(path):
+        save_file({"a": torch.ones(2)}, path)
+        assert path.stat().st_mode & 0o777 == 0o600
+
+    with umask(mask):
+        replace_file(tmp_path / "file", write)
+        replace_folder(tmp_path / "folder", lambda folder: write(folder / "file"))
+        with new_files(tmp_path) as new:
+            write(new / "one of several")
+    found = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == dict.fromkeys(["file", "one of several"], 0o666 & ~mask)
 
 
 def write_two(folder):

@@ -47,6 +47,7 @@ def reference():
     return raw, time, expected, apply_filter(raw, time, "putemg", BAND)
 
 
+@pytest.mark.nightly
 @needs_shared
 def test_putemg_agrees_with_the_reference(reference):
     _, _, expected, filtered = reference
@@ -56,6 +57,7 @@ def test_putemg_agrees_with_the_reference(reference):
     assert difference.max() <= 1e-3, difference
 
 
+@pytest.mark.nightly
 @needs_shared
 def test_the_lines_are_removed_from_the_tail_too(reference):
     """The reference leaves the last 2 s, which are no whole span, as they are."""

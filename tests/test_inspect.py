@@ -378,13 +378,13 @@ def test_no_picture_is_replaced_by_another_file_of_the_same_name(capsys, tmp_pat
     assert said[-1].startswith(f"  not drawn: {tiny_raw / STEM}.zip: {tmp_path / STEM}.png shows another file")
 
 
-def test_recordings_and_windows_files_may_be_mixed(capsys, tmp_path, tiny_raw, windows_file):
+def test_recordings_and_windows_files_may_be_mixed(capsys, tmp_path, tiny_raw, small_file):
     flags = ["--out", tmp_path, "--filter", "causal", "--band-hz", "30,200", "--ring", "3"]
-    status, said, errors = inspect_main(capsys, windows_file, tiny_raw / f"{STEM}.hdf5", *flags)
+    status, said, errors = inspect_main(capsys, small_file, tiny_raw / f"{STEM}.hdf5", *flags)
     assert (status, errors) == (0, [])
     assert "3 channels in whole counts; filter causal, 30 to 200 Hz" in said[1]
     assert "8 channels, 250 samples every 125 at 1000.00 Hz; filter putemg, 20 to 700 Hz" in " ".join(said)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{STEM}.png", "windows.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{STEM}.png", "small.png"]
 
 
 @pytest.mark.parametrize(

@@ -386,6 +386,35 @@ def test_an_interrupted_run_is_resumed_with_moved_data_and_another_tracker(
     compare_runs(folder, undisturbed, but={"data"})
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes of files as POSIX has them")
+def test_every_file_of_a_run_follows_the_umask_also_when_it_was_resumed(small_flags, tmp_path, monkeypatch):
+    """Colleagues read a run, its model and its checkpoint as they read any other file that is made here."""
+    folder, shared, stops, end_step = tmp_path / "run", tmp_path / "shared", [True], Trainer.end_step
+
+    def end_step_and_stop(trainer: Trainer, *given) -> None:
+        if stops and trainer.sums.step == 1:
+            signal.raise_signal(signal.SIGTERM)
+        end_step(trainer, *given)
+
+    def modes() -> dict[str, int]:
+        made = [*folder.rglob("*"), *shared.rglob("*")]
+        return {path.name: path.stat().st_mode & 0o777 for path in made if path.is_file()}
+
+    monkeypatch.setattr(Trainer, "end_step", end_step_and_stop)
+    few = [*flags(RUN_DIR=folder, MODEL_SAVING_DIR=shared, SAMPLING_RATIO=0.5, NUM_EPOCHS=1), "--refit"]
+    before = os.umask(0o027)
+    try:
+        assert call("main.py", *small_flags, *few).returncode == 130
+        assert modes() == dict.fromkeys(modes(), 0o640)
+        assert "state.safetensors" in modes()
+        stops.clear()
+        assert call("main.py", *flags(RESUME=folder)).returncode == 0
+    finally:
+        os.umask(before)
+    assert modes() == dict.fromkeys(modes(), 0o640)
+    assert {"model.safetensors", "predictions.parquet", "report.html", "accuracy.png", "README.md"} <= set(modes())
+
+
 @pytest.mark.nightly
 def test_a_finished_run_that_is_resumed_is_tested_again(undisturbed, tmp_path):
     folder = shutil.copytree(undisturbed, tmp_path / "run")
@@ -505,6 +534,15 @@ def test_settings_of_the_windows_file_are_named_where_they_differ(caplog):
         "the windows were made with WINDOW_MS 200, LEGAL_VALUES 0,1, not as ENV.py has it; Preprocessing.py makes "
         "others",
     ]
+
+
+def test_nothing_is_said_of_labels_that_nobody_set(caplog):
+    """The file has names of its own, and CLASS_NAMES is as ENV.py has it."""
+    with caplog.at_level("WARNING"):
+        warn_of_other_windows({}, read_settings(Settings, ["--num-epochs", "3"]))
+        assert caplog.messages == []
+        warn_of_other_windows({}, read_settings(Settings, ["--class-names", "0=rest"]))
+    assert caplog.messages == ["CLASS_NAMES is the file's own; run Preprocessing.py to change it"]
 
 
 # ---- run folders ----------------------------------------------------------------------------------------------

@@ -1,21 +1,19 @@
 """Windows → reference → tokens → GPT-2 → logits."""
 
 import math
-from typing import get_args
 
 import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
 from emg_gpt2.base.errors import EMGError
+from emg_gpt2.base.registry import TOKENISERS
 from emg_gpt2.model.augment import Augmentation, turn_rings
 from emg_gpt2.model.build import build_model
 from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.layers import Dropout
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.model.normalise import POWER_FLOOR, SPREAD_FLOOR, Reference, log_covariance, measure_reference
-from emg_gpt2.model.tokens import TOKENISERS
-from emg_gpt2.settings import TokenKind
 from emg_gpt2.training.adapt import train_last
 
 CHANNELS, WINDOW, PATCH, RATE = ["a", "b", "c"], 250, 25, 1000.0
@@ -100,11 +98,7 @@ def test_the_first_samples_are_left_out_where_patches_do_not_fit():
     )
 
 
-def test_every_kind_of_tokens_that_can_be_set_has_a_tokeniser():
-    assert list(TOKENISERS) == list(get_args(TokenKind))
-
-
-@pytest.mark.parametrize("tokens", TOKENISERS)
+@pytest.mark.parametrize("tokens", TOKENISERS.built_in)
 def test_each_window_is_classified_alone(tokens):
     made, emg = model(tokens), noise()
     together, alone = made(emg=emg).logits, torch.cat([made(emg=one[None]).logits for one in emg])
@@ -333,7 +327,7 @@ def test_chance_is_a_function_of_the_seed_and_comes_in_shares():
 # ---- reference ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tokens", TOKENISERS)
+@pytest.mark.parametrize("tokens", TOKENISERS.built_in)
 def test_two_sessions_that_differ_in_scale_and_offset_are_classified_alike(tokens):
     made, emg = model(tokens, linear_path=False), noise(1.0, windows=20)
     other = emg * torch.tensor([10.0, 0.5, 2]) + torch.tensor([5.0, -3, 0])

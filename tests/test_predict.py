@@ -19,7 +19,8 @@ from emg_gpt2.live.predicting import decided_recordings
 from emg_gpt2.live.references import FixedReference, RunningReference, mixed
 from emg_gpt2.live.setup import Setup
 from emg_gpt2.model.build import load_model
-from emg_gpt2.model.normalise import Reference, measure_reference
+from emg_gpt2.model.class_means import reference_of_mixture
+from emg_gpt2.model.normalise import Reference
 from emg_gpt2.raw.putemg import find_recordings
 from emg_gpt2.settings import Settings
 from emg_gpt2.windows.reading import load_windows
@@ -96,6 +97,12 @@ def test_the_filter_can_be_made_causal(short, trained, causal_model):
     assert not predicted(*given, trained / "best_model")[STEM][GESTURES].equals(causal[GESTURES])
 
 
+def test_a_setting_of_training_is_no_matter_of_a_trained_model(short, trained, tmp_path, monkeypatch):
+    """A variable that main.py would refuse; the model has its own settings."""
+    monkeypatch.setenv("EMG_NUM_EPOCHS", "0")
+    assert written(tmp_path / "out", short, "--model", trained / "best_model")
+
+
 def test_a_table_holds_a_row_per_window(short, trained, tmp_path):
     tables, _ = written(tmp_path / "out", short, "--model", trained / "best_model", "--smooth", "none")
     table = tables[STEM]
@@ -149,10 +156,12 @@ def test_a_running_reference_measures_windows_that_do_not_overlap(trained):
     model, rng = load_model(trained / "best_model"), np.random.default_rng(0)
     windows = rng.normal(size=(40, 250, 8)).astype(np.float32)
     running = RunningReference(model, hop=100)  # so every third window
-    running.see(windows[:19])
+    values = np.full((40, len(model.config.class_codes)), 1 / len(model.config.class_codes), np.float32)
+    running.see(windows[:19], values[:19])
     assert running.reference is model.reference or torch.equal(running.reference.scale, model.scale)
-    running.see(windows[19:20])
-    measured = measure_reference(torch.from_numpy(windows[:20:3]))
+    running.see(windows[19:20], values[19:20])
+    kept = torch.from_numpy(windows[:20:3]), torch.from_numpy(values[:7])
+    measured = reference_of_mixture(*kept, model.class_means, model.reference.spread)  # 1.75 s are short
     expected = mixed(model.reference, measured, 7 / (7 + 30))
     for one, other in zip(running.reference, expected, strict=True):
         torch.testing.assert_close(one, other)
@@ -161,8 +170,8 @@ def test_a_running_reference_measures_windows_that_do_not_overlap(trained):
 def test_a_long_session_is_measured_on_windows_all_over_it(trained):
     running = RunningReference(load_model(trained / "best_model"), hop=250)
     for number in range(1000):
-        running.see(np.full((1, 250, 8), number, np.float32))
-    assert [int(window[0, 0]) for window in running.kept] == list(range(0, 1000, 8))  # twice 240 is less than 1000
+        running.see(np.full((1, 250, 8), number, np.float32), np.full((1, 8), 1 / 8, np.float32))
+    assert [int(window[0, 0]) for window, _ in running.kept] == list(range(0, 1000, 8))  # twice 240 is less than 1000
 
 
 def test_references_are_mixed_by_their_variances():

@@ -1,7 +1,7 @@
 """Windows, labels, splits and decisions keep their promises, whatever is drawn.
 
 What should come out is found here by going through the samples one by one. A failure prints the smallest example.
-`--hypothesis-profile nightly` draws 25 times as many, other ones with every `--hypothesis-seed`.
+`--hypothesis-profile nightly` draws 200 times as many, other ones with every `--hypothesis-seed`.
 """
 
 import argparse

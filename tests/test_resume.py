@@ -172,6 +172,7 @@ def test_a_bad_recording_on_a_cluster_is_named(cluster, four, tmp_path):
     assert f"skipped: {bad}: the file cannot be read" in done.stdout
 
 
+@pytest.mark.nightly
 def test_a_cluster_that_is_not_there(four, tmp_path):
     """Nobody listens on port 9 of this machine."""
     output = tmp_path / "windows.parquet"

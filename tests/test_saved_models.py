@@ -24,11 +24,11 @@ from transformers import (
 
 from emg_gpt2 import __version__
 from emg_gpt2.base.errors import EMGError
+from emg_gpt2.base.registry import TOKENISERS
 from emg_gpt2.model.build import build_model, load_model
 from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.model.normalise import measure_reference
-from emg_gpt2.model.tokens import TOKENISERS
 from stress.intruder import Intruder
 
 LOADERS = {
@@ -44,7 +44,7 @@ def loader(request) -> str:
     return request.param
 
 
-@pytest.fixture(scope="module", params=[*TOKENISERS, list(TOKENISERS)], ids=[*TOKENISERS, "all"])
+@pytest.fixture(scope="module", params=[*TOKENISERS.built_in, [*TOKENISERS.built_in]], ids=str)
 def changed(request, tmp_path_factory) -> tuple[EMGForSequenceClassification, Path]:
     """A model whose every buffer and parameter was changed, as by training, and its folder."""
     made = model(*([request.param] if isinstance(request.param, str) else request.param))
@@ -185,7 +185,7 @@ def test_a_config_can_be_given(folder):
     """Its dropout takes the place of the saved one, and it is checked like that."""
     given = EMGConfig.from_pretrained(folder)
     given.dropout = 0.5
-    assert EMGForSequenceClassification.from_pretrained(folder, config=given).dropout.p == 0.5
+    assert EMGForSequenceClassification.from_pretrained(folder, config=given).head.dropout.p == 0.5
     given.window = 10**12
     with pytest.raises(EMGError, match="window"):
         EMGForSequenceClassification.from_pretrained(folder, config=given)

@@ -2,12 +2,14 @@
 
 import ast
 import re
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, run
 
 from emg_gpt2.base.constants import read_constants
 from emg_gpt2.base.errors import EMGError
+from emg_gpt2.base.registry import HEADS
 from emg_gpt2.settings import PreprocessingSettings, Role, Settings, flag, read_settings, role_of
 
 SCRIPTS = ("main.py", "Preprocessing.py")
@@ -47,6 +49,7 @@ OTHER_VALUES = {
     "PATCH_MS": "10",
     "FILTERS": "8",
     "FILTER_MS": "10",
+    "HEAD": "largest",
     "DROPOUT": "0",
     "NUM_EPOCHS": "3",
     "PATIENCE": "1",
@@ -88,7 +91,7 @@ WRONG = {  # flags → the setting and its value, the legal range
     "--test-share 1": ("TEST_SHARE = 1", "0 < x < 1"),
     "--filters 257": ("FILTERS = 257", "1 … 256"),
     "--num-layers 1": ("NUM_LAYERS = 1", "x ≤ 0"),
-    "--tokens power,fourier": ("TOKENS = fourier", "'power', 'bands' or 'raw'"),
+    "--tokens power,fourier": ("TOKENS = fourier: there is no tokeniser", "covariance, power, bands, raw"),
     "--tokens power,power": ("TOKENS = power,power", "none twice"),
     "--rotation=-1": ("ROTATION = -1", "x ≥ 0"),
     "--balance maybe": ("BALANCE = maybe", "'weights', 'undersample' or 'none'"),
@@ -211,6 +214,7 @@ def test_a_wrong_constant_of_env_py_is_one_sentence(env_file, text, sentence):
 
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_setting_is_a_flag_and_a_variable(name, monkeypatch):
+    monkeypatch.setitem(HEADS.registered, "largest", object)
     written, read = written_and_read(name)
     switches = {"true": flag(name), "false": flag(name).replace("--", "--no-", 1)}
     flags = [switches.get(written, f"{flag(name)}={written}")]
@@ -279,3 +283,62 @@ def test_scripts_refuse_a_wrong_value(script):
 def test_preprocessing_asks_for_a_recording():
     with pytest.raises(EMGError, match="nothing was given for RAW"):
         read_settings(PreprocessingSettings, [])
+
+
+# ---- a file of settings ---------------------------------------------------------------------------------------
+
+
+def read_file(path, text: str, *argv: str):
+    path.write_text(text, encoding="utf-8")
+    return read_settings(argv=["--settings", str(path), *argv])
+
+
+def test_a_file_of_settings_goes_before_env_py_and_after_flags_and_variables(env_file, tmp_path, monkeypatch):
+    env_file("NUM_EPOCHS = 5\nSEED = 7\nLR = 0.1\nFILTERS = 3\n")
+    text = 'NUM_EPOCHS = 6\nSEED = 0\nLR = 0.2\nCLASS_NAMES = { 0 = "rest", 1 = "fist" }\nTRAIN_ON = ["01/*", "02/*"]\n'
+    monkeypatch.setenv("EMG_NUM_EPOCHS", "8")
+    settings = read_file(tmp_path / "a.toml", text, "--lr", "0.3")
+    assert (settings.NUM_EPOCHS, settings.LR, settings.FILTERS) == (8, 0.3, 3)
+    assert settings.SEED == 0  # the default, but written down: ENV.py does not count
+    assert (settings.CLASS_NAMES, settings.TRAIN_ON) == ({0: "rest", 1: "fist"}, ["01/*", "02/*"])
+    assert settings.given == {"NUM_EPOCHS", "SEED", "LR", "CLASS_NAMES", "TRAIN_ON"}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("NUM_EPOCHS = 0", "NUM_EPOCHS = 0: input should be greater than or equal to 1 (FILE: Passes"),
+        ('TOKENS = ["powr"]', "TOKENS = powr: there is no tokeniser powr; did you mean power?"),
+        ("num_epoch = 5", "FILE: there is no setting num_epoch; did you mean NUM_EPOCHS?"),
+        ("[training]\nLR = 0.1", "FILE: there is no setting training"),
+        (
+            "SEED = 1\nLR = x",
+            "FILE: the settings cannot be read (Invalid value (at line 2, column 6)); write NAME",
+        ),
+    ],
+)
+def test_a_wrong_file_of_settings_is_one_sentence(tmp_path, text, sentence):
+    path = tmp_path / "a.toml"
+    with pytest.raises(EMGError) as found:
+        read_file(path, text)
+    assert str(found.value).startswith(sentence.replace("FILE", str(path)))
+    with pytest.raises(EMGError, match=r"b\.toml: the settings cannot be read \(.*No such file"):
+        read_settings(argv=["--settings", str(tmp_path / "b.toml")])
+
+
+def test_a_flag_replaces_a_wrong_value_of_the_file_and_is_blamed_for_its_own(tmp_path):
+    assert read_file(tmp_path / "a.toml", "LR = 7", "--lr", "0.5").LR == 0.5
+    with pytest.raises(EMGError, match=r"^LR = 7: .* \(ENV.py, --lr or EMG_LR: "):
+        read_file(tmp_path / "a.toml", "LR = 0.5", "--lr", "7")
+
+
+def test_a_runs_env_json_gives_its_settings_but_not_its_places(env_file, tmp_path):
+    env_file("SEED = 7\nRUN_DIR = 'mine'\n")
+    own = Settings(NUM_EPOCHS=3, RUN_DIR="runs/a", RESUME="runs/a", MODEL_SAVING_DIR="models/a", CLASS_NAMES={1: "a"})
+    settings = read_file(tmp_path / "env.json", own.model_dump_json())
+    assert settings.model_dump() == (
+        own.model_dump() | {"RUN_DIR": Path("mine"), "RESUME": None, "MODEL_SAVING_DIR": None}
+    )
+    assert settings.given == {"NUM_EPOCHS", "CLASS_NAMES"}  # evaluate sets SEED itself, and may have this file
+    with pytest.raises(EMGError, match=r"env.json: these are no settings; name a run's env.json"):
+        read_file(tmp_path / "env.json", "[1]")

@@ -159,6 +159,18 @@ def test_udp_gives_the_decisions_of_predict_until_ctrl_c(samples, causal_model, 
     assert (table["latency_ms"] > 0).all()
 
 
+def test_the_sender_of_the_documentation_is_understood(samples, causal_model, expected, capsys):
+    """The code block of docs/use.md as it stands."""
+    block = re.search(r"```python\n(import socket.*?)```", (ROOT / "docs" / "use.md").read_text("utf-8"), re.S)[1]
+    names = {}
+    exec(block, names)
+    send = lambda sender: names["send"](samples[:1000], 10 * RATE, *sender.address, size=20)  # noqa: E731
+    table, troubles = listen(causal_model, samples, send, 0.45, capsys)
+    same(table, expected, len(table))
+    assert len(table) >= 3
+    assert troubles.keys() <= {"stalled"}  # a busy machine may stall
+
+
 def listen(model: Path, samples: np.ndarray, send: Callable[[Sender], None], seconds: float, capsys):
     """What stream decides in this process on `seconds` of signal that another thread sends, and its troubles."""
     setup = Setup(parse(["udp://127.0.0.1:0", "--rate", "2000", "--model", str(model)]))

@@ -143,6 +143,7 @@ def call(how):
 """
 
 
+@pytest.mark.nightly
 def test_a_call_ends_in_an_outcome_whatever_it_does(planted):
     call = __import__(planted(CALLS)).call
     given = ["", "crash", "memory", "sentence", "sentence\x1b[2J", "sentence\nand more", "status", "a wrong number"]

@@ -399,3 +399,10 @@ def test_of_equal_trials_the_first_wins_whichever_of_them_was_interrupted():
         )
     best = SharedStudy.best(SimpleNamespace(study=study, _first_try=SharedStudy._first_try))
     assert best.params == {"LR": 0.1}
+
+
+def test_the_wide_space_holds_tokens_of_ones_own():
+    own = Settings(SWEEP_SPACE="wide", TOKENS=["raw", "covariance"])
+    assert sweeping.space(own)["TOKENS"].choices == (*sweeping.WIDE["TOKENS"].choices, "raw,covariance")
+    assert sweeping.first_points(own)[0]["TOKENS"] == "raw,covariance"
+    assert sweeping.space(Settings(SWEEP_SPACE="wide")) == sweeping.WIDE

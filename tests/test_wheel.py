@@ -79,6 +79,7 @@ def test_the_version_is_that_of_the_package(wheel):
     assert f"\n## {__version__} (" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.nightly
 def test_every_module_of_the_wheel_imports_without_the_checkout(wheel, tmp_path):
     installed = tmp_path / "installed"
     zipfile.ZipFile(wheel).extractall(installed)

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -15,6 +15,8 @@ from pydantic.fields import FieldInfo
 from emg_gpt2.base.errors import EMGError
 
 WORDS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}  # stand for a value, by its type
+GPU_FLAGS = ("--device", "--gpu", "--gpus", "--cuda")  # that people try
+GPU = "there is no such flag, and none is needed: main.py takes a GPU by itself where torch finds one"
 NO_BREAK = "\xa0"  # keeps `x ≥ 0` on one line
 
 
@@ -24,8 +26,17 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options):
         super().__init__(**options, allow_abbrev=False)
 
+    def parse_known_args(self, args=None, namespace=None):
+        self.given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str):
-        raise EMGError(_explain(message, list(self._option_string_actions)))
+        known = list(self._option_string_actions)
+        flags = (argument.partition("=")[0] for argument in self.given)
+        unknown = [flag for flag in flags if flag.startswith("--") and flag not in ["--", *known]]
+        if unknown and "arguments are required" in message:  # the slip comes first: it may be why one is missing
+            message = f"unrecognized arguments: {unknown[0]}"
+        raise EMGError(_explain(message, known))
 
 
 def between(kind: type, low: float, high: float) -> Callable[[str], float]:
@@ -44,10 +55,9 @@ def _explain(message: str, known: list[str]) -> str:
     message = message.replace("the following arguments are required:", "nothing was given for")
     unknown = message.partition("unrecognized arguments: ")[2]
     if unknown:
-        what = (
-            f"there is no such flag{closest(unknown.split()[0], known)}" if unknown[0] == "-" else "not expected here"
-        )
-        message = f"{unknown}: {what}"
+        name = unknown.split()[0].partition("=")[0]
+        what = f"there is no such flag{closest(name, known)}" if name[0] == "-" else "not expected here"
+        message = f"{unknown}: {GPU if name in GPU_FLAGS else what}"
     return f"{message}; --help lists the flags"
 
 
@@ -122,6 +132,8 @@ def _placeholder(kind: Any) -> str:
     parts = get_args(kind)
     if get_origin(kind) is Literal:
         return f"{{{','.join(parts)}}}"
+    if get_origin(kind) is Annotated:
+        return _placeholder(parts[0])
     words = [_placeholder(part) for part in parts if part is not type(None)]
     if get_origin(kind) is list:
         return f"{words[0]},…"

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +12,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from emg_gpt2.base.errors import EMGError
+
+PRIVATE = 0o600  # mode of a temporary file
 
 
 def check_is_file(path: Path) -> None:
@@ -71,9 +74,21 @@ def errors_name(place: Path) -> Iterator[None]:
 
 
 def put_on_disk(file: Path) -> None:
-    """Wait until the content is on the disk: a rename that follows cannot survive a power failure without it."""
+    """Wait until the content is on the disk: a rename that follows cannot survive a power failure without it.
+
+    A file that its owner alone can read, as safetensors makes it, becomes readable for those whom the umask allows.
+    """
     with file.open("rb+") as written:
         os.fsync(written.fileno())
+    if stat.S_IMODE(file.stat().st_mode) == PRIVATE:
+        file.chmod(0o666 & ~_umask())
+
+
+def _umask() -> int:
+    """The umask of this process; it can be read only by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def write_json(path: Path, content: dict) -> None:

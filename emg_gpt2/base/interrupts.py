@@ -48,8 +48,13 @@ def working() -> Iterator[None]:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """A signal during these imports, at the beginning of the work, ends the process: nothing was begun."""
+    """A signal during these imports, at the beginning of the work, ends the process: nothing was begun.
+
+    They may take ten seconds, so a terminal shows a word, which the next line overwrites.
+    """
     global _state
+    if sys.stderr.isatty():
+        print("loading …", end="\r", file=sys.stderr, flush=True)
     before, _state = _state, STARTING
     try:
         yield

@@ -1,10 +1,11 @@
 """The log of a command, its progress bar, and the time that is left."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -12,6 +13,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -19,6 +21,7 @@ from rich.progress import (
 from rich.table import Column
 
 PACKAGE = "emg_gpt2"  # the name above all loggers of the project
+Item = TypeVar("Item")
 
 _console: Console | None = None  # of the log, for the progress bars
 
@@ -69,7 +72,7 @@ def progress(*fields: str, in_bytes: bool = False) -> Progress:
     """A progress bar: description, what is done, `fields`, the time left; only where the log goes to a terminal.
 
     `fields` are columns of text in rich's notation, such as `loss {task.fields[loss]:.3f}`; `in_bytes`: what is done
-    are bytes, shown with their rate.
+    are bytes, shown with their rate. A bar inside another one is shown below it.
     """
     whole = {"table_column": Column(no_wrap=True)}  # in a narrow terminal the description gives way
     description = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1))
@@ -77,7 +80,28 @@ def progress(*fields: str, in_bytes: bool = False) -> Progress:
     numbers = [kind(**whole) for kind in kinds] + [TextColumn(field, **whole) for field in fields]
     columns = [description, BarColumn(20), *numbers, TimeRemainingColumn(**whole)]
     shown = _console is not None and _console.is_terminal
-    return Progress(*columns, console=_console, transient=True, disable=not shown, expand=True)
+    return _Progress(*columns, console=_console, transient=True, disable=not shown, expand=True)
+
+
+class _Progress(Progress):
+    """Estimates the time left from all steps since the beginning: a step may take minutes."""
+
+    def __init__(self, *columns, **options):
+        super().__init__(*columns, **options, speed_estimate_period=float("inf"))
+
+    def add_task(self, description: str, **options) -> TaskID:
+        task = super().add_task(description, **options)
+        self.advance(task, 0)  # the moment when the first step begins
+        return task
+
+
+def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+    """The items, with a bar; `total`: how many there are, where they have no length."""
+    with progress() as bar:
+        shown = bar.add_task(description, total=len(items) if total is None else total)
+        for item in items:
+            yield item
+            bar.advance(shown)
 
 
 def time_to_go(seconds: float, done: int, left: int) -> str:

@@ -1,6 +1,6 @@
 """Show what a trained model looks at: electrodes, frequency bands, moments, learned filters.
 
-    python -m emg_gpt2 explain RUN [--part test] [--out DIR]
+    python -m emg_gpt2 explain RUN [--part test] [--out DIR] [--quick]
 
 RUN is a finished run of main.py: its model, settings, windows and split. A part of a window is replaced by that of
 another window, of any gesture or of the same; the difference that makes to the true gesture's probability is the
@@ -36,6 +36,8 @@ def parse(argv: list[str] | None) -> Namespace:
     part = "windows to explain: those of the test or of the validation part (%(default)s)"
     add("--part", choices=("test", "validation"), default="test", help=part)
     add("--out", type=Path, metavar="DIR", help="folder of the results (RUN/explain)")
+    quick = "a tenth of the work: about 96 windows with one donor of each kind, not 480 with two; all parts and "
+    add("--quick", action="store_true", help=f"{quick}intervals remain, the intervals are wider")
     add("--data-location", type=Path, metavar="FILE", help="windows file, if it has moved since the run")
     args = parser.parse_args(argv)
     args.out = args.out or args.run / "explain"

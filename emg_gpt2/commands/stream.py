@@ -7,9 +7,15 @@ SOURCE is
   FILE               a raw recording, replayed at its own speed (`--speed`)
   -                  standard input: a line per sample, numbers with commas or blanks between them; binary samples
                      with `--encoding`
-  udp://HOST:PORT    packets of the number of their first sample (64 bits) and samples, channel after channel, of
-                     float32 (`--encoding int16`), all little-endian
+  udp://HOST:PORT    packets, see below
   lsl://NAME         a stream of the Lab Streaming Layer (pip install pylsl)
+
+A UDP packet is little-endian and has, in this order:
+* 8 bytes: the number of its first sample, an unsigned integer. It counts samples (not packets) since any start, so the
+  next packet's number is higher by the samples of this one.
+* n ≥ 1 samples, the same number in every packet, of C values each, in the model's order of channels: float32, or
+  int16 with `--encoding int16`. So its size is 8 + n · C · 4 (or 2) bytes, at most 65,507.
+docs/use.md has a sender.
 
 Samples must be in the unit that the model was trained in. They go through the causal filter, whichever filter the model
 was trained with. Every HOP_MS a window is classified and a line written, with the decisions that `predict` makes with
@@ -50,7 +56,9 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line; raises EMGError for what is wrong with it."""
     about = "Decisions of a trained model as samples arrive."
-    parser = Parser(prog=program("stream"), description=about, epilog="Defaults are in brackets.")
+    packet = "A UDP packet, little-endian: 8 bytes with the number of its first sample (unsigned), then that sample "
+    packet += "and those after it, each with the values of all channels (float32, or int16 with --encoding int16). "
+    parser = Parser(prog=program("stream"), description=about, epilog=f"{packet}Defaults are in brackets.")
     add = parser.add_argument
     add("source", metavar="SOURCE", help="a recording, - (standard input), udp://HOST:PORT, or lsl://NAME")
     add("--rate", type=between(float, 10, 1e6), metavar="HZ", help="sampling rate of standard input or UDP (Hz)")

@@ -75,7 +75,7 @@ class Classifier:
             windows = every_window(self.samples, self.model.config.window, self.hop)[: self.measure.left]
             values.append(probabilities(self.model, windows, self.measure.reference))
             first.append(self.hop * (self.decided + self.skipped + np.arange(len(windows))))
-            self.measure.see(windows)
+            self.measure.see(windows, values[-1])
             self.decided += len(windows)
             self.samples = self.samples[self.hop * len(windows) :]
         return Probabilities(np.concatenate(first), np.concatenate(values))

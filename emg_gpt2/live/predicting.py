@@ -14,13 +14,14 @@ from rich.table import Table
 
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import make_folder, replace_file, write_json
-from emg_gpt2.base.log import progress
+from emg_gpt2.base.log import track
 from emg_gpt2.live.decisions import REJECTED, Classifier
 from emg_gpt2.live.judging import Truth, figures_of, pooled, truth_of
-from emg_gpt2.live.references import FixedReference, RunningReference, reference_of_signals
-from emg_gpt2.live.setup import Setup
+from emg_gpt2.live.references import FixedReference, RunningReference
+from emg_gpt2.live.setup import Setup, reference_of_signals
 from emg_gpt2.live.signals import Signal, read_signal, when
 from emg_gpt2.live.timeline import draw_timeline
+from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.raw.putemg import find_recordings
 from emg_gpt2.raw.recording import UNLABELLED
 from emg_gpt2.results.lanes import Band
@@ -38,6 +39,8 @@ FIGURES = {  # key in metrics.json: heading of the column, and format of the val
     "delay_ms": ("delay, ms", "{:.0f}"),
     "missed": ("missed", "{}"),
 }
+
+GUESSING = 1.5  # times the accuracy of guessing, below which decisions are called little better
 
 
 @dataclass(frozen=True)
@@ -61,14 +64,13 @@ def predict(args: argparse.Namespace, console: Console) -> int:
     paths, setup = find_recordings(args.recordings), Setup(args)
     make_folder(args.out)
     done, skipped = [], []
-    with progress() as bar:
-        for found in bar.track(decided_recordings(paths, setup), total=len(paths), description="recordings"):
-            if isinstance(found, EMGError):
-                skipped.append(found)
-                logger.warning(f"skipped: {found}")
-            else:
-                done.append(found[1])
-                write_decisions(*found, setup, args)
+    for found in track(decided_recordings(paths, setup), "recordings", len(paths)):
+        if isinstance(found, EMGError):
+            skipped.append(found)
+            logger.warning(f"skipped: {found}")
+        else:
+            done.append(found[1])
+            write_decisions(*found, setup, args)
     if not done:
         raise EMGError(f"nothing could be predicted: {skipped[0]}")
     report(done, setup, args.out, console)
@@ -87,6 +89,14 @@ def decided_recordings(paths: list[Path], setup: Setup) -> Iterator[tuple[Signal
         measure = reference_of_day(signals, setup)
         for signal in signals:
             yield signal, decide(signal, measure, setup)
+        if signals and isinstance(measure, RunningReference):
+            measure.warn_of_doubts(name_of(signals))
+
+
+def name_of(signals: list[Signal]) -> str:
+    """The recordings of a day, in short."""
+    more = f" and {len(signals) - 1} more of that day" if len(signals) > 1 else ""
+    return f"{signals[0].name}{more}"
 
 
 def read_new_signal(path: Path, signals: list[Signal], setup: Setup) -> Signal:
@@ -102,7 +112,7 @@ def reference_of_day(signals: list[Signal], setup: Setup) -> FixedReference | Ru
         return setup.fixed
     if setup.reference == "running":
         return RunningReference(setup.model, setup.hop)
-    return FixedReference(reference_of_signals(signals, setup.model))
+    return FixedReference(reference_of_signals(name_of(signals), signals, setup.model))
 
 
 def decide(signal: Signal, measure: FixedReference | RunningReference, setup: Setup) -> Decided:
@@ -169,11 +179,23 @@ def report(done: list[Decided], setup: Setup, out: Path, console: Console) -> No
         metrics["recordings"] = {one.name: with_and_without([one]) for one in labelled}
         metrics["all"] = with_and_without(labelled)
         print_figures(metrics["recordings"] | {"all": metrics["all"]}, console)
+        warn_of_guessing(metrics["all"]["without"], config)
     replace_file(out / "metrics.json", lambda path: write_json(path, metrics))
     print(setup)
     if seen:
         print(f"the model was trained on {len(seen)} of these recordings (split.csv): their figures are too good")
     print(f"{out}: tables, pictures, metrics.json")
+
+
+def warn_of_guessing(figures: dict, config: EMGConfig) -> None:
+    """Warn where decisions are hardly better than guessing: the labels or the signal are not those of training."""
+    chance, found = 1 / len(figures["per_class"]), figures["balanced_accuracy"]
+    if len(figures["per_class"]) > 1 and found < GUESSING * chance:
+        known = ", ".join(f"{code} {name}" for code, name in zip(config.class_codes, config.class_names, strict=True))
+        logger.warning(
+            f"a balanced accuracy of {found:.3f} is hardly better than guessing ({chance:.3f}): the model's labels "
+            f"({known}) may mean other gestures than those of these recordings, or the electrodes lie elsewhere"
+        )
 
 
 def with_and_without(done: list[Decided]) -> dict:

@@ -3,12 +3,27 @@
 import argparse
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from emg_gpt2.base.errors import EMGError
-from emg_gpt2.live.decisions import Smoother, load_for_decisions
+from emg_gpt2.live.decisions import Smoother, load_for_decisions, probabilities
 from emg_gpt2.live.options import HOP_MS
-from emg_gpt2.live.references import FixedReference, reference_of_signals
-from emg_gpt2.live.signals import read_signal
+from emg_gpt2.live.references import (
+    MEASURED_WINDOWS,
+    FixedReference,
+    is_one_sided,
+    is_short,
+    session_reference,
+    warn_of_doubts,
+)
+from emg_gpt2.live.signals import Signal, every_window, read_signal
+from emg_gpt2.model.model import EMGForSequenceClassification
+from emg_gpt2.model.normalise import Reference, measure_reference
 from emg_gpt2.raw.putemg import find_recordings
+
+MEASURED_AT_MOST = 4000  # windows of a session that is known beforehand
+PASSES = 3  # of probabilities and reference in turn; more change nothing
 
 
 class Setup:
@@ -36,7 +51,7 @@ class Setup:
             return None
         paths = find_recordings([Path(self.reference)])
         signals = [read_signal(path, self.model, self.args.filter) for path in paths]
-        return FixedReference(reference_of_signals(signals, self.model))
+        return FixedReference(reference_of_signals(self.reference, signals, self.model))
 
     def new_smoother(self) -> Smoother:
         """A smoother for the start of a signal."""
@@ -49,3 +64,28 @@ class Setup:
         smoothed = "not smoothed" if args.smooth == "none" else f"smoothed ({args.smooth} of {args.span_ms:g} ms)"
         rejected = f", rejected below {args.reject_below:g}" if args.reject_below else ""
         return f"filter {kind}, reference {self.reference}, a window every {self.hop_ms:g} ms, {smoothed}{rejected}"
+
+
+def reference_of_signals(name: str, signals: list[Signal], model: EMGForSequenceClassification) -> Reference:
+    """The reference of a whole session called `name`, without labels; warns where it is doubtful.
+
+    It is measured on windows as far apart as in training, or further. A short or one-sided session is measured on the
+    windows and their probabilities, in turn.
+    """
+    stride = round(model.config.preprocessing["STRIDE_MS"] * model.config.sampling_rate / 1000)
+    windows = windows_all_over(signals, model.config.window, stride, MEASURED_AT_MOST)
+    few = windows_all_over(signals, model.config.window, model.config.window, MEASURED_WINDOWS)
+    reference = model.reference
+    for _ in range(PASSES):
+        values = probabilities(model, few, reference)
+        reference = session_reference(model, few, values)
+    warn_of_doubts(name, model, few, values)
+    if is_short(model, len(few)) or is_one_sided(model, values):
+        return reference
+    return measure_reference(torch.from_numpy(windows).to(model.device))
+
+
+def windows_all_over(signals: list[Signal], length: int, step: int, at_most: int) -> np.ndarray:
+    """(n, T, C): windows every `step` samples, or further apart where they would be more than `at_most`."""
+    step = max(step, sum(len(signal.samples) for signal in signals) // at_most)
+    return np.concatenate([every_window(signal.samples, length, step) for signal in signals])

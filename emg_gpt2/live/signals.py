@@ -11,7 +11,7 @@ from emg_gpt2.base.errors import EMGError, named
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.raw.filter import CausalFilter, apply_filter
 from emg_gpt2.raw.putemg import RECORDING_NAME, read_recording
-from emg_gpt2.raw.recording import Recording, constant_channels
+from emg_gpt2.raw.recording import UNLABELLED, Recording, constant_channels
 from emg_gpt2.raw.resample import Resampler, resample
 from emg_gpt2.windows.cut import COUNT_STEP, RATE_TOLERANCE, check_size, unit_of
 
@@ -67,14 +67,20 @@ def read_signal(path: Path, model: EMGForSequenceClassification, kind: str) -> S
 
 
 def check_recording(recording: Recording, model: EMGForSequenceClassification) -> None:
-    """Raise EMGError where the recording is not like the model's training data; warn of dead electrodes."""
-    found, expected = len(recording.channels), len(model.config.channels)
+    """Raise EMGError where the recording is not like the model's training data; warn of what is doubtful."""
+    config, name = model.config, recording.name
+    found, expected = len(recording.channels), len(config.channels)
     if found != expected:
         raise EMGError(f"{found} channels, and the model was trained on {expected}; choose another model")
-    if model.config.unit == "count" and unit_of(recording) != "count":
+    unit = unit_of(recording)
+    if config.unit == "count" and unit != "count":
         raise EMGError("the samples are not whole counts, and the model was trained on whole counts; choose another")
+    if unit == "count" != config.unit:
+        logger.warning(f"{name}: the samples are whole counts, and those that the model was trained on were not")
+    if others := sorted(set(recording.labels.tolist()) - {UNLABELLED, *config.class_codes}):
+        logger.warning(f"{name}: the model does not know label {', '.join(map(str, others))}; no figure counts it")
     for channel in constant_channels(recording):
-        logger.warning(f"{recording.name}: {channel} never changes, so the electrode was off; trust its decisions less")
+        logger.warning(f"{name}: {channel} never changes, so the electrode was off; trust its decisions less")
 
 
 def filtered(recording: Recording, model: EMGForSequenceClassification, kind: str) -> tuple[np.ndarray, float]:

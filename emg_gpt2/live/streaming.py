@@ -42,6 +42,8 @@ def stream(args: argparse.Namespace) -> int:
             decide_all(Reader(source), decider, writer, args.seconds)
         except KeyboardInterrupt:
             status = 130
+    if isinstance(decider.measure, RunningReference):
+        decider.measure.warn_of_doubts(args.source)
     summary = summary_of(decider, writer)
     print_summary(summary)
     if args.summary:

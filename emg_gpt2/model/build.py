@@ -4,10 +4,10 @@ import logging
 from pathlib import Path
 
 from emg_gpt2.base.errors import EMGError
+from emg_gpt2.base.registry import TOKENISERS
 from emg_gpt2.model.backbone import architecture, read_backbone
 from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.model import EMGForSequenceClassification
-from emg_gpt2.model.tokens import TOKENISERS
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def build_model(config: EMGConfig, model_name: str, pretrained: str, blocks: int
     if source is None and pretrained == "auto":
         logger.warning(f"{model_name}: no pretrained weights in folder, cache or hub; starting from random weights")
     shape, weights = source or (architecture(model_name), None)
-    tokens = sum(TOKENISERS[kind].count(config) for kind in config.tokens)
+    tokens = sum(TOKENISERS.load(kind).count(config) for kind in config.tokens)
     if tokens > shape.n_positions:
         raise EMGError(f"{tokens} tokens a window are more than {model_name}'s {shape.n_positions}; raise PATCH_MS")
     config.weights = "pretrained" if weights else "random"

@@ -13,8 +13,9 @@ from transformers.activations import ACT2FN
 
 from emg_gpt2 import __version__
 from emg_gpt2.base.errors import EMGError
+from emg_gpt2.base.registry import HeadName, TokeniserName
 from emg_gpt2.base.text import OneLine, SomeLines, in_short
-from emg_gpt2.settings import Settings, TokenKind
+from emg_gpt2.settings import Settings
 
 KEPT = {  # legal values of the keys that transformers reads; other attention names would load code from the hub
     "dtype": ("float32", "bfloat16", "float16", torch.float32, torch.bfloat16, torch.float16),
@@ -55,7 +56,8 @@ class ConfigLimits(BaseModel, strict=True, allow_inf_nan=False):
     """Types and limits of the attributes of an EMGConfig."""
 
     backbone: BackboneShape
-    tokens: list[TokenKind] = Field(min_length=1)
+    tokens: list[TokeniserName] = Field(min_length=1)
+    head: HeadName
     patch: int = Field(ge=1)
     window: int = Field(ge=2, le=10_000_000)
     filters: int = Field(ge=1, le=256)
@@ -91,10 +93,11 @@ class EMGConfig(PreTrainedConfig):
     """Everything that rebuilds a model, and what its user needs to know about its data.
 
     backbone: arguments of GPT2Config (see BackboneShape)
-    tokens: kinds of tokens, keys of TOKENISERS, in the order in which the backbone reads them
+    tokens: kinds of tokens, names of TOKENISERS, in the order in which the backbone reads them
+    head: name of HEADS, from the hidden states to logits
     patch, window, filter_taps: samples
     filters: number of filters of the `power` tokeniser
-    dropout: in the backbone and before the head
+    dropout: in the backbone and in the head
     linear_path: whether the logits of a linear map of log covariances are added to the backbone's
     ring: electrodes of a ring, which are consecutive channels
     rotation: in training the rings are turned by up to ± this many electrodes
@@ -119,6 +122,7 @@ class EMGConfig(PreTrainedConfig):
         self,
         backbone: dict | None = None,
         tokens: Sequence[str] = ("covariance", "power"),
+        head: str = "linear",
         patch: int = 50,
         window: int = 250,
         filters: int = 16,
@@ -140,7 +144,7 @@ class EMGConfig(PreTrainedConfig):
         **kwargs,
     ):
         self.backbone = backbone or {"n_embd": 768, "n_head": 12, "n_layer": 4}
-        self.tokens, self.patch, self.window = list(tokens), patch, window
+        self.tokens, self.head, self.patch, self.window = list(tokens), head, patch, window
         self.filters, self.filter_taps, self.dropout = filters, filter_taps, dropout
         self.linear_path, self.ring, self.rotation, self.noise = linear_path, ring, rotation, noise
         self.sampling_rate, self.channels, self.unit, self.scale = sampling_rate, list(channels), unit, scale

@@ -5,7 +5,7 @@ Sizes are compared with the config before memory is allocated for the weights.
 """
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -74,19 +74,24 @@ def read_json(path: Path) -> dict:
 
 
 def read_weights(
-    paths: list[Path], expected: dict[str, torch.Tensor], prefix: str = "", strict: bool = False
+    paths: list[Path],
+    expected: dict[str, torch.Tensor],
+    prefix: str = "",
+    strict: bool = False,
+    optional: Sequence[str] = (),
 ) -> dict[str, torch.Tensor]:
     """The tensors of safetensors files that have the names in `expected`, in its types.
 
     expected: tensors without memory (on torch's meta device); prefix: may stand before a name in the files; strict:
-    other tensors are refused, not left out. Raises ValueError where a tensor is missing, superfluous, of another
-    shape, or has values that are not finite.
+    other tensors are refused, not left out; optional: names that the files may lack. Raises ValueError where a tensor
+    is missing, superfluous, of another shape, or has values that are not finite.
     """
     with ExitStack() as stack:
         files = [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
         owners = {key.removeprefix(prefix): (file, key) for file in files for key in file.keys()}  # noqa: SIM118
         if strict and (superfluous := sorted(owners.keys() - expected.keys())):
             raise ValueError(f"the weights {superfluous[0]} do not belong to the config")
+        expected = {name: one for name, one in expected.items() if name in owners or name not in optional}
         for name, tensor in expected.items():
             _check_shape(name, tuple(tensor.shape), owners)
         return {name: _read_tensor(name, *owners[name]).to(tensor.dtype) for name, tensor in expected.items()}
@@ -123,9 +128,9 @@ def load_saved(
         with no_init_weights():
             with torch.device("meta"):  # takes no memory
                 expected = kind(config).state_dict()
-            weights = read_weights([weights_file], expected, strict=True)
+            weights = read_weights([weights_file], expected, strict=True, optional=kind.since_version_0_3)
             model = kind(config)
-        model.load_state_dict(weights)
+        model.load_state_dict(weights, strict=False)  # read_weights has compared the names
     except WEIGHTS_ERRORS as error:
         not_a_name = isinstance(error, HFValidationError)  # what is not a folder is taken for a name on the hub
         reason = "there is no such folder" if not_a_name else in_short(error)

@@ -1,7 +1,9 @@
-"""Layers of torch with another implementation: dropout that is quick on a CPU, batch norm over several processes."""
+"""The linear head; layers of torch with another implementation: quick dropout, batch norm over several processes."""
 
 import torch
 from torch import distributed, nn
+
+from emg_gpt2.model.config import EMGConfig
 
 
 class Dropout(nn.Dropout):
@@ -18,6 +20,17 @@ class Dropout(nn.Dropout):
         bits = torch.empty(-(-values.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
         kept = bits.view(torch.uint8)[: values.numel()].view(values.shape) >= dropped
         return values * kept.to(values.dtype).mul_(256 / (256 - dropped))
+
+
+class LinearHead(nn.Linear):
+    """Mean over the tokens, dropout, a linear map: hidden (B, P, D) → logits (B, K)."""
+
+    def __init__(self, config: EMGConfig):
+        super().__init__(config.backbone["n_embd"], len(config.class_codes))
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.dropout(hidden.mean(1)))
 
 
 def use_quick_dropout(module: nn.Module) -> None:

@@ -16,12 +16,13 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from emg_gpt2.base.errors import EMGError
+from emg_gpt2.base.registry import HEADS, TOKENISERS
 from emg_gpt2.model.backbone import new_backbone, run_backbone
+from emg_gpt2.model.class_means import ClassMeans
 from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.files import load_saved
-from emg_gpt2.model.layers import Dropout, use_quick_dropout
+from emg_gpt2.model.layers import use_quick_dropout
 from emg_gpt2.model.normalise import Reference, normalise
-from emg_gpt2.model.tokens import TOKENISERS
 
 RESIDUAL_WEIGHT = 0.1  # of the backbone beside the linear path, before training
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
@@ -36,7 +37,7 @@ ONLY_VALUES = {  # arguments of from_pretrained that have one meaning here, and 
 
 
 class EMGForSequenceClassification(PreTrainedModel):
-    """Normalisation → tokenisers → GPT-2 blocks → mean over the tokens → linear head, beside a linear path.
+    """Normalisation → tokenisers → GPT-2 blocks → head, beside a linear path.
 
     The linear path maps the window's log covariance to logits; the backbone learns what it misses.
     """
@@ -44,19 +45,23 @@ class EMGForSequenceClassification(PreTrainedModel):
     config_class = EMGConfig
     base_model_prefix = "backbone"
     main_input_name = "emg"
+    since_version_0_3 = ("class_share", "class_level", "class_centre", "class_square")  # earlier files lack them
 
     def __init__(self, config: EMGConfig):
         super().__init__(config)
-        channels, width, classes = len(config.channels), config.backbone["n_embd"], len(config.class_codes)
+        channels, classes = len(config.channels), len(config.class_codes)
         pairs = channels * (channels + 1) // 2
         self.register_buffer("scale", torch.ones(1, channels))
         self.register_buffer("centre", torch.zeros(1, pairs))
         self.register_buffer("spread", torch.ones(1, pairs))
-        self.tokenisers = nn.ModuleDict({name: TOKENISERS[name](config) for name in config.tokens})
+        self.register_buffer("class_share", torch.full((classes,), 1 / classes))
+        self.register_buffer("class_level", torch.zeros(classes, channels))
+        self.register_buffer("class_centre", torch.zeros(classes, pairs))
+        self.register_buffer("class_square", torch.ones(classes, pairs))
+        self.tokenisers = nn.ModuleDict({name: TOKENISERS.load(name)(config) for name in config.tokens})
         self.backbone = new_backbone(config.backbone)
         use_quick_dropout(self.backbone)
-        self.dropout = Dropout(config.dropout)
-        self.head = nn.Linear(width, classes)
+        self.head = HEADS.load(config.head)(config)
         self.linear = nn.Linear(pairs, classes).requires_grad_(False) if config.linear_path else None
         self.residual_weight = nn.Parameter(torch.tensor(RESIDUAL_WEIGHT if config.linear_path else 1.0))
         self.post_init()
@@ -98,12 +103,12 @@ class EMGForSequenceClassification(PreTrainedModel):
 
     def classify_hidden(self, hidden: torch.Tensor, linear_logits: torch.Tensor) -> torch.Tensor:
         """hidden (B, P, D) from the backbone, and the linear path's logits (B, K) → logits (B, K)."""
-        return linear_logits + self.residual_weight * self.head(self.dropout(hidden.mean(1))).float()
+        return linear_logits + self.residual_weight * self.head(hidden).float()
 
     def linear_logits(self, covariance: torch.Tensor) -> torch.Tensor:
         """Log covariance (B, C(C+1)/2) → the linear path's logits (B, K); zeros without one."""
         if self.linear is None:
-            return covariance.new_zeros(covariance.shape[0], self.head.out_features)  # len would be fixed in an export
+            return covariance.new_zeros(covariance.shape[0], len(self.config.class_codes))
         with torch.autocast(covariance.device.type, enabled=False):
             return self.linear(covariance)
 
@@ -118,6 +123,16 @@ class EMGForSequenceClassification(PreTrainedModel):
         """Replace the model's own reference."""
         for name, tensor in reference._asdict().items():
             getattr(self, name).copy_(tensor)
+
+    @property
+    def class_means(self) -> ClassMeans:
+        """What each class looks like beside its session; zeros and ones in a model of an earlier version."""
+        return ClassMeans(self.class_share, self.class_level, self.class_centre, self.class_square)
+
+    def set_class_means(self, means: ClassMeans) -> None:
+        """Replace what the model knows of its classes."""
+        for name, tensor in means._asdict().items():
+            getattr(self, f"class_{name}").copy_(tensor)
 
     # ---- hub
 

@@ -1,6 +1,7 @@
 """Tokenisers: normalised windows → tokens of the backbone's width.
 
-A new kind of tokens is a class here, in TOKENISERS, and its name in TokenKind of settings.py.
+A new kind of tokens is a class derived from Tokeniser; here, with its name in base/registry.py, or in another package
+(docs/extend.md).
 """
 
 from itertools import pairwise
@@ -128,6 +129,3 @@ class RawTokens(Tokeniser):
     def forward(self, signal: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
         batch, time, channels = signal.shape
         return self.linear(signal.reshape(batch, time // self.patch, self.patch * channels))  # (B, P, D)
-
-
-TOKENISERS = {"covariance": CovarianceToken, "power": PowerTokens, "bands": BandTokens, "raw": RawTokens}

@@ -16,6 +16,7 @@ from EMG_DATA_LOADER import Split
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import make_folder, recover_folder, replace_file, write_json
 from emg_gpt2.base.log import start_log
+from emg_gpt2.base.text import in_short
 from emg_gpt2.settings import AnySettings, Role, Settings
 from emg_gpt2.training.device import choose_precision, is_main_process, of_main_process
 from emg_gpt2.training.task import Task
@@ -97,8 +98,9 @@ def resumed_settings(settings: AnySettings, name: str = "RESUME") -> AnySettings
     try:
         saved = json.loads((run / "env.json").read_text(encoding="utf-8"))
         return type(settings)(**saved | {one: getattr(settings, one) for one in given} | {name: run})
-    except (OSError, ValueError, TypeError, RecursionError):
-        raise EMGError(f"{name} = {run}: there is no run; name a folder under runs") from None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        why = in_short(error)
+        raise EMGError(f"{name} = {run}: there is no run that can be read ({why}); name a folder under runs") from None
 
 
 def write_settings(settings: Settings, run: Path) -> None:

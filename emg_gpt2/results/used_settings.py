@@ -9,7 +9,11 @@ from emg_gpt2.settings import Role, Settings
 
 
 def changed_settings(run: FinishedRun) -> list[dict]:
-    """`name`, `value`, `default` and `meaning` of the used settings that are not the defaults."""
+    """`name`, `value`, `default` and `meaning` of the used settings that are not the defaults.
+
+    Without PRECISION: env.json holds what this machine took, also where nobody asked for it. The report has it among
+    the facts about speed.
+    """
     defaults, fields = Settings.model_construct().model_dump(mode="json"), Settings.model_fields
     return [
         {
@@ -19,7 +23,7 @@ def changed_settings(run: FinishedRun) -> list[dict]:
             "meaning": fields[name].description.replace("`", "") if name in fields else "",
         }
         for name, value in used_settings(run).items()
-        if name not in fields or value != defaults[name]
+        if name != "PRECISION" and (name not in fields or value != defaults[name])
     ]
 
 

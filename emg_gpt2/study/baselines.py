@@ -43,7 +43,7 @@ from sklearn.svm import SVC
 from EMG_DATA_LOADER import Split, reference_groups, rows_to_measure, thin
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import replace_file, write_json
-from emg_gpt2.base.log import time_to_go
+from emg_gpt2.base.log import time_to_go, track
 from emg_gpt2.results.figures import draw_baselines
 from emg_gpt2.results.report import write_report
 from emg_gpt2.results.run import resumed_settings
@@ -92,20 +92,20 @@ def evaluate_baselines(windows: WindowSet, split: Split, seed: int = 0) -> list[
     Raises EMGError where no channel has a signal.
     """
     results, few, began = [], sample_windows(windows, split.train, seed), time.monotonic()
-    every = len(SCALINGS) * len(FEATURE_SETS) * len(CLASSIFIERS)
-    for scaling, words in SCALINGS.items():
-        features = scaled_features(windows, split, scaling)
-        for name, members in FEATURE_SETS.items():
-            table = np.concatenate([features[member] for member in members], axis=1)
-            if not np.ptp(table[: len(split.train)], axis=0).any():
-                raise EMGError(
-                    "no channel changes in the training part; look at the file with python -m emg_gpt2 inspect"
-                )
-            scored = [score(windows, split, table, kind, few) for kind in CLASSIFIERS]
-            results += [{"features": name, "scaling": scaling} | one for one in scored]
+    fits = list(product(SCALINGS, FEATURE_SETS, CLASSIFIERS))
+    for scaling, name, kind in track(fits, "classifiers"):
+        if (name, kind) == (next(iter(FEATURE_SETS)), next(iter(CLASSIFIERS))):
+            features = scaled_features(windows, split, scaling)
+        table = np.concatenate([features[member] for member in FEATURE_SETS[name]], axis=1)
+        if not np.ptp(table[: len(split.train)], axis=0).any():
+            raise EMGError("no channel changes in the training part; look at the file with python -m emg_gpt2 inspect")
+        results.append({"features": name, "scaling": scaling} | score(windows, split, table, kind, few))
+        if len(results) % len(CLASSIFIERS) == 0:
+            scored = results[-len(CLASSIFIERS) :]
             reached = ", ".join(f"{one['classifier']} {one['balanced_accuracy']:.3f}" for one in scored)
-            left = time_to_go(time.monotonic() - began, len(results), every - len(results))
-            logger.info(f"{name}, scale of the {words}: {reached}{left if len(results) < every else ''}")
+            left = len(fits) - len(results)
+            to_go = time_to_go(time.monotonic() - began, len(results), left) if left else ""
+            logger.info(f"{name}, scale of the {SCALINGS[scaling]}: {reached}{to_go}")
     return results
 
 

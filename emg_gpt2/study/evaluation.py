@@ -14,6 +14,7 @@ from rich.console import Console
 from EMG_DATA_LOADER import Split, split_windows
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import replace_file, write_json
+from emg_gpt2.base.log import track
 from emg_gpt2.settings import Settings, settings_of_main
 from emg_gpt2.study.baselines import evaluate_baselines
 from emg_gpt2.study.folds import Fold, folds_of, reported_figures
@@ -127,7 +128,7 @@ def windows_and_split(run: FoldRun, windows: WindowSet) -> tuple[WindowSet, Spli
 def add_baselines(runs: list[FoldRun], windows: WindowSet) -> dict[str, str]:
     """Write baselines.json into every run's folder, as `baselines --add-to` does; returns run → why it failed."""
     failed = {}
-    for number, run in enumerate(runs):
+    for number, run in enumerate(track(runs, "baselines")):
         logger.info(f"baselines {number + 1} of {len(runs)}: {run.name}")
         try:
             find_baselines(run, windows)

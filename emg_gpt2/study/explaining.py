@@ -12,7 +12,8 @@ import numpy as np
 from EMG_DATA_LOADER import Split, cut_rows
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import make_folder, replace_file, write_json
-from emg_gpt2.base.log import progress
+from emg_gpt2.base.log import progress, track
+from emg_gpt2.base.text import in_short
 from emg_gpt2.model.build import load_model
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.settings import Settings
@@ -21,6 +22,9 @@ from emg_gpt2.study.forearm import Filters, draw_filters, draw_importance, read_
 from emg_gpt2.study.occlusion import (
     BATCH,
     DRAWS,
+    QUICK_DRAWS,
+    QUICK_WINDOWS,
+    WINDOWS,
     Chosen,
     Effects,
     Importance,
@@ -41,6 +45,10 @@ logger = logging.getLogger(__name__)
 
 ALL = "all gestures"
 NO_FILTERS = "the model has no learned filters (TOKENS without power), so there is no filters.png"
+QUICK = (
+    f"quick: about {QUICK_WINDOWS} windows with {QUICK_DRAWS} donor of each kind, not {WINDOWS} with {DRAWS}, so the "
+    "intervals are wider"
+)
 COUNTED = {"people": "person", "days": "day", "repetitions": "repetition"}
 METHOD = (
     "importance: mean over the gesture's windows of the true gesture's probability with the part from a window of the "
@@ -52,7 +60,7 @@ METHOD = (
 def explain_run(args: Namespace) -> None:
     """Run → windows and donors → every part replaced → explain.json and the pictures. Raises EMGError.
 
-    args: run, part, data_location and out, as the command line has them.
+    args: run, part, quick, data_location and out, as the command line has them.
     """
     began, settings = time.perf_counter(), settings_of(args.run, args.data_location)
     read_metrics(args.run)
@@ -63,6 +71,8 @@ def explain_run(args: Namespace) -> None:
     task = make_task(windows, fitted_split(split, settings), settings)
     chosen, parts = chosen_windows(args, windows, split, settings), parts_of(model.config)
     logger.info(f"{len(chosen.rows)} windows of the {args.part} part, {len(parts)} parts of each to replace")
+    if args.quick:
+        logger.info(QUICK)
     effects = effects_of(model, task, chosen, parts)
     bank = read_filters(model, filter_use(model, task, chosen, effects)) if "power" in model.tokenisers else None
     importance, over = importance_of(windows, chosen, effects)
@@ -81,8 +91,9 @@ def settings_of(run: Path, data_location: Path | None) -> Settings:
     try:
         saved = json.loads((run / "env.json").read_text(encoding="utf-8"))
         return Settings(**saved | ({"DATA_LOCATION": data_location} if data_location else {}))
-    except (OSError, ValueError, TypeError):
-        raise EMGError(f"{run}: there is no run; name a folder under runs") from None
+    except (OSError, ValueError, TypeError) as error:
+        why = in_short(error)
+        raise EMGError(f"{run}: there is no run that can be read ({why}); name a folder under runs") from None
 
 
 def chosen_windows(args: Namespace, windows: WindowSet, split: Split, settings: Settings) -> Chosen:
@@ -90,7 +101,7 @@ def chosen_windows(args: Namespace, windows: WindowSet, split: Split, settings: 
     if args.part == "validation" and settings.REFIT:
         logger.warning("the model was trained on the validation part too (REFIT): it knows these windows")
     try:
-        return choose_windows(windows, getattr(split, args.part), settings.SEED)
+        return choose_windows(windows, getattr(split, args.part), settings.SEED, args.quick)
     except EMGError as error:
         raise EMGError(f"--part {args.part}: {error}; choose another --part") from None
 
@@ -123,7 +134,8 @@ def facts_of_explanation(
         "weights": model.config.weights,
         "data_note": windows.metadata["note"],
         "method": METHOD,
-        "draws": DRAWS,
+        "draws": len(chosen.any),
+        "quick": args.quick,
         "windows": dict(zip(windows.class_names, counts, strict=True)),
         "people": int(table["subject"].nunique()),
         "days": len(table[["subject", "session"]].drop_duplicates()),
@@ -187,9 +199,11 @@ def write_pictures(
     rows = np.roll(np.arange(len(gestures)), 1)
     drawn = Importance(*(one[rows] for one in importance[:4]), importance.replacement)
     ring = model.config.ring
-    replace_file(out / "explain.png", lambda path: draw_importance(drawn, parts, gestures, ring, captions, path))
+    pictures = {"explain.png": lambda path: draw_importance(drawn, parts, gestures, ring, captions, path)}
     if bank:
-        replace_file(out / "filters.png", lambda path: draw_filters(bank, captions, path))
+        pictures["filters.png"] = lambda path: draw_filters(bank, captions, path)
+    for name, draw in track(pictures.items(), "pictures"):
+        replace_file(out / name, draw)
 
 
 def captions_of(found: dict) -> list[str]:
@@ -197,6 +211,7 @@ def captions_of(found: dict) -> list[str]:
     people, days, repetitions = (counted(found[key], name) for key, name in COUNTED.items())
     return [
         f"Data: {found['data_note'] or 'without a note on their origin.'}",
+        *([f"{QUICK[0].upper()}{QUICK[1:]}."] if found["quick"] else []),
         f"{sum(found['windows'].values())} windows, {people}, {days}, {repetitions}; {found['part']} part "
         f"({found['split_description']}); balanced accuracy {found['balanced_accuracy']:.3f}; "
         f"{found['weights']} weights at the start.",

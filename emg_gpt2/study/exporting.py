@@ -17,6 +17,7 @@ from rich.table import Table
 from EMG_DATA_LOADER import EVALUATION_BATCH, STATISTICS_WINDOWS, cut_rows, draw_rows, read_emg
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import new_files, write_json
+from emg_gpt2.base.log import track
 from emg_gpt2.model.build import load_model
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.model.normalise import Reference
@@ -52,10 +53,11 @@ def export(run: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with new_files(out) as folder:
         exact, small = folder / "model.onnx", folder / "model.int8.onnx"
-        logger.info("writing model.onnx")
-        write_onnx(model, exact)
-        logger.info("writing model.int8.onnx")
-        variants = {"onnx float32": exact} | ({"onnx int8": small} if write_int8(exact, small) else {})
+        ways = [(exact, partial(write_onnx, model)), (small, partial(write_int8, exact))]
+        for file, write in track(ways, "writing"):
+            logger.info(f"writing {file.name}")
+            write(file)
+        variants = {"onnx float32": exact} | ({"onnx int8": small} if small.exists() else {})
         logger.info(f"comparing and timing them on {sample.description}")
         measured = measure(model, variants, sample)
         check_logits(measured["variants"]["onnx float32"])
@@ -133,7 +135,7 @@ def measure(model: EMGForSequenceClassification, variants: dict[str, Path], samp
     for name, path in variants.items():
         ways[name] = partial(run_session, open_session(path, threads)), path.stat().st_size
     exact, figures = None, {}
-    for name, (logits_of, size) in ways.items():
+    for name, (logits_of, size) in track(ways.items(), "comparing"):
         logits = run_all(logits_of, sample)
         exact = logits if exact is None else exact
         figures[name] = accuracies(logits, sample.targets) | differences(logits, exact) | speed(logits_of, sample)

@@ -12,7 +12,7 @@ from scipy.signal import welch
 
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import make_folder, replace_file
-from emg_gpt2.base.log import progress
+from emg_gpt2.base.log import track
 from emg_gpt2.raw.filter import apply_filter
 from emg_gpt2.raw.putemg import find_recordings, read_recording
 from emg_gpt2.raw.quality import (
@@ -54,10 +54,9 @@ def inspect_files(args: argparse.Namespace, console: Console) -> int:
     paths = (find_recordings(raw) if raw else []) + [path for path in args.files if _holds_windows(path)]
     make_folder(args.out)
     drawn, say = set(), partial(console.print, soft_wrap=True, markup=False)
-    with progress() as bar:
-        for path in bar.track(paths, description="files"):
-            say(path.stem)
-            say(*(f"  {line}" for line in _report_lines(path, drawn, args)), sep="\n")
+    for path in track(paths, "files"):
+        say(path.stem)
+        say(*(f"  {line}" for line in _report_lines(path, drawn, args)), sep="\n")
     if not drawn:
         raise EMGError("nothing could be drawn; the reason stands below the name of each file")
     return 0 if len(drawn) == len(paths) else 3

@@ -37,6 +37,7 @@ import torch
 
 from EMG_DATA_LOADER import cut_rows, read_emg
 from emg_gpt2.base.errors import EMGError
+from emg_gpt2.base.log import track
 from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.study.people import FEWEST_PEOPLE
@@ -46,6 +47,7 @@ from emg_gpt2.windows.reading import WindowSet
 BAND_EDGES_HZ = (0, 60, 120, 250)  # and Nyquist
 MOMENTS = 10  # at the most; several patches make one where there are more
 WINDOWS = 480  # to explain, about, evenly from every day and gesture
+QUICK_WINDOWS, QUICK_DRAWS = 96, 1  # with --quick: a tenth of the work, and wider intervals
 FEWEST_WINDOWS = 3  # of a day's gesture, however many days there are
 DRAWS = 2  # donors of a window
 BATCH = 64  # windows; larger ones are slower, their patches leave the cache
@@ -143,15 +145,16 @@ def replace_moment(samples: slice) -> Change:
 
 
 class Chosen(NamedTuple):
-    """Rows of n windows and of their donors: rows (n,), same and any (DRAWS, n)."""
+    """Rows of n windows and of their donors: rows (n,), same and any (draws, n)."""
 
     rows: np.ndarray
     same: np.ndarray
     any: np.ndarray
 
 
-def choose_windows(windows: WindowSet, rows: np.ndarray, seed: int) -> Chosen:
+def choose_windows(windows: WindowSet, rows: np.ndarray, seed: int, quick: bool = False) -> Chosen:
     """Windows to explain and their donors, out of `rows`. Raises EMGError where no window has a donor."""
+    about, draws = (QUICK_WINDOWS, QUICK_DRAWS) if quick else (WINDOWS, DRAWS)
     rng = np.random.default_rng(seed)
     table = windows.table.iloc[rows].assign(row=rows)
     table = table.assign(number=table.groupby(REPETITION).ngroup())
@@ -160,9 +163,9 @@ def choose_windows(windows: WindowSet, rows: np.ndarray, seed: int) -> Chosen:
     if table.empty:
         raise EMGError("no gesture has two repetitions on a day of this part, so none can take the other's place")
     pools = {day: _pools(one) for day, one in table.groupby(DAY)}
-    chosen = _sample_evenly(table, rng)
-    draws = [[_sample_donors(chosen, pools, rng, same) for _ in range(DRAWS)] for same in (True, False)]
-    return Chosen(np.array(chosen["row"]), *map(np.stack, draws))
+    chosen = _sample_evenly(table, about, rng)
+    donors = [[_sample_donors(chosen, pools, rng, same) for _ in range(draws)] for same in (True, False)]
+    return Chosen(np.array(chosen["row"]), *map(np.stack, donors))
 
 
 def _pools(day: pd.DataFrame) -> dict[int, tuple[np.ndarray, np.ndarray]]:
@@ -170,10 +173,10 @@ def _pools(day: pd.DataFrame) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     return {label: (one["row"].to_numpy(), one["number"].to_numpy()) for label, one in day.groupby("TRAJ_GT")}
 
 
-def _sample_evenly(table: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
-    """The same number from every day and gesture, or all that there are."""
+def _sample_evenly(table: pd.DataFrame, about: int, rng: np.random.Generator) -> pd.DataFrame:
+    """The same number from every day and gesture, `about` so many in all, or all that there are."""
     groups = table.groupby([*DAY, "TRAJ_GT"])
-    each = max(FEWEST_WINDOWS, WINDOWS // groups.ngroups)
+    each = max(FEWEST_WINDOWS, about // groups.ngroups)
     sampled = [one.iloc[rng.permutation(len(one))[:each]] for _, one in groups]
     return pd.concat(sampled).sort_values("row")
 
@@ -240,7 +243,7 @@ def filter_use(model: EMGForSequenceClassification, task: Task, chosen: Chosen, 
     tokens, targets = model.tokenisers["power"], task.windows.targets[chosen.rows]
     gamma, count, use = tokens.norm.weight, len(tokens.filters), []
     learned = gamma.clone()
-    for number in range(count):
+    for number in track(range(count), "learned filters"):
         gamma[number::count] = 0.0  # (C·F,), filter after filter for each channel
         loss = effects.untouched[0] - _untouched(model, task, chosen)[0]
         use.append(np.mean([loss[targets == index].mean() for index in np.unique(targets)]))

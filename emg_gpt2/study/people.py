@@ -16,9 +16,9 @@ from sklearn.metrics import confusion_matrix
 
 from emg_gpt2.base.files import new_files, write_json
 from emg_gpt2.results.figures import BLUE, GREY, ORANGE, plt
+from emg_gpt2.results.paper import METRICS
 from EMG_utils import draw_confusion_matrix, summary
 
-METRICS = {"balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "macro_f1": "macro F1"}
 FEWEST_PEOPLE = 3  # for an interval: the resamples of two people are three different means
 RESAMPLES = 9999
 MANY_PEOPLE = 12  # of more, the names are turned upright in the picture

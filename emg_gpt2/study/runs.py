@@ -19,7 +19,7 @@ from rich.console import Console
 from EMG_DATA_LOADER import Split
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import make_folder, recover_folder, remove_lock, replace_file, write_json
-from emg_gpt2.base.log import time_to_go
+from emg_gpt2.base.log import time_to_go, track
 from emg_gpt2.model.build import load_model
 from emg_gpt2.results.finished import write_results
 from emg_gpt2.results.run import is_split_of, open_run, resumed_settings, write_settings, write_split
@@ -112,7 +112,7 @@ def carry_out(runs: list[AnyRun], finish: Callable[[AnyRun], bool], console: Con
     under way.
     """
     failed, spent = {}, []
-    for number, run in enumerate(runs):
+    for number, run in enumerate(track(runs, "runs")):
         left = time_to_go(sum(spent), len(spent), len(runs) - number)
         logger.info(f"run {number + 1} of {len(runs)}{left}: {run.name}")
         began = time.monotonic()

@@ -28,7 +28,7 @@ from scipy.fft import irfft, next_fast_len, rfftfreq
 from scipy.signal import butter, lfilter, sosfilt
 
 from emg_gpt2.base.errors import EMGError
-from emg_gpt2.base.log import progress, start_log
+from emg_gpt2.base.log import start_log, track
 from emg_gpt2.study.protocols import START
 
 Array, Rng = np.ndarray, np.random.Generator
@@ -331,9 +331,8 @@ def write_all(args: argparse.Namespace, console: Console) -> None:
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         start_log(console)
-        with progress() as bar:
-            for subject, session, trajectory in bar.track(wanted, description="recordings"):
-                say(write_one(args, subject, session, trajectory))
+        for subject, session, trajectory in track(wanted, "recordings"):
+            say(write_one(args, subject, session, trajectory))
     except (OSError, RuntimeError) as error:  # PyTables' own errors are RuntimeErrors, with a stack trace for a message
         reason = getattr(error, "strerror", None) or "cannot be written (is the disk full?)"
         raise EMGError(f"{args.out}: {reason}; name another folder, or free the place") from None

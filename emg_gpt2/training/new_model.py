@@ -10,9 +10,10 @@ from EMG_DATA_LOADER import EVALUATION_BATCH, batches, draw_rows, read_emg
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.model.augment import Augmentation
 from emg_gpt2.model.build import build_model
+from emg_gpt2.model.class_means import ClassMeans, log_rms, measure_classes
 from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.model import EMGForSequenceClassification
-from emg_gpt2.model.normalise import measure_reference
+from emg_gpt2.model.normalise import measure_reference, normalise
 from emg_gpt2.settings import Settings
 from emg_gpt2.training.adapt import train_last
 from emg_gpt2.training.task import Task
@@ -39,6 +40,7 @@ def new_model(task: Task, settings: Settings) -> EMGForSequenceClassification:
             "no channel changes in any window of the training part; look at the file with python -m emg_gpt2 inspect"
         )
     model.set_reference(measure_reference(emg))
+    model.set_class_means(class_means_of(task, settings.SEED))
     if settings.LINEAR_PATH:
         fit_linear_path(model, task, settings.SEED)
     if settings.FREEZE:
@@ -64,6 +66,7 @@ def new_config(windows: WindowSet, settings: Settings) -> EMGConfig:
         logger.info(f"patches of {patch} samples: the first {window % patch} of {window} samples are in none")
     return EMGConfig(
         tokens=settings.TOKENS,
+        head=settings.HEAD,
         patch=patch,
         window=window,
         filters=settings.FILTERS,
@@ -82,6 +85,17 @@ def new_config(windows: WindowSet, settings: Settings) -> EMGConfig:
         scale=settings.SCALE,
         data_note=about["note"],
     )
+
+
+def class_means_of(task: Task, seed: int) -> ClassMeans:
+    """What each class looks like beside its session, from windows of the training part."""
+    drawn, levels, covariances = draw_rows(task.split.train, seed), [], []
+    for emg, _, rows in batches(task.windows, drawn, EVALUATION_BATCH):
+        signal, covariance = normalise(emg, task.references.of(rows))
+        levels.append(log_rms(signal))
+        covariances.append(covariance)
+    targets = torch.from_numpy(task.windows.targets[drawn])
+    return measure_classes(torch.cat(levels), torch.cat(covariances), targets, task.classes)
 
 
 def fit_linear_path(model: EMGForSequenceClassification, task: Task, seed: int) -> None:

@@ -28,7 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import make_folder, remove_lock, replace_file
-from emg_gpt2.base.log import time_to_go
+from emg_gpt2.base.log import progress, time_to_go
 from emg_gpt2.results.figures import draw_sweep
 from emg_gpt2.settings import Role, Settings
 from emg_gpt2.training.new_model import new_model
@@ -63,13 +63,16 @@ def search(task: Task, settings: Settings, run: Path) -> Settings:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = SharedStudy(settings, identity(task, settings, run), run)
     began, first = time.monotonic(), None
-    for trial in study.trials():
-        first = trial.number if first is None else first
-        left = time_to_go(time.monotonic() - began, trial.number - first, max(1, study.total - trial.number))
-        logger.info(f"trial {trial.number + 1}: {params_line(trial.params)}{left}")
-        write_table(study, run)
-        study.run(trial, partial(train, trial, task, with_params(settings, trial.params)))
-        write_table(study, run)
+    with progress() as bar:
+        for trial in study.trials():
+            first = trial.number if first is None else first
+            shown = bar.task_ids[0] if bar.task_ids else bar.add_task("trials", total=study.total, completed=first)
+            bar.update(shown, completed=trial.number)
+            left = time_to_go(time.monotonic() - began, trial.number - first, max(1, study.total - trial.number))
+            logger.info(f"trial {trial.number + 1}: {params_line(trial.params)}{left}")
+            write_table(study, run)
+            study.run(trial, partial(train, trial, task, with_params(settings, trial.params)))
+            write_table(study, run)
     table, best = write_table(study, run), study.best()
     study.close()
     origin = f"{settings.DATA_LOCATION.name}. {task.windows.metadata['note']}".strip()
@@ -105,9 +108,11 @@ def train(trial: optuna.Trial, task: Task, settings: Settings) -> float:
 
 
 def space(settings: Settings) -> dict[str, BaseDistribution]:
-    """Setting → the values to try."""
+    """Setting → the values to try; in the wide space among them TOKENS as they are."""
     if settings.SWEEP_SPACE == "wide":
-        return WIDE
+        own, tokens = choice(settings, "TOKENS"), WIDE.get("TOKENS")
+        added = tokens and own not in tokens.choices
+        return WIDE | ({"TOKENS": CategoricalDistribution([*tokens.choices, own])} if added else {})
     values = {"NUM_LAYERS": settings.SWEEP_NUM_LAYERS, "LR": settings.SWEEP_LR}
     return {name: CategoricalDistribution(list(dict.fromkeys(choices))) for name, choices in values.items()}
 

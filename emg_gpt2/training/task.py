@@ -8,6 +8,7 @@ import torch
 
 from EMG_DATA_LOADER import Split, draw_rows, read_emg, reference_groups, rows_to_measure, split_windows
 from emg_gpt2.base.command_line import as_written
+from emg_gpt2.base.log import track
 from emg_gpt2.model.normalise import Reference, References, measure_reference
 from emg_gpt2.settings import Role, Settings
 from emg_gpt2.windows.format import bad_channels
@@ -61,7 +62,8 @@ def session_references(windows: WindowSet, split: Split, settings: Settings) -> 
     if settings.SCALE == "training":
         groups = np.minimum(groups, 0)  # one group for all
     rows = rows_to_measure(groups, split)
-    each = [measure_reference(read_emg(windows, draw_rows(one, settings.SEED))) for one in rows]
+    drawn = (draw_rows(one, settings.SEED) for one in track(rows, "references"))
+    each = [measure_reference(read_emg(windows, few)) for few in drawn]
     return References(Reference(*map(torch.cat, zip(*each, strict=True))), torch.from_numpy(groups))
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emg_gpt2.base.errors import EMGError
+from emg_gpt2.base.log import track
 from emg_gpt2.settings import Settings
 from emg_gpt2.windows.format import UnreadableError, open_file, read_samples, read_table
 
@@ -91,7 +92,9 @@ def _read_emg(file: pq.ParquetFile, metadata: dict, folder: Path, memory_gb: flo
     whole = pa.types.is_integer(file.schema_arrow.field("emg").type.value_type)
     kind = np.int16 if whole else np.float32
     emg, row = _empty_emg(file, metadata, kind, folder, memory_gb), 0
-    for group in range(file.num_row_groups):  # `iter_batches` would keep the compressed column
+    for group in track(
+        range(file.num_row_groups), "reading windows"
+    ):  # `iter_batches` would keep the compressed column
         windows = read_samples(file, group, metadata)
         if emg.dtype == np.int16 and np.abs(windows).max(initial=0) > np.iinfo(np.int16).max:
             narrow, emg = emg, _empty_emg(file, metadata, np.int32, folder, memory_gb)
