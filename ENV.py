@@ -29,16 +29,7 @@ TRIM_END_MS = 250.0  # ms dropped from the end of every repetition; 0 to 1e6
 LEGAL_VALUES = []  # labels to keep, each 0 to 127; empty: all (−1 is never a class)
 
 # ---- labels (read by Preprocessing.py alone)
-CLASS_NAMES = {  # used when they name every label that is found
-    0: "idle",
-    1: "fist",
-    2: "flexion",
-    3: "extension",
-    6: "pinch index",
-    7: "pinch middle",
-    8: "pinch ring",
-    9: "pinch small",
-}
+CLASS_NAMES = {}  # {0: "rest", 1: "fist"}, every label's; empty: putEMG's for its recordings, numbers for others
 DATA_NOTE = ""  # a sentence on the origin of the data, shown with every result
 
 # ---- data

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from filelock import Timeout
@@ -29,10 +30,20 @@ from rich.table import Table
 
 from emg_gpt2.base.errors import EMGError, exit_status
 from emg_gpt2.base.log import progress, start_log
-from emg_gpt2.raw.putemg import find_recordings
+from emg_gpt2.raw.putemg import find_recordings, parse_name
 from emg_gpt2.settings import PreprocessingSettings, Settings, read_settings
-from emg_gpt2.windows.cut import Layout, class_names
-from emg_gpt2.windows.parts import Part, Result, Workshop, finished_parts, join_parts, open_workshop, process
+from emg_gpt2.windows.cut import Layout, class_names, why_numbers
+from emg_gpt2.windows.format import bad_channels
+from emg_gpt2.windows.parts import (
+    Part,
+    Result,
+    Workshop,
+    all_putemg,
+    finished_parts,
+    join_parts,
+    open_workshop,
+    process,
+)
 from emg_gpt2.windows.workers import open_workers
 
 
@@ -138,29 +149,76 @@ def _counter(total: int) -> Iterator[Callable[[Result], Result]]:
         yield count
 
 
-def print_table(results: list[Result], settings: Settings, console: Console) -> None:
-    """One line per recording: duration and windows per class; what was skipped, and why, below."""
+def print_table(results: list[Result], settings: PreprocessingSettings, console: Console) -> None:
+    """Duration, windows and bad channels by person and day, or of every recording with VERBOSE.
+
+    Below it the windows per gesture, a warning where gestures have no names, and what was skipped and why.
+    """
     parts = [result.part for result in results if result.part]
     total = sum((part.counts for part in parts), Counter())
-    labels = sorted(total)
-    table = Table("recording", "seconds", "windows", *map(str, labels), box=None)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for part in parts:
-        name, per_class = Path(part.source["name"]).stem, [str(part.counts[label]) for label in labels]
-        table.add_row(escape(name), f"{part.seconds:.1f}", str(part.counts.total()), *per_class)
-    seconds = sum(part.seconds for part in parts)
-    table.add_row("all", f"{seconds:.1f}", str(total.total()), *(str(total[label]) for label in labels), style="bold")
-    Console(file=console.file, width=1000).print(table)  # a narrow terminal breaks the lines, not the names
-    unnamed = [str(label) for label in labels if label not in settings.CLASS_NAMES]
-    legend = ", ".join(f"{label} {name}" for label, name in class_names(labels, settings).items())
-    words = f"labels go by number, because CLASS_NAMES lacks {', '.join(unnamed)}" if unnamed else f"labels: {legend}"
-    console.print(words, soft_wrap=True, markup=False)
+    say = partial(console.print, soft_wrap=True, markup=False)
+    if settings.VERBOSE:
+        Console(file=console.file, width=1000).print(recordings_table(parts, total))  # a narrow terminal breaks lines
+        for part in parts:
+            say(*(f"{part.stem}: {line}\n" for line in part.finding_lines), sep="", end="")
+    else:
+        console.print(days_table(parts))
+    names = class_names(sorted(total), all_putemg(parts), settings)
+    warning = why_numbers(sorted(total), all_putemg(parts), settings)
+    named = [f"{label}: {total[label]}" if warning else f"{label} {names[label]}: {total[label]}" for label in names]
+    say("windows per gesture: " + ", ".join(named))
+    if not settings.VERBOSE and (count := sum(bool(part.bad_channels) for part in parts)):
+        more = "--verbose says what is wrong and when, python -m emg_gpt2 inspect draws it"
+        say(f"bad channels in {count} of {len(parts)} recordings (how many stands in brackets): {more}")
+    if warning:
+        say(warning, style="bold red")
     skipped = _print_skipped(results, console)
     reused = sum(result.reused for result in results)
     before = f", {reused} of them finished before" if reused else ""
-    counts = f"{total.total()} windows of {len(results) - skipped} recordings{before}, {skipped} skipped"
-    console.print(f"{settings.DATA_LOCATION}: {counts}", soft_wrap=True, markup=False)
+    say(f"{settings.DATA_LOCATION}: {total.total()} windows of {len(parts)} recordings{before}, {skipped} skipped")
+
+
+def days_table(parts: list[Part]) -> Table:
+    """One row per person and day."""
+    days = {}
+    for part in parts:
+        name = parse_name(part.stem)
+        days.setdefault((name["subject"], name["session"]), []).append(part)
+    table = _table("person", "day", "recordings", "seconds", "windows", "per gesture")
+    for (subject, session), some in days.items():
+        bad = bad_channels([part.source for part in some])
+        table.add_row(subject, session, str(len(some)), *_amounts(some), bad)
+    table.add_row("all", "", str(len(parts)), *_amounts(parts), style="bold")
+    return table
+
+
+def recordings_table(parts: list[Part], total: Counter) -> Table:
+    """One row per recording, with its windows of every label."""
+    labels = sorted(total)
+    table = _table("recording", "seconds", "windows", *map(str, labels), texts=1)
+    for part in parts:
+        wrong = ", ".join(f"{channel} {kinds}" for channel, kinds in part.bad_channels.items())
+        table.add_row(escape(part.stem), *_amounts([part])[:2], *(str(part.counts[label]) for label in labels), wrong)
+    table.add_row("all", *_amounts(parts)[:2], *(str(total[label]) for label in labels), style="bold")
+    return table
+
+
+def _table(*columns: str, texts: int = 2) -> Table:
+    """A table without lines whose columns after the first `texts` are numbers; the last one names channels."""
+    table = Table(*columns, "bad channels", box=None)
+    for column in table.columns[texts:-1]:
+        column.justify = "right"
+    for column in table.columns[:-1]:
+        column.no_wrap = True
+    return table
+
+
+def _amounts(parts: list[Part]) -> tuple[str, str, str]:
+    """Seconds, windows, and the windows of the rarest and the most frequent gesture."""
+    counts = sum((part.counts for part in parts), Counter())
+    fewest, most = min(counts.values()), max(counts.values())
+    each = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    return f"{sum(part.seconds for part in parts):.1f}", str(counts.total()), each
 
 
 def _print_skipped(results: list[Result], console: Console) -> int:

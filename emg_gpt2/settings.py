@@ -23,6 +23,12 @@ ABOUT = """Every setting in these groups is also a constant of ENV.py and an env
 NUM_EPOCHS, EMG_NUM_EPOCHS. A flag goes before the variable, that before the file of --settings, and that before
 ENV.py."""
 SETTINGS_FILE = "settings as TOML (NUM_EPOCHS = 5), or a run's env.json, which repeats that run in a new folder"
+NAME_FORM = "TYPE-SUBJECT-TRAJECTORY-DATE-TIME, such as emg_gestures-03-repeats_long-2018-05-11-11-05-00-695"
+NAME_RULE = (
+    f"A recording's name is {NAME_FORM}: always emg_gestures, two digits for the person, a word for the kind of trial, "
+    "year-month-day, and hour-minute-second-millisecond. It tells which windows are of one person and day, and their "
+    "order; a file with another name is skipped."
+)
 
 
 class Role(Enum):
@@ -98,17 +104,8 @@ class Settings(BaseModel):
     LEGAL_VALUES: Annotated[list[int], Role.WINDOWS] = []
     """Labels to keep, each 0 … 127; empty: every label of the recordings (−1 is never a class)."""
 
-    CLASS_NAMES: Annotated[dict[int, str], Role.LABELS] = {
-        0: "idle",
-        1: "fist",
-        2: "flexion",
-        3: "extension",
-        6: "pinch index",
-        7: "pinch middle",
-        8: "pinch ring",
-        9: "pinch small",
-    }
-    """Gesture names as label=name pairs; used when they name every label found, else labels go by number."""
+    CLASS_NAMES: Annotated[dict[int, str], Role.LABELS] = {}
+    """Gesture names as label=name pairs, one for every label; empty: putEMG's for its recordings, others by number."""
 
     DATA_NOTE: Annotated[str, Role.LABELS] = ""
     """A sentence on the origin of the data, shown with every result made from it."""
@@ -310,8 +307,10 @@ class Settings(BaseModel):
 class PreprocessingSettings(Settings):
     """Filter, label and cut raw putEMG recordings into one parquet file of windows."""
 
-    RAW: list[Path]
-    """Raw recordings (.hdf5, .csv, .zip) and folders of them."""
+    RAW: list[Path] = Field(description=f"Raw recordings (.hdf5, .csv, .zip) and folders of them. {NAME_RULE}")
+
+    VERBOSE: bool = False
+    """A row for every recording, and what is wrong with its channels; without it, a row for every person and day."""
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)

@@ -184,7 +184,7 @@ def raw_table(emg: np.ndarray, labels: np.ndarray, rate: float = 1000.0, start: 
     table["subject"] = 3.0
     table["trajectory"] = pd.Categorical.from_codes(np.ones(rows, np.int8), trajectories)
     table["date_time"] = np.datetime64("2018-05-11T11:10:52.120", "ns")
-    table["TRAJ_GT_NO_FILTER"], table["VIDEO_STAMP"] = np.asarray(labels, float), table.index - start
+    table["TRAJ_GT_NO_FILTER"], table["VIDEO_STAMP"] = np.asarray(labels, float), table.index - start - 1
     table["TRAJ_GT"] = np.asarray(labels, float)
     return table
 

@@ -17,7 +17,8 @@ from conftest import ROOT
 
 import emg_gpt2
 from emg_gpt2.__main__ import commands
-from emg_gpt2.settings import PreprocessingSettings, Settings, read_settings
+from emg_gpt2.base.command_line import flag
+from emg_gpt2.settings import NAME_RULE, PreprocessingSettings, Settings, read_settings
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 TOUR = ROOT / "docs" / "tour.ipynb"
@@ -183,7 +184,8 @@ def check_words(text: str) -> None:
 @cache
 def every_flag() -> set[str]:
     named = {f"emg_gpt2.commands.{name}" for name in commands()} | {"stress.__main__"}
-    return {"--version", "--help", "--check", "--strict"} | set().union(*map(flags, named))
+    scripts = {flag(name) for name in PreprocessingSettings.model_fields}
+    return {"--version", "--help", "--check", "--strict"} | scripts | set().union(*map(flags, named))
 
 
 @cache
@@ -212,3 +214,12 @@ def anchors(page: Path) -> set[str]:
     """As GitHub and the site make them of headings."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def test_the_rule_for_names_of_recordings_is_the_same_everywhere(capsys):
+    """In docs/data.md, docs/formats.md and --help, but for line breaks and backticks."""
+    pages = [(ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("data.md", "formats.md")]
+    with pytest.raises(SystemExit):
+        read_settings(PreprocessingSettings, ["--help"])
+    for text in [*pages, capsys.readouterr().out]:
+        assert "".join(NAME_RULE.split()) in "".join(text.replace("`", "").split())

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, STEM, call, cut, raw_table, write_raw
+from conftest import ROOT, SHARED, STEM, call, cut, needs_shared, raw_table, write_raw
 
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.raw.filter import apply_filter
@@ -137,7 +137,10 @@ def test_metadata_says_all_that_a_reader_needs(raw, output):
                 "rows": sum(ms for _, ms in PROGRAMME),
                 "sampling_rate": pytest.approx(1000, rel=1e-9),
                 "unit": "count",
+                "putemg": True,
+                "findings": [],
                 "windows": len(WINDOWS),
+                "labels": {"0": 5, "1": 2},
                 "windows_sha256": checksum([pq.read_table(output)]),
             }
         ],
@@ -197,6 +200,47 @@ def test_class_names_count_when_they_name_every_label(given, expected, raw, tmp_
     path = tmp_path / "windows.parquet"
     cut(raw, "--data-location", path, *AS_IS, "--class-names", given)
     assert metadata(path)["class_names"] == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, ""),
+        ({"VIDEO_STAMP": lambda table: table.index}, "these recordings are not putEMG's"),  # as in ../shared/real
+        ({"VIDEO_STAMP": lambda table: table.index - START}, "these recordings are not putEMG's"),
+        ({"VIDEO_STAMP": 0.0}, "these recordings are not putEMG's"),
+        ({"VIDEO_STAMP": None}, "these recordings are not putEMG's"),  # as in a plain CSV
+        ({"TRAJ_GT": lambda table: table["TRAJ_GT"].replace(1, 4)}, "putEMG has no label 4"),
+    ],
+)
+def test_names_of_putemg_are_for_its_files_and_labels(change, reason, tmp_path):
+    table = hand_made().assign(**change)
+    raw = write_raw(table.drop(columns=[name for name in change if change[name] is None]), tmp_path / f"{STEM}.csv")
+    path = tmp_path / "windows.parquet"
+    _, said = cut(raw, "--data-location", path, *AS_IS)
+    warned = [line for line in said.splitlines() if line.startswith("WARNING")]
+    advice = "name every label: --class-names '0=rest,1=fist,…'"
+    assert warned == ([f"WARNING: gestures go by number, because {reason}; {advice}"] if reason else [])
+    names = metadata(path)["class_names"]
+    assert names == {label: f"gesture {label}" if reason else {"0": "idle", "1": "fist"}[label] for label in names}
+    _, said = cut(raw, "--data-location", path, *AS_IS, "--class-names", "0=rest,1=closed,4=open")
+    assert "WARNING" not in said
+    assert set(metadata(path)["class_names"].values()) <= {"rest", "closed", "open"}
+
+
+def test_without_its_video_a_putemg_file_is_known_by_its_shape(tmp_path):
+    labels = np.repeat([0, 1], 300)
+    emg = np.random.default_rng(0).integers(-20, 20, (len(labels), 24))
+    table = raw_table(emg, labels, 5124.08).drop(columns="VIDEO_STAMP")
+    raw = write_raw(table, tmp_path / f"{STEM}.csv")
+    assert read_recording(raw).is_putemg
+    assert not read_recording(write_raw(table.drop(columns="TRAJ_1"), raw)).is_putemg
+
+
+@needs_shared
+@pytest.mark.parametrize("folder", ["flexemg", "armband"])
+def test_real_recordings_in_putemgs_layout_are_not_putemgs(folder):
+    assert not read_recording(min((SHARED / "real" / folder).glob("*.hdf5"))).is_putemg
 
 
 @pytest.mark.parametrize("rate", [2000.0, 1500.0])
@@ -344,11 +388,17 @@ def test_running_twice_gives_the_same_bytes(two, tmp_path):
 
 
 def test_the_closing_table_counts_every_recording(two, tmp_path):
-    """Idle 5 and fist 2 of each recording, 5.949 s long."""
-    done = call("Preprocessing.py", two, "--data-location", tmp_path / "windows.parquet", *AS_IS)
-    assert (done.returncode, done.stderr) == (0, "")
+    """Idle 5 and fist 2 of each recording, 5.949 s long; without --verbose one row for their day."""
+    command = ["Preprocessing.py", two, "--data-location", tmp_path / "windows.parquet", *AS_IS]
+    done, verbose = call(*command), call(*command, "--verbose")
+    assert (done.returncode, done.stderr) == (verbose.returncode, verbose.stderr) == (0, "")
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert ["recording", "seconds", "windows", "0", "1"] in lines
+    assert ["person", "day", "recordings", "seconds", "windows", "per", "gesture", "bad", "channels"] in lines
+    assert ["03", "2018-05-11", "2", "11.9", "14", "4", "to", "10"] in lines
+    assert "windows per gesture: 0 idle: 10, 1 fist: 4" in done.stdout.splitlines()
+    assert STEM not in done.stdout
+    lines = [line.split() for line in verbose.stdout.splitlines()]
+    assert ["recording", "seconds", "windows", "0", "1", "bad", "channels"] in lines
     assert [STEM, "5.9", "7", "5", "2"] in lines
     assert [OTHER, "5.9", "7", "5", "2"] in lines
     assert ["all", "11.9", "14", "10", "4"] in lines

@@ -258,11 +258,11 @@ def test_more_rows_than_the_file_can_hold_are_refused_at_once(hand_made, tmp_pat
 
 @pytest.mark.parametrize("suffix", [".hdf5", ".csv", ".zip"])
 def test_a_recording_that_the_memory_could_not_hold_is_refused(suffix, hand_made, tmp_path, monkeypatch):
-    """2000 rows of two channels take 2000 · (2 · 4 + 3 · 8) bytes."""
+    """2000 rows of two channels take 2000 · (2 · 4 + 4 · 8) bytes."""
     path = write_raw(hand_made, tmp_path / f"{STEM}{suffix}")
-    monkeypatch.setattr(recording, "MOST_BYTES", 64_000)
+    monkeypatch.setattr(recording, "MOST_BYTES", 80_000)
     assert len(read_recording(path).time) == 2000
-    monkeypatch.setattr(recording, "MOST_BYTES", 63_999)
+    monkeypatch.setattr(recording, "MOST_BYTES", 79_999)
     with pytest.raises(EMGError, match=r"a recording of 2000 rows or more would take .* cut it into shorter ones"):
         read_recording(path)
 

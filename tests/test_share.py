@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -123,7 +124,7 @@ def test_the_preprocessing_of_the_card_makes_such_windows(card, raw_folder, smal
     (command,) = re.findall(r"```sh\npython (.*?)\n```", card.text, re.DOTALL)
     assert command.startswith("Preprocessing.py RECORDINGS --data-location windows.parquet ")
     one = next(raw_folder.glob("emg_gestures-03-repeats_short*.hdf5"))
-    cut(one, "--data-location", tmp_path / "new.parquet", *command.split()[4:])
+    cut(one, "--data-location", tmp_path / "new.parquet", *shlex.split(command)[4:])
     made, known = (
         load_windows(Settings(DATA_LOCATION=path)).metadata for path in (tmp_path / "new.parquet", small_file)
     )

@@ -153,9 +153,7 @@ def model_card(config: EMGConfig, facts: Facts) -> ModelCard:
 def preprocessing_flags(config: EMGConfig) -> str:
     """The flags with which Preprocessing.py makes windows like those of the training."""
     names = dict(zip(config.class_codes, config.class_names, strict=True))
-    usual = names.items() <= Settings.model_fields["CLASS_NAMES"].default.items()
-    named = {} if usual else {"CLASS_NAMES": [f"{code}={name}" for code, name in names.items()]}
-    given = {name: as_written(value) for name, value in (config.preprocessing | named).items()}
+    given = {name: as_written(value) for name, value in (config.preprocessing | {"CLASS_NAMES": names}).items()}
     return " ".join(f"{flag(name)} {shlex.quote(text)}" for name, text in given.items() if text)
 
 

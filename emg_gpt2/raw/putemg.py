@@ -16,12 +16,25 @@ from emg_gpt2.base.files import check_is_file
 from emg_gpt2.raw.csv_file import read_csv
 from emg_gpt2.raw.hdf5_process import read_hdf5
 from emg_gpt2.raw.recording import LABEL_COLUMN, UNLABELLED, Recording, check_clock, check_emg, check_labels
+from emg_gpt2.settings import NAME_FORM
 
 RECORDING_NAME = re.compile(
     r"(?P<type>\w+)-(?P<subject>\d{2})-(?P<trajectory>\w+)-(?P<session>\d{4}-\d{2}-\d{2})-\d{2}-\d{2}-\d{2}-\d{3}"
 )
+GESTURES = {  # putEMG's labels and their names
+    0: "idle",
+    1: "fist",
+    2: "flexion",
+    3: "extension",
+    6: "pinch index",
+    7: "pinch middle",
+    8: "pinch ring",
+    9: "pinch small",
+}
+CHANNELS, RATE, RATE_TOLERANCE = 24, 5120, 0.01  # its clocks show 5124 Hz
+VIDEO_ERROR_S = 0.1  # three frames
 SUFFIXES = (".hdf5", ".csv", ".zip")
-SUBJECT_COLUMN = "subject"
+SUBJECT_COLUMN, PROMPT_COLUMN, VIDEO_COLUMN = "subject", "TRAJ_1", "VIDEO_STAMP"
 CHANNEL = re.compile(r"EMG_[1-9]\d{0,3}")
 NOT_PUTEMG = "only putEMG's own layout can be read"
 
@@ -54,7 +67,7 @@ def read_recording(path: Path, labelled: bool = True) -> Recording:
     """
     with named(path), _readers_errors():
         check_is_file(path)
-        identity = _parse_name(path.stem)
+        identity = parse_name(path.stem)
         read = read_hdf5 if path.suffix.lower() == ".hdf5" else read_csv
         channels, time, emg, others = read(path, partial(_choose_columns, labelled=labelled))
         labels = others.get(LABEL_COLUMN, np.full(len(time), UNLABELLED))
@@ -63,7 +76,13 @@ def read_recording(path: Path, labelled: bool = True) -> Recording:
         check_labels(labels)
         _check_subject(others.get(SUBJECT_COLUMN, time[:0]), identity["subject"])
         return Recording(
-            path.stem, **identity, channels=tuple(channels), time=time, emg=emg, labels=labels.astype("i1")
+            path.stem,
+            **identity,
+            channels=tuple(channels),
+            time=time,
+            emg=emg,
+            labels=labels.astype("i1"),
+            is_putemg=_is_putemg(channels, time, others),
         )
 
 
@@ -83,17 +102,18 @@ def _readers_errors() -> Iterator[None]:
         raise EMGError(f"the file cannot be read ({reason}); download it again") from None
 
 
-def _parse_name(stem: str) -> dict[str, str]:
+def parse_name(stem: str) -> dict[str, str]:
+    """Subject, session and trajectory of a recording; raises EMGError where the name does not tell them."""
     match = RECORDING_NAME.fullmatch(stem)
     if not match:
-        raise EMGError("the name is not TYPE-SUBJECT-TRAJECTORY-DATE-TIME; give the file the name it has in putEMG")
+        raise EMGError(f"the name is not {NAME_FORM}; give the file such a name (Preprocessing.py --help explains it)")
     if match["type"] != "emg_gestures":
         raise EMGError(f"a recording of {match['type']} has no gesture labels; leave it out")
     return {key: match[key] for key in ("subject", "session", "trajectory")}
 
 
 def _choose_columns(columns: list[str], labelled: bool) -> tuple[list[str], list[str]]:
-    """The channels EMG_1 … EMG_C in order, and which of label and subject are there.
+    """The channels EMG_1 … EMG_C in order, and which of the other columns that tell something are there.
 
     Raises EMGError where channels, or a label or subject that is needed, are missing.
     """
@@ -108,11 +128,25 @@ def _choose_columns(columns: list[str], labelled: bool) -> tuple[list[str], list
         raise EMGError(f"channels are missing ({names}); download the file again")
     if "TRAJ_2" in columns or "FORCE_1" in columns:
         raise EMGError("the columns are those of a putEMG-Force recording, which has no gesture labels; leave it out")
-    others = [column for column in (LABEL_COLUMN, SUBJECT_COLUMN) if column in columns]
-    if labelled and len(others) < 2:
-        missing = LABEL_COLUMN if LABEL_COLUMN not in others else SUBJECT_COLUMN
-        raise EMGError(f"the column {missing} is missing; {NOT_PUTEMG}")
-    return [f"EMG_{number}" for number in numbers], others
+    for needed in (LABEL_COLUMN, SUBJECT_COLUMN):
+        if labelled and needed not in columns:
+            raise EMGError(f"the column {needed} is missing; {NOT_PUTEMG}")
+    wanted = LABEL_COLUMN, SUBJECT_COLUMN, VIDEO_COLUMN if VIDEO_COLUMN in columns else PROMPT_COLUMN
+    return [f"EMG_{number}" for number in numbers], [column for column in wanted if column in columns]
+
+
+def _is_putemg(channels: list[str], time: np.ndarray, others: dict[str, np.ndarray]) -> bool:
+    """Whether it is a recording of putEMG, or simulated in its image, and no other data in its layout.
+
+    putEMG has a video whose clock runs as the recording's does but began at another moment. Where the column of that
+    clock is missing, 24 channels at about 5120 Hz and a column for the prompt will do.
+    """
+    if VIDEO_COLUMN in others:
+        first, last = others[VIDEO_COLUMN][[0, -1]]
+        runs_alike = abs((last - first) - (time[-1] - time[0])) < VIDEO_ERROR_S
+        return bool(runs_alike and first not in (0, time[0]))
+    rate = (len(time) - 1) / (time[-1] - time[0])
+    return PROMPT_COLUMN in others and len(channels) == CHANNELS and abs(rate / RATE - 1) < RATE_TOLERANCE
 
 
 def _check_subject(subjects: np.ndarray, subject: str) -> None:

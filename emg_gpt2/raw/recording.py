@@ -28,7 +28,10 @@ class Table(NamedTuple):
 
 @dataclass(frozen=True)
 class Recording:
-    """One raw file: `time` (N,) float64 s, `emg` (N, C) float32 in the file's unit, `labels` (N,) int8."""
+    """One raw file: `time` (N,) float64 s, `emg` (N, C) float32 in the file's unit, `labels` (N,) int8.
+
+    is_putemg: whether putEMG recorded it, or it is simulated in its image; other data may share its layout alone.
+    """
 
     name: str
     subject: str
@@ -38,6 +41,7 @@ class Recording:
     time: np.ndarray
     emg: np.ndarray
     labels: np.ndarray
+    is_putemg: bool = False
 
     @property
     def sampling_rate(self) -> float:
@@ -63,8 +67,8 @@ def join_chunks(chunks: Iterable[Chunk], rows: int, channels: list[str], others:
 
 
 def check_length(rows: int, channels: int) -> None:
-    """A recording fits the memory: 4 bytes per sample; clock, label and subject take 24 bytes per row."""
-    needed = rows * (4 * channels + 24)
+    """A recording fits the memory: 4 bytes per sample; clock, label, subject and video 32 bytes per row."""
+    needed = rows * (4 * channels + 32)
     if needed > MOST_BYTES:
         raise EMGError(
             f"a recording of {rows} rows or more would take {needed / 1e9:.1f} GB of memory, and "

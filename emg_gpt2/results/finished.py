@@ -16,6 +16,7 @@ from emg_gpt2.training.adapt import train_last
 from emg_gpt2.training.device import is_main_process
 from emg_gpt2.training.history import Histories, best_epoch
 from emg_gpt2.training.task import Task
+from emg_gpt2.windows.format import bad_channels
 from EMG_utils import Evaluation, draw_confusion_matrix, draw_history
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ def facts_of_task(task: Task, settings: Settings) -> dict:
         "split_description": split.description,
         "data": str(settings.DATA_LOCATION),
         "data_note": task.windows.metadata["note"],
+        "bad_channels": bad_channels(task.windows.metadata.get("sources", [])),
         "refit": settings.REFIT,
     }
 

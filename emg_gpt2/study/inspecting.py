@@ -18,14 +18,14 @@ from emg_gpt2.raw.putemg import find_recordings, read_recording
 from emg_gpt2.raw.quality import (
     Finding,
     Spectrum,
-    find_clipped,
-    find_flat,
-    find_lines,
+    find_all,
     find_noisy,
+    look_at_raw,
     rms_per_label,
     spectrum,
 )
 from emg_gpt2.raw.recording import UNLABELLED, Recording
+from emg_gpt2.raw.resample import resample
 from emg_gpt2.results.figures import plt
 from emg_gpt2.results.lanes import height, unit_words
 from emg_gpt2.settings import Settings
@@ -38,8 +38,8 @@ from emg_gpt2.study.panels import (
     draw_spectra,
     page,
 )
-from emg_gpt2.windows.cut import class_names, unit_of
-from emg_gpt2.windows.format import open_file, read_samples, read_table
+from emg_gpt2.windows.cut import class_names, unit_of, why_numbers
+from emg_gpt2.windows.format import bad_channels, open_file, read_samples, read_table
 
 SHORTEST_S = 0.25  # shorter recordings have no useful spectrum
 SPECTRUM = 1.9  # inches, of a spectrum with its axes
@@ -110,15 +110,14 @@ def inspect_recording(path: Path, settings: Settings, ring: int) -> tuple[Report
         raise EMGError(f"{path}: {len(labels)} samples at {rate:g} Hz are too few to look at; leave it out")
     filtered = apply_filter(recording.emg, recording.time, settings.FILTER, settings.BAND_HZ)
     spectra = {"before the filter": spectrum(recording.emg, rate), "after the filter": spectrum(filtered, rate)}
-    names, rms = label_names(labels, settings), rms_per_label(filtered, labels)
-    findings = [*find_flat(recording), *find_clipped(recording.emg), *find_noisy(rms, names)]
-    findings += find_lines(spectra["after the filter"])
+    names, rms = label_names(recording, settings), rms_per_label(filtered, labels)
+    findings = find_all(look_at_raw(recording), recording, *resample(filtered, rate, settings.SAMPLE_RATE))
     report = Report(
         name=path.stem,
-        facts=[_recording_facts(recording, settings)],
+        facts=[_recording_facts(recording, settings), *filter(None, [_why_numbers(recording, settings)])],
         amounts={label: f"{name} {(labels == label).sum() / rate:.1f} s" for label, name in names.items()},
-        findings=sorted(findings),
-        sought="flat, clipped or noisy",
+        findings=findings,
+        sought="flat, clipped, noisy or unsteady",
         unit=unit_words(unit_of(recording)),
         band=settings.BAND_HZ,
         ring=ring,
@@ -146,11 +145,18 @@ def _recording_page(
     return figure
 
 
-def label_names(labels: np.ndarray, settings: Settings) -> dict[int, str]:
-    """Return the name of each of the (N,) labels in rising order: from CLASS_NAMES where it has all, else by number."""
-    present = np.unique(labels).tolist()
-    names = class_names([label for label in present if label != UNLABELLED], settings)
-    return {UNLABELLED: "unlabelled"} | names if UNLABELLED in present else names
+def label_names(recording: Recording, settings: Settings) -> dict[int, str]:
+    """Return the name of each label of a recording, in rising order."""
+    names = class_names(_gestures(recording), recording.is_putemg, settings)
+    return {UNLABELLED: "unlabelled"} | names if (recording.labels == UNLABELLED).any() else names
+
+
+def _why_numbers(recording: Recording, settings: Settings) -> str:
+    return why_numbers(_gestures(recording), recording.is_putemg, settings)
+
+
+def _gestures(recording: Recording) -> list[int]:
+    return [label for label in np.unique(recording.labels).tolist() if label != UNLABELLED]
 
 
 # ---- a windows file ---------------------------------------------------------------------------------------------
@@ -165,7 +171,7 @@ def inspect_windows(path: Path, settings: Settings, ring: int) -> tuple[Report, 
         name=path.stem,
         facts=_windows_facts(about, table, len(power)),
         amounts={label: f"{names[label]} {count}" for label, count in counts.sum().items()},
-        findings=sorted(find_in_days(power, still, names)),
+        findings=sorted(find_in_days(power, still)),
         sought="flat or noisy",
         unit=unit_words(about["unit"]),
         band=about["settings"]["BAND_HZ"],
@@ -225,12 +231,12 @@ def _rms(power: pd.DataFrame, level: str, groups: list) -> np.ndarray:
     return np.sqrt(power.groupby(level=level).mean().reindex(groups)).to_numpy()
 
 
-def find_in_days(power: pd.DataFrame, still: pd.DataFrame, names: dict[int, str]) -> list[Finding]:
+def find_in_days(power: pd.DataFrame, still: pd.DataFrame) -> list[Finding]:
     """Find noisy and flat channels of each day, from (n, C) variances and flat channels by day and label."""
     findings = []
     for day, part in power.groupby(level="day"):
         rms = np.sqrt(part.groupby(level="TRAJ_GT").mean())
-        findings += find_noisy(rms.to_numpy(), {label: names[label] for label in rms.index}, f" on {day}")
+        findings += find_noisy(rms.to_numpy(), list(rms.index), f" on {day}")
     for day, share in still.groupby(level="day").mean().iterrows():
         flat = np.flatnonzero(share)
         findings += [Finding(int(i), "flat", f"in {share[i]:.1%} of the windows of {day}") for i in flat]
@@ -244,4 +250,5 @@ def _windows_facts(about: dict, table: pd.DataFrame, drawn: int) -> list[str]:
     facts = [f"{counted}, {cut}; {_filter_words(about['settings'], rate)}"]
     if drawn < len(table):
         facts.append(f"RMS, spectrum and findings are of {drawn} windows, drawn at random")
+    facts += [f"bad channels of the recordings: {words}" for words in [bad_channels(about["sources"])] if words]
     return [*facts, about["note"]] if about["note"] else facts

@@ -11,6 +11,7 @@ from emg_gpt2.base.command_line import as_written
 from emg_gpt2.base.log import track
 from emg_gpt2.model.normalise import Reference, References, measure_reference
 from emg_gpt2.settings import Role, Settings
+from emg_gpt2.windows.format import bad_channels
 from emg_gpt2.windows.reading import WindowSet, load_windows
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ def log_data(windows: WindowSet, split: Split, settings: Settings) -> None:
         f"{settings.DATA_LOCATION}: {len(windows.table)} windows of {about['window']} samples at "
         f"{about['sampling_rate']:g} Hz, {len(about['channels'])} channels, {len(windows.classes)} classes"
     )
+    if bad := bad_channels(about.get("sources", [])):
+        logger.warning(f"bad channels (in how many recordings): {bad}")
     if about["note"]:
         logger.info(about["note"])
     warn_of_other_windows(about["settings"], settings)

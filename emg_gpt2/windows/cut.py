@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.raw.filter import apply_filter
+from emg_gpt2.raw.putemg import GESTURES
 from emg_gpt2.raw.recording import Recording
 from emg_gpt2.raw.resample import resample, resampled_rate
 from emg_gpt2.settings import Settings
@@ -147,7 +148,22 @@ def unit_of(recording: Recording) -> str:
     return "count" if counts else "as recorded"
 
 
-def class_names(labels: list[int], settings: Settings) -> dict[int, str]:
-    """CLASS_NAMES where they name every label, else the labels go by number."""
-    named = all(label in settings.CLASS_NAMES for label in labels)
-    return {label: settings.CLASS_NAMES[label] if named else f"gesture {label}" for label in labels}
+def class_names(labels: list[int], putemg: bool, settings: Settings) -> dict[int, str]:
+    """CLASS_NAMES, or putEMG's own names where they are not set and all is `putemg`; numbers where a label has none."""
+    names = settings.CLASS_NAMES or (GESTURES if putemg else {})
+    numbered = any(label not in names for label in labels)
+    return {label: f"gesture {label}" if numbered else names[label] for label in labels}
+
+
+def why_numbers(labels: list[int], putemg: bool, settings: Settings) -> str:
+    """The warning that belongs to the numbers of `class_names`, and says how to name the gestures; else empty."""
+    unnamed = [str(label) for label in labels if label not in (settings.CLASS_NAMES or GESTURES)]
+    if settings.CLASS_NAMES and unnamed:
+        reason = f"CLASS_NAMES lacks {', '.join(unnamed)}"
+    elif not settings.CLASS_NAMES and not putemg:
+        reason = "these recordings are not putEMG's"
+    elif unnamed:
+        reason = f"putEMG has no label {', '.join(unnamed)}"
+    else:
+        return ""
+    return f"WARNING: gestures go by number, because {reason}; name every label: --class-names '0=rest,1=fist,…'"

@@ -7,6 +7,7 @@ and the number of rows in it have to agree with the metadata and with the file's
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -37,6 +38,20 @@ ENCODING = {  # chosen by `python -m benchmarks storage`
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+class Finding(BaseModel):
+    """What is wrong with a channel of a recording, as `raw.quality` found it."""
+
+    channel: OneLine
+    kind: OneLine
+    words: OneLine
+
+
+class Source(BaseModel):
+    """A recording, as far as others than Preprocessing.py read of it."""
+
+    findings: list[Finding] = []  # files of 0.2.0 have none
+
+
 class Metadata(BaseModel):
     """The metadata of a windows file, which `parts.make_metadata` writes."""
 
@@ -53,7 +68,14 @@ class Metadata(BaseModel):
     code: str
     class_names: dict[str, OneLine]
     note: SomeLines
-    sources: list[dict]
+    sources: list[Source]
+
+
+def bad_channels(sources: list[dict]) -> str:
+    """Channels with findings and in brackets the number of such recordings: EMG_18 (10), EMG_20 (7); empty for none."""
+    found = [{finding["channel"] for finding in source.get("findings", [])} for source in sources]
+    counts = sorted(Counter(chain.from_iterable(found)).items(), key=lambda item: (len(item[0]), item[0]))
+    return ", ".join(f"{channel} ({count})" for channel, count in counts)
 
 
 def columns(window: int, channels: int, counts: bool) -> pa.Schema:

@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -24,6 +24,7 @@ from filelock import FileLock
 from emg_gpt2.base.errors import EMGError, named
 from emg_gpt2.base.files import check_is_file, remove_lock
 from emg_gpt2.raw.putemg import read_recording
+from emg_gpt2.raw.quality import find_all, look_at_raw
 from emg_gpt2.raw.recording import Recording, check_electrodes
 from emg_gpt2.settings import Role, Settings
 from emg_gpt2.windows.cut import (
@@ -37,7 +38,19 @@ from emg_gpt2.windows.cut import (
 )
 from emg_gpt2.windows.format import FORMAT_VERSION, open_file, write_windows
 
-SOURCE_KEYS = {"name", "size", "sha256", "rows", "sampling_rate", "unit", "windows", "windows_sha256"}
+SOURCE_KEYS = {
+    "name",
+    "size",
+    "sha256",
+    "rows",
+    "sampling_rate",
+    "unit",
+    "putemg",
+    "findings",
+    "windows",
+    "labels",
+    "windows_sha256",
+}
 WINDOWS_PER_ROW_GROUP = 1000
 WHAT_DECIDES = ("emg_gpt2.raw", "emg_gpt2.windows")  # packages whose code the windows depend on
 
@@ -50,7 +63,29 @@ class Part:
     groups: range
     layout: Layout  # of the file
     source: dict  # the recording, as the file's metadata describe it
-    counts: Counter = field(default_factory=Counter)  # windows per label
+
+    @property
+    def counts(self) -> Counter:
+        """Windows per label."""
+        return Counter({int(label): count for label, count in self.source["labels"].items()})
+
+    @property
+    def stem(self) -> str:
+        """Name of the recording."""
+        return Path(self.source["name"]).stem
+
+    @property
+    def bad_channels(self) -> dict[str, str]:
+        """Channel → what is wrong with it, each kind once."""
+        kinds = {}
+        for finding in self.source["findings"]:
+            kinds.setdefault(finding["channel"], {})[finding["kind"]] = None
+        return {channel: " and ".join(found) for channel, found in kinds.items()}
+
+    @property
+    def finding_lines(self) -> list[str]:
+        """A sentence for each thing that is wrong with a channel."""
+        return ["{channel} {kind}: {words}".format(**finding) for finding in self.source["findings"]]
 
     @property
     def seconds(self) -> float:
@@ -130,13 +165,17 @@ def _make_part(recording: Recording, source: dict, layout: Layout | None, file: 
     check_electrodes(recording)
     source |= {"rows": len(recording.time), "sampling_rate": recording.sampling_rate, "unit": unit_of(recording)}
     layout = agreed_layout(recording.name, recording.channels, source, layout, settings)
+    raw = look_at_raw(recording)
     emg, rate = filter_and_resample(recording, settings)
+    findings = [finding.described() for finding in find_all(raw, recording, emg, rate)]
+    source |= {"putemg": recording.is_putemg, "findings": findings}
     windows = cut_windows(recording, rate, len(emg), layout, settings)
     if not len(windows.label):
         raise EMGError("no repetition is long enough for a window; lower WINDOW_MS, TRIM_START_MS or TRIM_END_MS")
-    source["windows"] = len(windows.label)
+    counts = Counter(windows.label.tolist())
+    source |= {"windows": counts.total(), "labels": {str(label): counts[label] for label in sorted(counts)}}
     source["windows_sha256"] = checksum(encode(recording, emg, windows, layout))
-    part = Part(file, _groups(0, source), layout, source, _count(windows.label))
+    part = Part(file, _groups(0, source), layout, source)
     write_windows(file, encode(recording, emg, windows, layout), make_metadata([part], layout, settings))
     return part
 
@@ -175,8 +214,8 @@ def _whole_part(
         if part.source["sha256"] != source["sha256"]:
             continue
         agreed = agreed_layout(name, part.layout.channels, part.source, layout, settings)
-        if agreed.stored == part.layout.stored and (counts := _counts_if_whole(part)):
-            return Part(part.file, part.groups, agreed, part.source, counts)
+        if agreed.stored == part.layout.stored and _is_whole(part):
+            return Part(part.file, part.groups, agreed, part.source)
     return None
 
 
@@ -209,25 +248,19 @@ def _groups(first: int, source: dict) -> range:
     return range(first, first + -(-source["windows"] // WINDOWS_PER_ROW_GROUP))
 
 
-def _counts_if_whole(part: Part) -> Counter | None:
-    """Windows per label, or nothing where they are not those that the part's source describes."""
+def _is_whole(part: Part) -> bool:
+    """Whether its windows are those that its source describes."""
     try:
-        if checksum(read_part(part)) != part.source["windows_sha256"]:
-            return None
-        return sum((_count(table["TRAJ_GT"].to_numpy()) for table in read_part(part, ["TRAJ_GT"])), Counter())
+        return checksum(read_part(part)) == part.source["windows_sha256"]
     except (OSError, pa.ArrowException, IndexError):
-        return None
+        return False
 
 
-def read_part(part: Part, names: list[str] | None = None) -> Iterator[pa.Table]:
-    """One table a row group, of all columns or those named; raises OSError where a page's checksum is wrong."""
+def read_part(part: Part) -> Iterator[pa.Table]:
+    """One table a row group; raises OSError where a page's checksum is wrong."""
     with pq.ParquetFile(part.file, page_checksum_verification=True) as file:
         for group in part.groups:
-            yield file.read_row_group(group, names)
-
-
-def _count(labels: np.ndarray) -> Counter:
-    return Counter(labels.tolist())
+            yield file.read_row_group(group)
 
 
 def _part_file(source: dict, layout: Layout | None, workshop: Workshop) -> Path:
@@ -293,10 +326,15 @@ def make_metadata(parts: list[Part], layout: Layout, settings: Settings) -> dict
         "scale": layout.scale,
         "settings": _windows_settings(settings),
         "code": code(),
-        "class_names": class_names(labels, settings),
+        "class_names": class_names(labels, all_putemg(parts), settings),
         "note": settings.DATA_NOTE,
         "sources": [part.source for part in parts],
     }
+
+
+def all_putemg(parts: list[Part]) -> bool:
+    """Whether putEMG's names for the labels fit all recordings."""
+    return all(part.source["putemg"] for part in parts)
 
 
 def _windows_settings(settings: Settings) -> dict:
