@@ -527,12 +527,12 @@ def test_a_mapped_file_lies_beside_the_windows_and_leaves_nothing(windows_file, 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of a process's address space is Linux's")
-def test_windows_that_fit_nowhere_are_one_sentence(windows_file, tmp_path):
+def test_windows_that_fit_nowhere_are_one_sentence(small_file, tmp_path):
     """No file of this process may be larger than 10 kB."""
     script = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
     script += "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
     script += "import main, sys; sys.exit(main.main())"
-    done = run("-c", script, "--data-location", windows_file, "--memory-gb", "0", "--run-dir", tmp_path / "run")
+    done = run("-c", script, "--data-location", small_file, "--memory-gb", "0", "--run-dir", tmp_path / "run")
     assert done.returncode == 1
     assert done.stderr.startswith("main.py: MEMORY_GB: neither ")
     assert done.stderr.count("\n") == 1

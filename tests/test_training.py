@@ -235,7 +235,7 @@ def test_a_kill_before_the_last_checkpoint_leaves_no_state_behind(small_file, ti
     fit_here(chosen, tmp_path)
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     best = {f"best_model/{name}" for name in ("config.json", "model.safetensors")}
-    assert names == {"history.csv", "last/epoch.json", "last/history.json", *best}
+    assert names == {"history.csv", "validation.parquet", "last/epoch.json", "last/history.json", *best}
 
 
 def test_a_second_signal_acts_at_once(small_file, tiny_gpt2, before_step):
