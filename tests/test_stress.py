@@ -157,6 +157,7 @@ def test_a_call_ends_in_an_outcome_whatever_it_does(planted):
     assert (hung.status, hung.last_line) == (-9, "it was killed after 0.5 s")
 
 
+@pytest.mark.nightly
 def test_calls_that_share_a_process_are_tried_alone_where_one_ends_it(planted):
     call = __import__(planted(CALLS)).call
     ended = list(run_batches([(call, how) for how in ("", "other", "", "crash", "sentence")], size=3))
