@@ -28,7 +28,9 @@ def rows(nightly: bool, folder: Path, seed: int, log: Callable[[str], None]) -> 
     if problem := missing():
         yield Row("properties", "random recordings", note=f"not tried: {problem}")
         return
-    choice = ["--hypothesis-profile=nightly", f"--hypothesis-seed={seed}"] if nightly else []
+    choice = (
+        ["--hypothesis-profile=nightly", f"--hypothesis-seed={seed}"] if nightly else ["--hypothesis-profile=stress"]
+    )
     status = run_tests([TESTS, *choice, f"--junitxml={folder / 'report.xml'}"], log)
     if status not in (0, 1) or not (folder / "report.xml").exists():
         row = Row("properties", "random recordings")

@@ -12,7 +12,15 @@ from safetensors import safe_open
 
 # Files that hold times: their content is not compared.
 TIMED = {"log.txt", "report.html", "README.md", "sweep.journal", "sweep.png", "env.json"}
-GROWING = {"history.csv", "sweep.csv", "history.json", "epoch.json", "settings.json", "config.json"}
+GROWING = {
+    "history.csv",
+    "validation.parquet",
+    "sweep.csv",
+    "history.json",
+    "epoch.json",
+    "settings.json",
+    "config.json",
+}
 PLACES = {"RUN_DIR", "RESUME", "model", "data"}
 
 

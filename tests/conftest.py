@@ -41,6 +41,7 @@ SHARED = ROOT.parent / "shared"  # reference files and real recordings; not on a
 CALM = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck), "report_multiple_bugs": False}
 CALM |= {"phases": [phase for phase in Phase if phase != Phase.explain]}  # which takes minutes
 settings.register_profile("small", max_examples=5, derandomize=True, **CALM)
+settings.register_profile("stress", max_examples=12, derandomize=True, **CALM)
 settings.register_profile("nightly", max_examples=1000, **CALM)
 settings.load_profile("small")
 

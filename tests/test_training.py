@@ -670,7 +670,7 @@ def test_two_processes_predict_every_window_once(one_and_two):
 SPOIL_ONE = """
 import sys
 import main
-from stress.numbers import spoil_training
+from stress.numbers_cases import spoil_training
 if main.join_processes().process_index == 1:
     spoil_training(2, 1, "sample")
 sys.exit(main.main())

@@ -279,7 +279,7 @@ def _rms(pieces: np.ndarray) -> np.ndarray:
 
 def _no_less(values: np.ndarray) -> np.ndarray:
     """(C,) values, none below a hundredth of their median: a channel that is still most of the time divides by it."""
-    return np.maximum(values, max(0.01 * np.median(values), np.finfo(np.float32).tiny))
+    return np.maximum(values.astype(np.float64), max(0.01 * np.median(values), np.finfo(np.float32).tiny))
 
 
 def _reached_by_others(values: np.ndarray) -> np.ndarray:

@@ -105,8 +105,8 @@ def resumed_settings(settings: AnySettings, name: str = "RESUME") -> AnySettings
 
 def write_settings(settings: Settings, run: Path) -> None:
     """Write env.json, with the precision that was chosen, so that a resumed run computes in it too."""
+    kept = {"PRECISION": choose_precision(settings.PRECISION)[0], "RESUME": None}  # all processes ask together
     if is_main_process():
-        kept = {"PRECISION": choose_precision(settings.PRECISION)[0], "RESUME": None}
         replace_file(run / "env.json", lambda path: write_json(path, settings.model_dump(mode="json") | kept))
 
 
