@@ -322,6 +322,9 @@ def role_of(model: type[Settings], name: str) -> Role | None:
     return next((one for one in field.metadata if isinstance(one, Role)), None)
 
 
+PLACES = Settings.with_role(Role.PLACE) - {"DATA_LOCATION", "DOWNLOAD_URL"}  # every run has its own
+
+
 def _pairs(parts: list[str]) -> dict[str, str]:
     pairs = [part.partition("=") for part in parts]
     if not all(equals for _, equals, _ in pairs):
@@ -332,19 +335,17 @@ def _pairs(parts: list[str]) -> dict[str, str]:
 def read_settings(
     model: type[AnySettings] = Settings, argv: list[str] | None = None, command: str = "", only: Collection[str] = ()
 ) -> AnySettings:
-    """The settings of one run, from flags (`argv`; None: those of this process), EMG_* variables, the file of
-    --settings and ENV.py.
+    """The settings of one run, from flags (`argv`; None: of this process), EMG_* variables, --settings and ENV.py.
 
     command: of `python -m emg_gpt2`, for --help; empty for a script; only: those to read, the others keep their
-    defaults, and what they are set to is no matter; empty: all. Raises EMGError that names each wrong setting, its
-    value and its legal range.
+    defaults; empty: all. Raises EMGError that names each wrong setting, its value and its legal range.
     """
     groups = {name: role.value for role in Role for name in model.model_fields if role_of(model, name) is role}
     parser = SettingsParser(model, groups, program(command), ABOUT)
     parser.add_argument("--settings", type=Path, metavar="FILE", help=SETTINGS_FILE)
     known, flags = list(Settings.model_fields), parser.parse(sys.argv[1:] if argv is None else argv)
     path = flags.pop("settings")
-    filed = settings_file(path, known) if path else {}
+    filed = settings_file(path, known, PLACES) if path else {}
     shown = variables(known) | flags
     try:
         values = _changed(env_file(known)) | filed | shown

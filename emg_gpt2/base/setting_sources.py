@@ -12,8 +12,6 @@ from emg_gpt2.base.constants import read_constants
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.text import in_short, printable
 
-OF_ONE_RUN = ("RUN_DIR", "RESUME", "MODEL_SAVING_DIR")  # of an env.json; a run that repeats it gets places of its own
-
 
 def variables(known: list[str]) -> dict[str, str]:
     """Setting → text of every EMG_* variable of the environment. Raises EMGError for a setting that is not known."""
@@ -31,8 +29,8 @@ def env_file(known: list[str]) -> dict[str, Any]:
     return _known(read_constants(path), known, "ENV.py") if path else {}
 
 
-def settings_file(path: Path, known: list[str]) -> dict[str, Any]:
-    """Setting → value of a TOML file, or of a run's env.json without the places of that run. Raises EMGError."""
+def settings_file(path: Path, known: list[str], own: set[str]) -> dict[str, Any]:
+    """Setting → value of a TOML file, or of a run's env.json without the places in `own`. Raises EMGError."""
     is_json = path.suffix == ".json"
     try:
         text = path.read_text(encoding="utf-8-sig")  # a Windows editor may begin the file with a mark
@@ -43,7 +41,7 @@ def settings_file(path: Path, known: list[str]) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise EMGError(f"{path}: these are no settings; name a run's env.json")
     found = _known(found, known, path)
-    return {name: value for name, value in found.items() if not (is_json and name in OF_ONE_RUN)}
+    return {name: value for name, value in found.items() if not (is_json and name in own)}
 
 
 def _known(found: dict[str, Any], known: list[str], path: Path | str) -> dict[str, Any]:

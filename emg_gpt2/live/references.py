@@ -83,7 +83,7 @@ def session_reference(model: EMGForSequenceClassification, windows: np.ndarray, 
     mean would be that of a few gestures: then each window is first compared with the gestures that it looks like.
     """
     emg, probabilities = (torch.from_numpy(array).to(model.device) for array in (windows, values))
-    if is_short(model, len(windows)) or is_one_sided(model, values):
+    if is_doubtful(model, values):
         measured = reference_of_mixture(emg, probabilities, model.class_means, model.reference.spread)
     else:
         measured = measure_reference(emg)
@@ -103,6 +103,11 @@ def mixed(one: Reference, other: Reference, share: float) -> Reference:
 
 
 # ---- what makes a session a doubtful reference ------------------------------------------------------------------
+
+
+def is_doubtful(model: EMGForSequenceClassification, values: np.ndarray) -> bool:
+    """Whether a session of windows with the probabilities (n, K) is short or one-sided."""
+    return is_short(model, len(values)) or is_one_sided(model, values)
 
 
 def is_short(model: EMGForSequenceClassification, windows: int) -> bool:

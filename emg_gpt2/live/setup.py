@@ -12,8 +12,7 @@ from emg_gpt2.live.options import HOP_MS
 from emg_gpt2.live.references import (
     MEASURED_WINDOWS,
     FixedReference,
-    is_one_sided,
-    is_short,
+    is_doubtful,
     session_reference,
     warn_of_doubts,
 )
@@ -73,15 +72,15 @@ def reference_of_signals(name: str, signals: list[Signal], model: EMGForSequence
     windows and their probabilities, in turn.
     """
     stride = round(model.config.preprocessing["STRIDE_MS"] * model.config.sampling_rate / 1000)
-    windows = windows_all_over(signals, model.config.window, stride, MEASURED_AT_MOST)
     few = windows_all_over(signals, model.config.window, model.config.window, MEASURED_WINDOWS)
     reference = model.reference
     for _ in range(PASSES):
         values = probabilities(model, few, reference)
         reference = session_reference(model, few, values)
     warn_of_doubts(name, model, few, values)
-    if is_short(model, len(few)) or is_one_sided(model, values):
+    if is_doubtful(model, values):
         return reference
+    windows = windows_all_over(signals, model.config.window, stride, MEASURED_AT_MOST)
     return measure_reference(torch.from_numpy(windows).to(model.device))
 
 

@@ -8,10 +8,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from emg_gpt2.settings import Role, Settings
+from emg_gpt2.settings import PLACES, Role, Settings
 from emg_gpt2.study.protocols import PROTOCOLS
 
-PLACES = Settings.with_role(Role.PLACE) - {"DATA_LOCATION", "DOWNLOAD_URL"}  # every run has its own
 EVALUATED = PLACES | {"FOLD", "SEED"}  # set for every run of an evaluation
 ABLATED = PLACES | {"PRETRAINED", "NUM_LAYERS", "LR", "SAMPLING_RATIO", "SEED"}  # and for every run of an ablation
 ABLATED |= Settings.with_role(Role.SEARCH) - {"NUM_EPOCHS_FOR_VALIDATION"}
