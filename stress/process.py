@@ -104,6 +104,7 @@ class Started:
             self._file(name).read_text(errors="replace") if self._file(name).exists() else "" for name in (OUT, ERR)
         )
         err += f"\nit was killed after {self.patience:g} s" if late else ""
+        err += "" if self._file(OUT).exists() else "it ended before its work began"
         self.folder.cleanup()
         return Ended(self.process.exitcode, out, err, **{"seconds": seconds} | answer)
 

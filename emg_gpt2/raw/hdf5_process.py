@@ -1,7 +1,7 @@
 """HDF5 files are read by a process that nothing else depends on.
 
 HDF5 is a C library, and some damaged files crash it or send it round in circles: that must not end a run over night.
-So the process (a pool of one) has little memory, and is killed when a file takes too long.
+So the process has little memory, and is killed when a file takes too long. Each thread has its own.
 """
 
 import multiprocessing
@@ -11,11 +11,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from multiprocessing.util import Finalize
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple, TypeVar
@@ -34,8 +32,8 @@ _starting = threading.Lock()
 
 
 class _Reader(NamedTuple):
-    pool: ProcessPoolExecutor  # of the one process
     process: BaseProcess
+    pipe: Connection  # takes a function and its arguments, gives what it returns or raises
 
 
 def read_hdf5(path: Path, choose: Choose) -> Table:
@@ -58,15 +56,24 @@ def _ask(end: float, work: Callable[..., Answer], *values) -> Answer:
     """What `work` returns in this thread's process; raises EMGError where it crashes or takes longer than to `end`."""
     reader = _reader()
     try:
-        return reader.pool.submit(work, *values).result(end - time.monotonic())
-    except EMGError:  # about the file; the process goes on
-        raise
+        answer = _answer(reader.pipe, end, (work, *values))
     except BaseException as error:  # also Ctrl-C: the process is dead, or busy with what nobody waits for
         reader.process.kill()
         del vars(_threads)[os.getpid()]
-        if isinstance(error, BrokenProcessPool | TimeoutError):
+        if isinstance(error, EOFError | OSError):
             raise EMGError(CRASHED) from None
         raise
+    if isinstance(answer, Exception):  # about the file; the process goes on
+        raise answer
+    return answer
+
+
+def _answer(pipe: Connection, end: float, question: tuple):
+    """Raises EOFError or OSError where the process has ended, TimeoutError (an OSError) at `end`."""
+    pipe.send(question)
+    if not pipe.poll(max(end - time.monotonic(), 0)):
+        raise TimeoutError
+    return pipe.recv()
 
 
 def _reader() -> _Reader:
@@ -78,16 +85,33 @@ def _reader() -> _Reader:
 
 
 def _start_reader() -> _Reader:
-    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=prepare)
+    ours, theirs = multiprocessing.Pipe()
+    spawn = multiprocessing.get_context("spawn")
+    process = spawn.Process(target=_serve, args=(theirs,), daemon=True)  # ended with this process
     with _starting, _plainly():
-        started = pool.submit(os.getpid)
+        process.start()
+    theirs.close()
     try:
-        number = started.result()
-    except BrokenProcessPool:
+        ours.recv()
+    except (EOFError, OSError):
         raise EMGError("the process that reads HDF5 files cannot start; free memory and try again") from None
-    process = next(one for one in multiprocessing.active_children() if one.pid == number)
-    Finalize(None, process.kill, exitpriority=1)  # joblib's workers would wait for its end when they end
-    return _Reader(pool, process)
+    return _Reader(process, ours)
+
+
+def _serve(pipe: Connection) -> None:
+    """Answer questions as long as there are any. What is raised is an answer, too."""
+    prepare()
+    pipe.send("ready")
+    while True:
+        try:
+            work, *values = pipe.recv()
+        except EOFError:
+            return
+        try:
+            answer = work(*values)
+        except Exception as error:
+            answer = error
+        pipe.send(answer)
 
 
 @contextmanager
