@@ -64,16 +64,24 @@ def _run_blocks(blocks: nn.ModuleList, hidden: torch.Tensor) -> torch.Tensor:
     return hidden
 
 
-def count_blocks(backbone: GPT2Model) -> int:
-    return len(backbone.h)
+def blocks_of(backbone: GPT2Model) -> nn.ModuleList:
+    """The blocks, from the first."""
+    return backbone.h
 
 
-def freeze_lower(backbone: GPT2Model, blocks: int, whole: bool) -> None:
+def freeze_lower(backbone: nn.Module, blocks: int, whole: bool) -> None:
     """Freeze the first `blocks` blocks: their matrices and biases, or `whole`, and then the positions too."""
-    for name, parameter in backbone.h[:blocks].named_parameters():
-        parameter.requires_grad = not whole and ".ln_" in name
+    for block in blocks_of(backbone)[:blocks]:
+        block.requires_grad_(False)
+        for norm in [] if whole else norms_of(block):
+            norm.requires_grad_(True)
     if whole:
         backbone.wpe.requires_grad_(False)
+
+
+def norms_of(module: nn.Module) -> list[nn.Module]:
+    """Layer norms and their kin, such as RMS norms."""
+    return [one for one in module.modules() if type(one).__name__.endswith("Norm")]
 
 
 # ---- shape and weights ------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from emg_gpt2.settings import PLACES, Role, Settings
 from emg_gpt2.study.protocols import PROTOCOLS
 
 EVALUATED = PLACES | {"FOLD", "SEED"}  # set for every run of an evaluation
-ABLATED = PLACES | {"PRETRAINED", "NUM_LAYERS", "LR", "SAMPLING_RATIO", "SEED"}  # and for every run of an ablation
+ABLATED = PLACES | {"PRETRAINED", "NUM_LAYERS", "ADAPT", "LR", "SAMPLING_RATIO", "SEED"}  # for every run of an ablation
 ABLATED |= Settings.with_role(Role.SEARCH) - {"NUM_EPOCHS_FOR_VALIDATION"}
 
 
