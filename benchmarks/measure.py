@@ -153,12 +153,12 @@ def facts_of(task: Task, settings: Settings) -> dict:
     config = model.config
     tokens = sum(tokeniser.count(config) for tokeniser in model.tokenisers.values())
     emg = torch.zeros(1, *task.windows.emg.shape[1:])  # (1, T, C)
-    hidden, linear = torch.zeros(1, tokens, config.backbone["n_embd"]), torch.zeros(1, task.classes)
+    hidden, linear = torch.zeros(1, tokens, config.width), torch.zeros(1, task.classes)
     upper = UpperModel(model, frozen_blocks(model, -settings.NUM_LAYERS))
     return {
         "batch_size": settings.BATCH_SIZE,
-        "blocks": config.backbone["n_layer"],
-        "trained_blocks": min(-settings.NUM_LAYERS, config.backbone["n_layer"]),
+        "blocks": config.shape.blocks,
+        "trained_blocks": min(-settings.NUM_LAYERS, config.shape.blocks),
         "tokens_per_window": tokens,
         "flops_per_window": training_flops(lambda: upper(hidden, linear) if settings.FREEZE else model(emg).logits),
         "windows": settings.STEPS * settings.BATCH_SIZE,

@@ -50,7 +50,7 @@ class Prediction:
 
     def described(self) -> dict:
         config = self.model.config
-        facts = {"blocks": config.backbone["n_layer"], "weights": config.weights, "data_note": self.note}
+        facts = {"blocks": config.shape.blocks, "weights": config.weights, "data_note": self.note}
         return facts | {"peak_mb": peak_mb()}
 
 

@@ -185,9 +185,10 @@ def tokenise(items: list[dict], tokenizer: PreTrainedTokenizerBase, at_most: int
 def text_config(windows: WindowSet, settings: Settings) -> GPT2Config:
     """A text classifier as wide and as deep as this project's model."""
     with SHAPES_ONLY:
-        backbone = model_of_shapes(windows, settings).config.backbone
+        shape = model_of_shapes(windows, settings).config.shape
     classes = {"num_labels": len(windows.classes), "pad_token_id": VOCABULARY - 1}
-    return GPT2Config(vocab_size=VOCABULARY, **classes, **backbone)
+    size = {"n_embd": shape.width, "n_layer": shape.blocks, "n_head": shape.heads}
+    return GPT2Config(vocab_size=VOCABULARY, **classes, **size)
 
 
 def text_facts(config: GPT2Config, tokens: int) -> dict:

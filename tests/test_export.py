@@ -94,17 +94,21 @@ MODELS = {  # tokens, blocks, linear path, channels, window: 260 samples are no 
     "all tokens": (["covariance", "power", "bands", "raw"], 1, False, 3, 260),
     "default": (["covariance", "power"], 2, True, 24, 250),
     "no backbone": (["raw"], 0, True, 1, 250),
+    "llama": (["covariance", "raw"], 2, False, 2, 250),
 }
+LLAMA = {"model_type": "llama", "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+LLAMA |= {"num_hidden_layers": 2, "intermediate_size": 48}
 NIGHTLY = [pytest.param(name, marks=pytest.mark.nightly) for name in list(MODELS)[1:]]
 
 
 def random_model(name: str) -> EMGForSequenceClassification:
     """Every weight and buffer drawn, so that none may be left out; measured on windows of four strengths."""
     tokens, blocks, linear_path, channels, window = MODELS[name]
+    gpt2 = {"n_embd": 32, "n_layer": blocks, "n_head": 2, "activation_function": "gelu_new"}
     torch.manual_seed(3)
     model = EMGForSequenceClassification(
         EMGConfig(
-            backbone={"n_embd": 32, "n_layer": blocks, "n_head": 2, "activation_function": "gelu_new"},
+            backbone=LLAMA if name == "llama" else gpt2,
             tokens=tokens,
             channels=[f"E{number}" for number in range(channels)],
             class_codes=[0, 3, 9],
@@ -189,13 +193,14 @@ def test_the_file_describes_itself(exported):
     _, folder, name = exported
     tokens, blocks, linear_path, channels, window = MODELS[name]
     found = session_of(folder).get_modelmeta().custom_metadata_map
+    layers = "num_hidden_layers" if name == "llama" else "n_layer"
     texts = {key: found[key] for key in ("unit", "weights", "data_note")}
     assert texts == {"unit": "µV", "weights": "random", "data_note": "Drawn."}
     others = {key: json.loads(value) for key, value in found.items() if key not in texts}
     assert (others["class_codes"], others["class_names"]) == ([0, 3, 9], ["rest", "Zeigefinger öffnen", "fist"])
     assert (others["sampling_rate"], others["window"], len(others["channels"])) == (1000, window, channels)
     assert others["preprocessing"] == {"FILTER": "causal", "BAND_HZ": [20, 400]}
-    assert (others["tokens"], others["linear_path"], others["backbone"]["n_layer"]) == (tokens, linear_path, blocks)
+    assert (others["tokens"], others["linear_path"], others["backbone"][layers]) == (tokens, linear_path, blocks)
     assert others["versions"]["torch"] == torch.__version__
     assert others["versions"]["emg_gpt2"] == __version__
     assert set(others["inputs"]) == {"emg", "scale", "centre", "spread"}
@@ -217,7 +222,7 @@ def test_every_way_to_run_the_model_is_measured(exported):
 
 
 def test_the_matrices_of_the_blocks_are_of_eight_bits_and_no_others(exported):
-    """Four in each block; the rest is as in the float32 file. No blocks, no file."""
+    """Four in each block of GPT-2, seven in each of Llama; the rest is as in the float32 file. No blocks, no file."""
     model, folder, name = exported
     blocks = MODELS[name][1]
     names = {path.name for path in folder.iterdir()}
@@ -226,9 +231,11 @@ def test_the_matrices_of_the_blocks_are_of_eight_bits_and_no_others(exported):
         return
     small = onnx.load(folder / "model.int8.onnx")
     matrices = [one for one in small.graph.initializer if one.data_type == onnx.TensorProto.INT8 and len(one.dims) == 2]
-    assert len(matrices) == 4 * blocks
-    assert all("backbone.h." in one.name for one in matrices)
-    assert sum(node.op_type == "MatMulInteger" for node in small.graph.node) == 4 * blocks
+    expected = (7 if name == "llama" else 4) * blocks
+    assert len(matrices) == expected
+    assert name == "llama" or all("backbone.h." in one.name for one in matrices)
+    products = [node for node in small.graph.node if node.op_type == "MatMulInteger"]
+    assert len(products) == expected
     emg = some_windows(model, 100)
     exact, found = run_torch(model, emg), run_onnx(session_of(folder, "model.int8.onnx"), emg)
     assert 0 < np.abs(found - exact).max() < 0.05 * np.abs(exact).max()

@@ -1,137 +1,210 @@
-"""GPT-2 as a backbone: its shape, its weights, and its parts. No other file knows the names of the parts."""
+"""The backbone: blocks of a decoder of transformers. No other file knows how a family of models names its parts."""
 
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import GPT2Config, GPT2Model
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
+from transformers import CONFIG_MAPPING, MODEL_MAPPING
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from emg_gpt2.base.errors import EMGError
-from emg_gpt2.base.text import in_short, printable
-from emg_gpt2.model.config import BackboneShape
+from emg_gpt2.base.text import in_short
 from emg_gpt2.model.files import find_files, read_json, read_weights
+from emg_gpt2.model.shapes import GPT2Shape, LlamaShape, NoBlocks, Shape, shape_of_language_model
 
-ARCHITECTURES = {  # GPT-2 on the hub; random weights need only the shape, and so no hub
-    "distilgpt2": {"n_embd": 768, "n_layer": 6, "n_head": 12},
-    "gpt2": {"n_embd": 768, "n_layer": 12, "n_head": 12},
-    "gpt2-medium": {"n_embd": 1024, "n_layer": 24, "n_head": 16},
-    "gpt2-large": {"n_embd": 1280, "n_layer": 36, "n_head": 20},
-    "gpt2-xl": {"n_embd": 1600, "n_layer": 48, "n_head": 25},
+SMOLLM2 = {"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
+SMOLLM2 |= {"num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5}
+ARCHITECTURES = {  # known by name: random weights need only the shape, and so no hub
+    "distilgpt2": GPT2Shape(n_embd=768, n_layer=6, n_head=12),
+    "gpt2": GPT2Shape(n_embd=768, n_layer=12, n_head=12),
+    "gpt2-medium": GPT2Shape(n_embd=1024, n_layer=24, n_head=16),
+    "gpt2-large": GPT2Shape(n_embd=1280, n_layer=36, n_head=20),
+    "gpt2-xl": GPT2Shape(n_embd=1600, n_layer=48, n_head=25),
+    "smollm2": LlamaShape(**SMOLLM2, rope_theta=100000.0, initializer_range=1 / 24),
 }
-BLOCK_WEIGHTS = "backbone.h."  # begins the names of the blocks' weights in a saved model
-POSITIONS = "wpe.weight"  # ends the name of the position embedding
+POSITIONS = ("wpe.weight", "embed_positions.weight")  # end the names of the position embeddings
+
+
+class NoWeightsError(EMGError):
+    """A language model whose weights are not here and cannot be fetched; `reason` without what to do."""
+
+    def __init__(self, model_name: str):
+        self.reason = f"MODEL_NAME = {model_name}: no weights in folder, cache or hub"
+        super().__init__(f"{self.reason}; download them or set PRETRAINED")
+
+
+class Parts(NamedTuple):
+    """Names of a family's parts. positions: a learned embedding, of whose rows the first `unused` are no positions."""
+
+    blocks: str
+    norm: str
+    positions: str | None = None
+    unused: int = 0
+
+
+BLOCK_WEIGHTS = re.compile(r"\bbackbone\.(decoder\.)?(h|layers)\.\d+\.")  # begins their names in a saved model
+LLAMA = Parts("layers", "norm")
+PARTS = {
+    "gpt2": Parts("h", "ln_f", "wpe"),
+    "gpt_neox": Parts("layers", "final_layer_norm"),
+    "opt": Parts("decoder.layers", "decoder.final_layer_norm", "decoder.embed_positions", unused=2),
+}
 
 
 # ---- parts ------------------------------------------------------------------------------------------------------
 
 
-def new_backbone(shape: dict) -> GPT2Model:
-    """A GPT-2 without its token embedding, which is never used: tokens are patches of signal.
+def new_backbone(shape: Shape) -> nn.Module:
+    """A decoder with random weights and without its token embedding, which is never used: tokens are patches of signal.
 
-    shape: see BackboneShape.
+    Without blocks there are no positions and no norm either, and tokens go through as they are.
     """
-    kept = dict(shape)
-    if kept.get("activation_function") == "gelu_new":
-        kept["activation_function"] = "gelu_pytorch_tanh"  # the same function in one pass: 5 to 12 % of a step
-    backbone = GPT2Model(GPT2Config(**kept, vocab_size=1, bos_token_id=None, eos_token_id=None))
-    backbone.wte = None
+    if isinstance(shape, NoBlocks):
+        return nn.Identity()
+    content = shape.content()
+    if content.get("activation_function") == "gelu_new":
+        content["activation_function"] = "gelu_pytorch_tanh"  # the same function in one pass: 5 to 12 % of a step
+    no_text = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    config = CONFIG_MAPPING[content.pop("model_type")](**content, **no_text, vocab_size=1)
+    backbone = MODEL_MAPPING[type(config)](config)
+    backbone.set_input_embeddings(None)
     return backbone
 
 
-def run_backbone(backbone: GPT2Model, tokens: torch.Tensor) -> torch.Tensor:
+def run_backbone(backbone: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """tokens (B, P, D) → hidden (B, P, D), where each token sees itself and those before it."""
+    if isinstance(backbone, nn.Identity):
+        return tokens
     return backbone(inputs_embeds=tokens, use_cache=False).last_hidden_state
 
 
-def run_lower(backbone: GPT2Model, tokens: torch.Tensor, blocks: int) -> torch.Tensor:
+def run_lower(backbone: nn.Module, tokens: torch.Tensor, blocks: int) -> torch.Tensor:
     """tokens (B, P, D) → hidden (B, P, D) after the first `blocks` blocks; without dropout of the tokens."""
-    hidden = tokens + backbone.wpe.weight[: tokens.shape[1]]  # (B, P, D)
-    return _run_blocks(backbone.h[:blocks], hidden)
+    if isinstance(backbone, nn.Identity):
+        return tokens
+    parts, hidden = _parts(backbone), tokens
+    if parts.positions:
+        rows = slice(parts.unused, parts.unused + tokens.shape[1])
+        hidden = tokens + backbone.get_submodule(parts.positions).weight[rows]  # (B, P, D)
+    return _run_blocks(backbone, slice(0, blocks), hidden)
 
 
-def run_upper(backbone: GPT2Model, hidden: torch.Tensor, first: int) -> torch.Tensor:
+def run_upper(backbone: nn.Module, hidden: torch.Tensor, first: int) -> torch.Tensor:
     """hidden (B, P, D) → the same after the blocks from number `first` on, and the last norm."""
-    return backbone.ln_f(_run_blocks(backbone.h[first:], hidden))
+    if isinstance(backbone, nn.Identity):
+        return hidden
+    return backbone.get_submodule(_parts(backbone).norm)(_run_blocks(backbone, slice(first, None), hidden))
 
 
-def _run_blocks(blocks: nn.ModuleList, hidden: torch.Tensor) -> torch.Tensor:
+def _run_blocks(backbone: nn.Module, which: slice, hidden: torch.Tensor) -> torch.Tensor:
     tokens = hidden.shape[1]
     unseen = torch.full((tokens, tokens), torch.finfo(hidden.dtype).min, device=hidden.device).triu(1)
-    for block in blocks:
-        hidden = block(hidden, attention_mask=unseen[None, None])
+    turned = {}
+    if hasattr(backbone, "rotary_emb"):
+        positions = torch.arange(tokens, device=hidden.device)[None]
+        turned = {"position_embeddings": backbone.rotary_emb(hidden, positions)}
+    for block in blocks_of(backbone)[which]:
+        hidden = block(hidden, attention_mask=unseen[None, None], **turned)
     return hidden
 
 
-def count_blocks(backbone: GPT2Model) -> int:
-    return len(backbone.h)
+def blocks_of(backbone: nn.Module) -> nn.ModuleList:
+    """The blocks, from the first; none without a backbone."""
+    if isinstance(backbone, nn.Identity):
+        return nn.ModuleList()
+    return backbone.get_submodule(_parts(backbone).blocks)
 
 
-def freeze_lower(backbone: GPT2Model, blocks: int, whole: bool) -> None:
+def freeze_lower(backbone: nn.Module, blocks: int, whole: bool) -> None:
     """Freeze the first `blocks` blocks: their matrices and biases, or `whole`, and then the positions too."""
-    for name, parameter in backbone.h[:blocks].named_parameters():
-        parameter.requires_grad = not whole and ".ln_" in name
-    if whole:
-        backbone.wpe.requires_grad_(False)
+    for block in blocks_of(backbone)[:blocks]:
+        block.requires_grad_(False)
+        for norm in [] if whole else norms_of(block):
+            norm.requires_grad_(True)
+    if whole and blocks_of(backbone) and (positions := _parts(backbone).positions):
+        backbone.get_submodule(positions).requires_grad_(False)
+
+
+def norms_of(module: nn.Module) -> list[nn.Module]:
+    """Layer norms and their kin, such as RMS norms."""
+    return [one for one in module.modules() if type(one).__name__.endswith("Norm")]
+
+
+def _parts(backbone: nn.Module) -> Parts:
+    return PARTS.get(backbone.config.model_type, LLAMA)
 
 
 # ---- shape and weights ------------------------------------------------------------------------------------------
 
 
-def read_backbone(model_name: str, blocks: int) -> tuple[BackboneShape, dict[str, torch.Tensor]] | None:
+def read_backbone(model_name: str, blocks: int) -> tuple[Shape, dict[str, torch.Tensor]]:
     """Shape and language-model weights of the first `blocks` blocks, from a folder, the cache or the hub.
 
-    None where config.json or weights are in none of them. Raises EMGError where they are damaged or not a GPT-2's.
+    Raises NoWeightsError where config.json or weights are in none of them, and EMGError where they are damaged or not
+    those of a known family.
     """
     shape = _read_shape(model_name)
-    files = _weights_files(model_name) if shape else []
-    if not files:
-        return None
-    shape.n_layer = min(blocks, shape.n_layer)
+    if shape is None:
+        raise NoWeightsError(model_name)
+    shape = shape.first(blocks, 0.0)
     with torch.device("meta"):  # takes no memory
-        expected = new_backbone(shape.model_dump()).state_dict()
+        backbone = new_backbone(shape)
+    prefix = f"{backbone.base_model_prefix}."  # where the file is of the whole language model
+    expected = backbone.state_dict()
     try:
-        return shape, read_weights(files, expected, prefix="transformer.")  # of GPT2LMHeadModel
+        return shape, read_weights(_weights_files(model_name, expected, prefix), expected, prefix)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        if isinstance(error, EMGError):
+            raise
         raise EMGError(f"{model_name}: the weights cannot be loaded ({in_short(error)}); fetch them again") from None
 
 
-def _weights_files(model_name: str) -> list[Path]:
+def _weights_files(model_name: str, expected: dict, prefix: str) -> list[Path]:
+    """The safetensors files of a folder; of a model on the hub those that hold the expected weights."""
     if Path(model_name).is_dir():
-        return sorted(Path(model_name).glob("*.safetensors"))
+        found = sorted(Path(model_name).glob("*.safetensors"))
+    else:
+        found = _hub_files(model_name, expected, prefix)
+    if not found:
+        raise NoWeightsError(model_name)
+    return found
+
+
+def _hub_files(model_name: str, expected: dict, prefix: str) -> list[Path]:
     try:
         return find_files(model_name, SAFE_WEIGHTS_NAME)
     except (OSError, ValueError):
+        pass
+    try:  # large models are in several files, which an index lists
+        places = read_json(find_files(model_name, SAFE_WEIGHTS_INDEX_NAME)[0])["weight_map"]
+        return find_files(model_name, *{places[name] for name in places if name.removeprefix(prefix) in expected})
+    except (OSError, ValueError, KeyError, TypeError):
         return []
 
 
-def architecture(model_name: str) -> BackboneShape:
-    """The shape of a GPT-2 on the hub or in a folder; raises EMGError where it is neither."""
+def architecture(model_name: str) -> Shape:
+    """The shape of a language model that is known by name, on the hub or in a folder; raises EMGError for others."""
     known = ARCHITECTURES.get(model_name.removeprefix("openai-community/"))
-    shape = BackboneShape(**known) if known and not Path(model_name).is_dir() else _read_shape(model_name)
+    shape = known if known and not Path(model_name).is_dir() else _read_shape(model_name)
     if shape is None:
         names = ", ".join(ARCHITECTURES)
-        raise EMGError(f"MODEL_NAME = {model_name}: neither a folder with a GPT-2's config.json nor one of {names}")
+        raise EMGError(f"MODEL_NAME = {model_name}: neither a model's folder, nor on the hub, nor one of {names}")
     return shape
 
 
-def _read_shape(model_name: str) -> BackboneShape | None:
+def _read_shape(model_name: str) -> Shape | None:
     """From config.json in a folder, in the cache or on the hub; None where there is none.
 
-    Raises EMGError where it is not a GPT-2's.
+    Raises EMGError where it is not that of a known family.
     """
     try:
         (path,) = find_files(model_name, CONFIG_NAME)
     except (OSError, ValueError):
         return None
     try:
-        content = read_json(path)
-        if content.get("model_type") != "gpt2":
-            kind = printable(str(content.get("model_type"))[:40])
-            raise EMGError(f"MODEL_NAME = {model_name}: a {kind} model; name a GPT-2")
-        return BackboneShape(**{key: content[key] for key in BackboneShape.model_fields.keys() & content})
+        return shape_of_language_model(read_json(path))
     except ValueError as error:
-        if isinstance(error, EMGError):
-            raise
-        raise EMGError(f"MODEL_NAME = {model_name}: its config.json is not a GPT-2's ({in_short(error)})") from None
+        raise EMGError(f"MODEL_NAME = {model_name}: its config.json is not valid ({in_short(error)})") from None

@@ -1,41 +1,50 @@
-"""build_model makes a new model on the blocks of a GPT-2, load_model loads a saved one."""
+"""build_model makes a new model on the blocks of a language model, load_model loads a saved one."""
 
 import logging
 from pathlib import Path
 
+import torch
+
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.registry import TOKENISERS
-from emg_gpt2.model.backbone import architecture, read_backbone
+from emg_gpt2.model.backbone import NoWeightsError, architecture, read_backbone
 from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.model import EMGForSequenceClassification
+from emg_gpt2.model.shapes import NoBlocks, Shape
 
 logger = logging.getLogger(__name__)
 
 
 def build_model(config: EMGConfig, model_name: str, pretrained: str, blocks: int) -> EMGForSequenceClassification:
-    """A new model on the first `blocks` blocks of the GPT-2 called `model_name` (hub name or local folder).
+    """A new model on the first `blocks` blocks of the language model `model_name` (hub name or local folder).
 
     pretrained: `auto` takes language-model weights where folder, cache or hub have them, `require` insists on them,
     `never` leaves them out. `config.weights` of the result says what was taken. Raises EMGError.
     """
-    source = read_backbone(model_name, blocks) if pretrained != "never" else None
-    if source is None and pretrained == "require":
-        raise EMGError(
-            f"MODEL_NAME = {model_name}: no weights in folder, cache or hub; download them or set PRETRAINED"
-        )
-    if source is None and pretrained == "auto":
-        logger.warning(f"{model_name}: no pretrained weights in folder, cache or hub; starting from random weights")
-    shape, weights = source or (architecture(model_name), None)
+    shape, weights = _backbone(model_name, pretrained, blocks)
     tokens = sum(TOKENISERS.load(kind).count(config) for kind in config.tokens)
-    if tokens > shape.n_positions:
-        raise EMGError(f"{tokens} tokens a window are more than {model_name}'s {shape.n_positions}; raise PATCH_MS")
-    config.weights = "pretrained" if weights else "random"
-    config.backbone = shape.model_dump() | {"n_layer": min(blocks, shape.n_layer)}
-    config.backbone |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
+    if tokens > shape.positions:
+        raise EMGError(f"{tokens} tokens a window are more than {model_name}'s {shape.positions}; raise PATCH_MS")
+    config.weights = "pretrained" if weights else "random" if shape.blocks else "none"
+    config.backbone = shape.first(blocks, config.dropout).content()
     model = EMGForSequenceClassification(config)
     if weights:
         model.backbone.load_state_dict(weights)
     return model
+
+
+def _backbone(model_name: str, pretrained: str, blocks: int) -> tuple[Shape, dict[str, torch.Tensor] | None]:
+    """Shape and language-model weights; None for random weights."""
+    if blocks == 0:
+        return NoBlocks(hidden_size=architecture(model_name).width), None
+    if pretrained != "never":
+        try:
+            return read_backbone(model_name, blocks)
+        except NoWeightsError as error:
+            if pretrained == "require":
+                raise
+            logger.warning(f"{error.reason}; starting from random weights")
+    return architecture(model_name), None
 
 
 def load_model(source: Path | str) -> EMGForSequenceClassification:

@@ -16,6 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from EMG_DATA_LOADER import Split
 from emg_gpt2.base.command_line import as_written, flag
 from emg_gpt2.model.config import EMGConfig
+from emg_gpt2.model.shapes import FAMILIES
 from emg_gpt2.settings import Settings
 from emg_gpt2.windows.reading import WindowSet
 
@@ -137,6 +138,7 @@ def model_card(config: EMGConfig, facts: Facts) -> ModelCard:
     content = pages.from_string(TEMPLATE).render(
         card_data=card_data(config, facts).to_yaml(),
         config=config,
+        family=FAMILIES.get(config.shape.model_type),
         facts=facts,
         warnings=[*facts.warnings, *([SIMULATED.words] if facts.licence is SIMULATED else [])],
         metrics=METRICS,
@@ -199,14 +201,18 @@ TEMPLATE = """---
 {% endfor %}
 It recognises {{ config.class_names | length }} gestures ({{ config.class_names | join(", ") }}), in windows of
 {{ milliseconds }} ms from {{ config.channels | length }} surface electrodes ({{ rate }} Hz).
-A GPT-2 backbone of {{ config.backbone.n_layer }} blocks, width {{ config.backbone.n_embd }}, reads the window as tokens
+{% if config.shape.blocks %}
+{{ config.shape.blocks }} blocks of {{ family }}, width {{ config.width }}, read the window as tokens
+{% else %}
+Without a language model, the head reads the window as tokens of width {{ config.width }}
+{% endif %}
 ({{ config.tokens | join(", ") }}){% if config.linear_path %} beside a linear path on log covariances{% endif %}.
 
 {% if config.weights == "pretrained" %}
-**Pretrained weights:** the backbone started from the language model's weights
-({{ facts.base or "a GPT-2" }}; OpenAI's GPT-2 is under the MIT License).
-{% else %}
-**Random weights:** the backbone started from random weights, not from GPT-2's language model.
+**Pretrained weights:** the backbone started from a language model's weights
+({{ facts.base or family }}{% if family == "GPT-2" %}; OpenAI's GPT-2 is under the MIT License{% endif %}).
+{% elif config.weights == "random" %}
+**Random weights:** the backbone started from random weights, not from those of a language model.
 {% endif %}
 
 ## Use

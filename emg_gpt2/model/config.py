@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
 
 from emg_gpt2 import __version__
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.registry import HeadName, TokeniserName
 from emg_gpt2.base.text import OneLine, SomeLines, in_short
+from emg_gpt2.model.shapes import AnyShape, Shape, check_shape
 from emg_gpt2.settings import Settings
 
 KEPT = {  # legal values of the keys that transformers reads; other attention names would load code from the hub
@@ -29,36 +29,10 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[OneLine, Field(max_length=200)]
 
 
-class BackboneShape(BaseModel, strict=True, allow_inf_nan=False, extra="forbid"):
-    """The arguments of GPT2Config that shape the blocks. The limits are a few times the sizes of GPT-2 XL."""
-
-    n_embd: int = Field(ge=1, le=4096)
-    n_layer: int = Field(ge=0, le=200)
-    n_head: int = Field(ge=1, le=4096)
-    n_positions: int = Field(1024, ge=1, le=16384)
-    n_inner: int | None = Field(None, ge=1, le=16384)
-    activation_function: str = "gelu_new"
-    layer_norm_epsilon: float = Field(1e-5, gt=0, lt=1)
-    resid_pdrop: Share = 0.1
-    embd_pdrop: Share = 0.1
-    attn_pdrop: Share = 0.1
-    scale_attn_weights: bool = True
-    scale_attn_by_inverse_layer_idx: bool = False
-    reorder_and_upcast_attn: bool = False
-
-    @model_validator(mode="after")
-    def _check_heads_and_activation(self):
-        if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd = {self.n_embd} is not a multiple of n_head = {self.n_head}")
-        if self.activation_function not in ACT2FN:
-            raise ValueError(f"there is no activation_function {self.activation_function[:40]}")
-        return self
-
-
 class ConfigLimits(BaseModel, strict=True, allow_inf_nan=False):
     """Types and limits of the attributes of an EMGConfig."""
 
-    backbone: BackboneShape
+    backbone: AnyShape
     tokens: list[TokeniserName] = Field(min_length=1)
     head: HeadName
     patch: int = Field(ge=1)
@@ -77,7 +51,7 @@ class ConfigLimits(BaseModel, strict=True, allow_inf_nan=False):
     preprocessing: Settings
     unit: Name
     scale: Literal["session", "training"]
-    weights: Literal["pretrained", "random"]
+    weights: Literal["pretrained", "random", "none"]
     data_note: Annotated[SomeLines, Field(max_length=10_000)]
     trained_days: list[Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]] = Field(max_length=MOST_DAYS)
 
@@ -96,7 +70,7 @@ class ConfigLimits(BaseModel, strict=True, allow_inf_nan=False):
 class EMGConfig(PreTrainedConfig):
     """Everything that rebuilds a model, and what its user needs to know about its data.
 
-    backbone: arguments of GPT2Config (see BackboneShape)
+    backbone: `model_type` and the arguments of that family's config that shape the blocks (emg_gpt2/model/shapes.py)
     tokens: kinds of tokens, names of TOKENISERS, in the order in which the backbone reads them
     head: name of HEADS, from the hidden states to logits
     patch, window, filter_taps: samples
@@ -112,7 +86,7 @@ class EMGConfig(PreTrainedConfig):
     preprocessing: the settings of Preprocessing.py with which the windows were made
     unit: of the samples
     scale: what windows are measured against, `session` or `training`
-    weights: what the backbone started from, `pretrained` or `random`
+    weights: what the backbone started from, `pretrained` or `random`; `none` where there are no blocks
     data_note: origin of the training data
     trained_days: `day_mark` of every person's day in the training and validation part; empty: not known
 
@@ -160,6 +134,16 @@ class EMGConfig(PreTrainedConfig):
         self.check_limits()
         kept = {name: kwargs[name] for name, legal in KEPT.items() if kwargs.get(name) in legal}
         super().__init__(**kept, id2label=dict(enumerate(self.class_names)))
+
+    @property
+    def shape(self) -> Shape:
+        """Of the backbone."""
+        return check_shape(self.backbone)
+
+    @property
+    def width(self) -> int:
+        """D, of tokens and hidden states."""
+        return self.shape.width
 
     def check_limits(self) -> None:
         """Raise EMGError that names the first attribute outside its limits."""

@@ -26,7 +26,7 @@ class LinearHead(nn.Linear):
     """Mean over the tokens, dropout, a linear map: hidden (B, P, D) → logits (B, K)."""
 
     def __init__(self, config: EMGConfig):
-        super().__init__(config.backbone["n_embd"], len(config.class_codes))
+        super().__init__(config.width, len(config.class_codes))
         self.dropout = Dropout(config.dropout)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:

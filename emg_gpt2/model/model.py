@@ -1,4 +1,4 @@
-"""Windows (B, T, C) → tokens (B, P, D) → GPT-2 → logits (B, K), as a Hugging Face model.
+"""Windows (B, T, C) → tokens (B, P, D) → backbone → logits (B, K), as a Hugging Face model.
 
 model = EMGForSequenceClassification.from_pretrained("best_model")
 logits = model(emg=emg).logits  # emg (B, T, C) in the unit of the training data
@@ -37,7 +37,7 @@ ONLY_VALUES = {  # arguments of from_pretrained that have one meaning here, and 
 
 
 class EMGForSequenceClassification(PreTrainedModel):
-    """Normalisation → tokenisers → GPT-2 blocks → head, beside a linear path.
+    """Normalisation → tokenisers → blocks of a language model → head, beside a linear path.
 
     The linear path maps the window's log covariance to logits; the backbone learns what it misses.
     """
@@ -59,7 +59,7 @@ class EMGForSequenceClassification(PreTrainedModel):
         self.register_buffer("class_centre", torch.zeros(classes, pairs))
         self.register_buffer("class_square", torch.ones(classes, pairs))
         self.tokenisers = nn.ModuleDict({name: TOKENISERS.load(name)(config) for name in config.tokens})
-        self.backbone = new_backbone(config.backbone)
+        self.backbone = new_backbone(config.shape)
         use_quick_dropout(self.backbone)
         self.head = HEADS.load(config.head)(config)
         self.linear = nn.Linear(pairs, classes).requires_grad_(False) if config.linear_path else None

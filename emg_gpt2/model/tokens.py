@@ -36,7 +36,7 @@ class CovarianceToken(Tokeniser):
     def __init__(self, config: EMGConfig):
         super().__init__()
         channels = len(config.channels)
-        self.linear = nn.Linear(channels * (channels + 1) // 2, config.backbone["n_embd"])
+        self.linear = nn.Linear(channels * (channels + 1) // 2, config.width)
 
     @staticmethod
     def count(config: EMGConfig) -> int:
@@ -57,7 +57,7 @@ class PowerTokens(Tokeniser):
         self.patch = config.patch
         self.filters = nn.Parameter(spread_filters(config.filters, config.filter_taps))  # (F, taps)
         self.norm = BatchNorm(len(config.channels) * config.filters)
-        self.linear = nn.Linear(len(config.channels) * config.filters, config.backbone["n_embd"])
+        self.linear = nn.Linear(len(config.channels) * config.filters, config.width)
 
     def forward(self, signal: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
         batch, time, channels = signal.shape
@@ -100,7 +100,7 @@ class BandTokens(Tokeniser):
         self.patch, self.rate = config.patch, config.sampling_rate
         size = len(config.channels) * len(self.bands())
         self.norm = BatchNorm(size)
-        self.linear = nn.Linear(size, config.backbone["n_embd"])
+        self.linear = nn.Linear(size, config.width)
 
     def bands(self) -> list[range]:
         """FFT bins of each band, for a patch padded to twice its length; a band without a bin is left out."""
@@ -124,7 +124,7 @@ class RawTokens(Tokeniser):
     def __init__(self, config: EMGConfig):
         super().__init__()
         self.patch = config.patch
-        self.linear = nn.Linear(config.patch * len(config.channels), config.backbone["n_embd"])
+        self.linear = nn.Linear(config.patch * len(config.channels), config.width)
 
     def forward(self, signal: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
         batch, time, channels = signal.shape

@@ -13,6 +13,7 @@ from emg_gpt2.base.files import replace_folder
 from emg_gpt2.model.build import build_model
 from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.model import EMGForSequenceClassification
+from emg_gpt2.model.shapes import GPT2Shape
 from emg_gpt2.settings import Settings
 from emg_gpt2.training.adapt import train_last
 from emg_gpt2.training.new_model import new_config
@@ -72,8 +73,8 @@ def write_small_backbone(like: EMGConfig, target: int, folder: Path) -> Path:
 
     Blocks and heads are as many as in `like`; the width is the nearest whole number of heads.
     """
-    heads = like.backbone["n_head"]
-    widths = range(heads, like.backbone["n_embd"] + heads, heads)
+    heads = like.shape.heads
+    widths = range(heads, like.width + heads, heads)
     above = bisect.bisect_left(widths, target, key=lambda width: count_parameters(narrowed(like, width)))
     near = widths[max(0, above - 1) : above + 1]
     width = min(near, key=lambda width: abs(count_parameters(narrowed(like, width)) - target))
@@ -83,9 +84,10 @@ def write_small_backbone(like: EMGConfig, target: int, folder: Path) -> Path:
 
 
 def narrowed(config: EMGConfig, width: int) -> EMGConfig:
-    """The config with a backbone of another width."""
+    """The config with as many blocks of a GPT-2 of another width, and as many heads."""
     config = copy.deepcopy(config)
-    config.backbone |= {"n_embd": width, "n_inner": None}
+    shape = GPT2Shape(n_embd=width, n_layer=config.shape.blocks, n_head=config.shape.heads)
+    config.backbone = shape.first(shape.blocks, config.dropout).content()
     return config
 
 

@@ -210,8 +210,14 @@ def write_int8(source: Path, path: Path) -> int:
 
 def backbone_matrices(model: onnx.ModelProto) -> list[str]:
     """Names of the nodes that multiply by a weight of a block."""
-    weights = {one.name for one in model.graph.initializer if BLOCK_WEIGHTS in one.name}
-    return [node.name for node in model.graph.node if node.op_type == "MatMul" and weights & set(node.input)]
+    weights = {one.name for one in model.graph.initializer}
+    products = [node for node in model.graph.node if node.op_type == "MatMul" and weights & set(node.input)]
+    return [node.name for node in products if is_in_block(node)]
+
+
+def is_in_block(node: onnx.NodeProto) -> bool:
+    """Whether its inputs or the scope that it was exported from name a block: a transposed weight has a new name."""
+    return any(BLOCK_WEIGHTS.search(text) for text in (*node.input, *(one.value for one in node.metadata_props)))
 
 
 # ---- running ----------------------------------------------------------------------------------------------------

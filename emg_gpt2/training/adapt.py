@@ -33,7 +33,7 @@ def train_last(model: EMGForSequenceClassification, blocks: int, freeze: bool = 
 
 def frozen_blocks(model: EMGForSequenceClassification, trained: int) -> int:
     """How many blocks lie below the last `trained` ones."""
-    return max(0, backbone.count_blocks(model.backbone) - trained)
+    return max(0, len(backbone.blocks_of(model.backbone)) - trained)
 
 
 class AugmentedModel(nn.Module):

@@ -333,7 +333,7 @@ class Trainer:
 def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
     """Trained parameters: matrices with decay; norms, biases, positions and filters without."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decays = {name for name, p in trained if p.ndim == 2 and not name.endswith((POSITIONS, "filters"))}
+    decays = {name for name, p in trained if p.ndim == 2 and not name.endswith((*POSITIONS, "filters"))}
     return [
         {"params": [p for name, p in trained if name in decays], "weight_decay": weight_decay},
         {"params": [p for name, p in trained if name not in decays], "weight_decay": 0.0},
