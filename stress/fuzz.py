@@ -2,7 +2,7 @@
 
 A read has to end in an EMGError or in a right result, within the limits of stress.process. Right is what was written.
 Where a format has no checksum, a change can go unnoticed: then right is what another reader finds in the file, h5py
-alone for HDF5, and Python's csv and zipfile for CSV.
+alone for HDF5, Python's csv and zipfile for CSV, and the package gguf for GGUF.
 """
 
 import csv
@@ -22,6 +22,7 @@ from emg_gpt2.raw.putemg import read_recording
 from emg_gpt2.raw.recording import LABEL_COLUMN, Recording
 from emg_gpt2.settings import Settings
 from emg_gpt2.windows.reading import WindowSet, load_windows, open_windows
+from stress.gguf_files import MIXED, is_converted, read_gguf, small_model, write_gguf
 from stress.process import run_batches
 from stress.row import Row
 from stress.scripts import make_recordings, make_windows
@@ -53,7 +54,7 @@ def rows(nightly: bool, folder: Path, seed: int, log: Callable[[str], None]) -> 
 
 
 def make_files(folder: Path) -> None:
-    """A short simulated recording in every format, and the windows of three."""
+    """A short simulated recording in every format, the windows of three, and a small Llama."""
     raw = make_recordings(folder, SMALL)
     make_windows(raw, folder / "windows.parquet", "--filter", "putemg")
     table = pd.read_hdf(next(raw.glob("*repeats_short*"))).iloc[:ROWS]
@@ -63,6 +64,7 @@ def make_files(folder: Path) -> None:
     table.to_hdf(folder / "plain" / f"{STEM}.hdf5", **stored)
     table.to_csv(folder / f"{STEM}.csv")
     table.to_csv(folder / f"{STEM}.zip", compression={"method": "zip", "archive_name": f"{STEM}.csv"})
+    write_gguf(small_model("llama"), folder / "small.gguf", MIXED)
 
 
 # ---- damage -----------------------------------------------------------------------------------------------------
@@ -223,4 +225,5 @@ KINDS = {  # what is damaged → a whole file, its reader, and whether what was 
     "CSV recordings": (f"{STEM}.csv", read_recording, is_recorded),
     "zipped CSV recordings": (f"{STEM}.zip", read_recording, is_recorded),
     "windows in parquet": ("windows.parquet", read_windows, is_written),
+    "language models in GGUF": ("small.gguf", read_gguf, is_converted),
 }

@@ -1,4 +1,4 @@
-"""Recordings and windows files from strangers.
+"""Recordings, windows files and GGUF files from strangers.
 
 Pickles, links that lead elsewhere, bombs, absurd sizes. Each file has to be refused in a sentence that names it, or
 read as if its harmless part were all, within the limits of stress.process; nothing that it asks for may run, and
@@ -14,12 +14,15 @@ from emg_gpt2.raw.putemg import read_recording
 from emg_gpt2.settings import Settings
 from emg_gpt2.windows.reading import load_windows
 from stress.fuzz import make_files
+from stress.gguf_files import read_gguf
+from stress.hostile_gguf import GGUF
 from stress.hostile_recordings import CSV, HDF5, ZIP
 from stress.hostile_windows import PARQUET
 from stress.process import run_all
 from stress.row import Row
 
-CASES = {"HDF5": HDF5, "CSV": CSV, "zip": ZIP, "parquet": PARQUET}  # kind → name → makes the file
+CASES = {"HDF5": HDF5, "CSV": CSV, "zip": ZIP, "parquet": PARQUET, "GGUF": GGUF}  # kind → name → makes the file
+READERS = {".parquet": lambda path: load_windows(Settings(DATA_LOCATION=path)), ".gguf": read_gguf}
 
 
 def rows(nightly: bool, folder: Path, seed: int, log: Callable[[str], None]) -> Iterator[Row]:
@@ -44,7 +47,7 @@ def try_case(kind: str, name: str, whole: Path, folder: Path) -> str:
     path = CASES[kind][name](whole, inside)
     before, refusal = written(folder), None
     try:
-        read_recording(path) if path.suffix in (".hdf5", ".csv", ".zip") else load_windows(Settings(DATA_LOCATION=path))
+        READERS.get(path.suffix, read_recording)(path)
     except EMGError as error:
         refusal = error
     if changed := sorted(dict(written(folder) ^ before)):

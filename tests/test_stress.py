@@ -190,7 +190,7 @@ def test_a_reader_that_follows_links_is_found(whole, tmp_path, monkeypatch, stay
     assert hostile.try_case("HDF5", "an external link in place of the group", whole, tmp_path / "case") == "right"
 
 
-@pytest.mark.parametrize("kind", ["CSV recordings", "windows in parquet"])
+@pytest.mark.parametrize("kind", ["CSV recordings", "windows in parquet", "language models in GGUF"])
 def test_damaged_files_are_not_read_wrongly(whole, kind):
     outcomes = {one.outcome for one in run_batches([(fuzz.try_file, kind, whole, 0, n) for n in range(12)], size=12)}
     assert "refused" in outcomes

@@ -41,10 +41,11 @@ def test_every_hostile_file_is_refused_or_harmless(tmp_path):
     found = {row.tried: row for row in rows_of(hostile, tmp_path)}
     times = {f"hostile {kind}": len(cases) for kind, cases in hostile.CASES.items()}
     assert {tried: row.times for tried, row in found.items()} == times
-    assert sum(times.values()) > 50
+    assert sum(times.values()) > 90
     assert {tried: row.right for tried, row in found.items() if row.right} == {
         "hostile HDF5": 1,  # the pickles that are not looked at
         "hostile parquet": 1,  # the pickled types, which pyarrow leaves alone
+        "hostile GGUF": 2,  # a long list of texts and a field that asks for code, which are skipped
     }
     assert 0 < max(row.megabytes for row in found.values()) < 2000
 
@@ -68,7 +69,7 @@ def test_preprocessing_skips_all_hostile_recordings_at_once_and_takes_the_good_o
 
 def test_no_damaged_file_is_read_wrongly(tmp_path):
     found = rows_of(fuzz, tmp_path)
-    assert [row.times for row in found] == [fuzz.FEW] * 5
+    assert [row.times for row in found] == [fuzz.FEW] * len(fuzz.KINDS)
     assert all(row.refused for row in found)
     assert sum(row.right for row in found) > fuzz.FEW / 5
     assert max(row.megabytes for row in found) < 2000
