@@ -149,7 +149,7 @@ def facts_of(task: Task, settings: Settings) -> dict:
     """What a row of this project's model trains; FLOPs are counted from the model's shapes."""
     with SHAPES_ONLY:
         model = model_of_shapes(task.windows, settings).train()
-        choose_trained(model, settings)
+    choose_trained(model, settings)  # LoRA's few numbers are real: peft cannot make others
     config = model.config
     tokens = sum(tokeniser.count(config) for tokeniser in model.tokenisers.values())
     emg = torch.zeros(1, *task.windows.emg.shape[1:])  # (1, T, C)
@@ -158,7 +158,7 @@ def facts_of(task: Task, settings: Settings) -> dict:
     return {
         "batch_size": settings.BATCH_SIZE,
         "blocks": config.shape.blocks,
-        "trained_blocks": min(-settings.NUM_LAYERS, config.shape.blocks),
+        "trained_blocks": config.shape.blocks - frozen_blocks(model, settings),
         "tokens_per_window": tokens,
         "flops_per_window": training_flops(lambda: upper(hidden, linear) if settings.FREEZE else model(emg).logits),
         "windows": settings.STEPS * settings.BATCH_SIZE,

@@ -157,6 +157,10 @@ def test_flops_are_those_counted_by_hand(settings, task):
     assert few["flops_per_window"] == whole - 2 * weights * TOKENS  # the gradient of one block's weights
     once = facts_of(task, settings.model_copy(update={"NUM_LAYERS": 0, "FREEZE": True}))
     assert once["flops_per_window"] == head  # and the last norm, which is no matrix
+    fixed = facts_of(task, settings.model_copy(update={"ADAPT": "norms"}))["flops_per_window"]
+    assert fixed == whole - 2 * weights * TOKENS * BLOCKS
+    updates = 3 * 2 * TOKENS * 8 * (4 + 2 + 5 + 5) * WIDTH * BLOCKS  # of rank 8: their inputs and outputs together
+    assert facts_of(task, settings.model_copy(update={"ADAPT": "lora"}))["flops_per_window"] == fixed + updates
     text = text_facts(text_config(task.windows, settings), POSITIONS)
     each = BLOCKS * 3 * (2 * weights * POSITIONS + 2 * 2 * POSITIONS**2 * WIDTH) + head * POSITIONS
     assert text["flops_per_window"] == each
