@@ -45,8 +45,8 @@ TRAIN_ON = []  # patterns over subject/session/recording that name the training 
 TEST_ON = []  # patterns that name the test part
 
 # ---- model
-MODEL_NAME = "gpt2"  # backbone: a GPT-2 on the hub (gpt2, distilgpt2, gpt2-medium, …) or a local folder
-PRETRAINED = "auto"  # language-model weights: "auto" where they can be had, "require", "never" (random weights)
+MODEL_NAME = "gpt2"  # backbone: a language model on the hub (gpt2, Qwen/Qwen2.5-0.5B, …), "smollm2" or a local folder
+PRETRAINED = "auto"  # its weights: "auto" where they can be had, "require", "never" (random), "shuffled" (a control)
 BLOCKS = 2  # blocks of the backbone to keep, from the first; at least 0
 NUM_LAYERS = -9  # −n trains the last n blocks, of the others the layer norms alone; at most 0
 FREEZE = False  # also freeze tokenisers and norms below the trained blocks, and compute them once

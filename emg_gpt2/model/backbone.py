@@ -12,28 +12,39 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHT
 
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.text import in_short
+from emg_gpt2.model.convert import SMOLLM2, converted_smollm2
 from emg_gpt2.model.files import find_files, read_json, read_weights
 from emg_gpt2.model.shapes import GPT2Shape, LlamaShape, NoBlocks, Shape, shape_of_language_model
 
-SMOLLM2 = {"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
-SMOLLM2 |= {"num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5}
 ARCHITECTURES = {  # known by name: random weights need only the shape, and so no hub
     "distilgpt2": GPT2Shape(n_embd=768, n_layer=6, n_head=12),
     "gpt2": GPT2Shape(n_embd=768, n_layer=12, n_head=12),
     "gpt2-medium": GPT2Shape(n_embd=1024, n_layer=24, n_head=16),
     "gpt2-large": GPT2Shape(n_embd=1280, n_layer=36, n_head=20),
     "gpt2-xl": GPT2Shape(n_embd=1600, n_layer=48, n_head=25),
-    "smollm2": LlamaShape(**SMOLLM2, rope_theta=100000.0, initializer_range=1 / 24),
+    SMOLLM2: LlamaShape(
+        model_type="llama",
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        rms_norm_eps=1e-5,
+        rope_theta=100000.0,
+        initializer_range=1 / 24,
+    ),
 }
+NO_WEIGHTS = "MODEL_NAME = {}: no weights in folder, cache or hub"
 POSITIONS = ("wpe.weight", "embed_positions.weight")  # end the names of the position embeddings
 
 
 class NoWeightsError(EMGError):
     """A language model whose weights are not here and cannot be fetched; `reason` without what to do."""
 
-    def __init__(self, model_name: str):
-        self.reason = f"MODEL_NAME = {model_name}: no weights in folder, cache or hub"
-        super().__init__(f"{self.reason}; download them or set PRETRAINED")
+    def __init__(self, reason: str, todo: str = "download them or set PRETRAINED"):
+        self.reason = reason
+        super().__init__(f"{reason}; {todo}")
 
 
 class Parts(NamedTuple):
@@ -146,20 +157,32 @@ def read_backbone(model_name: str, blocks: int) -> tuple[Shape, dict[str, torch.
     Raises NoWeightsError where config.json or weights are in none of them, and EMGError where they are damaged or not
     those of a known family.
     """
-    shape = _read_shape(model_name)
+    place = _place(model_name)
+    shape = _read_shape(place)
     if shape is None:
-        raise NoWeightsError(model_name)
+        raise NoWeightsError(NO_WEIGHTS.format(model_name))
     shape = shape.first(blocks, 0.0)
     with torch.device("meta"):  # takes no memory
         backbone = new_backbone(shape)
     prefix = f"{backbone.base_model_prefix}."  # where the file is of the whole language model
     expected = backbone.state_dict()
     try:
-        return shape, read_weights(_weights_files(model_name, expected, prefix), expected, prefix)
+        return shape, read_weights(_weights_files(place, expected, prefix), expected, prefix)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         if isinstance(error, EMGError):
             raise
         raise EMGError(f"{model_name}: the weights cannot be loaded ({in_short(error)}); fetch them again") from None
+
+
+def _place(model_name: str) -> str:
+    """Folder or name on the hub. Raises NoWeightsError where the package with SmolLM2 is not installed."""
+    if model_name != SMOLLM2 or Path(model_name).is_dir():
+        return model_name
+    try:
+        return str(converted_smollm2())
+    except EMGError as error:
+        reason, _, todo = str(error).rpartition("; ")
+        raise NoWeightsError(f"MODEL_NAME = {reason}", todo) from None
 
 
 def _weights_files(model_name: str, expected: dict, prefix: str) -> list[Path]:
@@ -169,7 +192,7 @@ def _weights_files(model_name: str, expected: dict, prefix: str) -> list[Path]:
     else:
         found = _hub_files(model_name, expected, prefix)
     if not found:
-        raise NoWeightsError(model_name)
+        raise NoWeightsError(NO_WEIGHTS.format(model_name))
     return found
 
 

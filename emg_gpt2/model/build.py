@@ -14,18 +14,21 @@ from emg_gpt2.model.shapes import NoBlocks, Shape
 
 logger = logging.getLogger(__name__)
 
+WEIGHTS = {"auto": "pretrained", "require": "pretrained", "shuffled": "shuffled"}  # PRETRAINED → a config's weights
+
 
 def build_model(config: EMGConfig, model_name: str, pretrained: str, blocks: int) -> EMGForSequenceClassification:
     """A new model on the first `blocks` blocks of the language model `model_name` (hub name or local folder).
 
     pretrained: `auto` takes language-model weights where folder, cache or hub have them, `require` insists on them,
-    `never` leaves them out. `config.weights` of the result says what was taken. Raises EMGError.
+    `never` leaves them out, `shuffled` takes their values in a random order. `config.weights` of the result says what
+    was taken. Raises EMGError.
     """
     shape, weights = _backbone(model_name, pretrained, blocks)
     tokens = sum(TOKENISERS.load(kind).count(config) for kind in config.tokens)
     if tokens > shape.positions:
         raise EMGError(f"{tokens} tokens a window are more than {model_name}'s {shape.positions}; raise PATCH_MS")
-    config.weights = "pretrained" if weights else "random" if shape.blocks else "none"
+    config.weights = "none" if not shape.blocks else "random" if not weights else WEIGHTS[pretrained]
     config.backbone = shape.first(blocks, config.dropout).content()
     model = EMGForSequenceClassification(config)
     if weights:
@@ -39,12 +42,18 @@ def _backbone(model_name: str, pretrained: str, blocks: int) -> tuple[Shape, dic
         return NoBlocks(hidden_size=architecture(model_name).width), None
     if pretrained != "never":
         try:
-            return read_backbone(model_name, blocks)
+            shape, weights = read_backbone(model_name, blocks)
+            return shape, _shuffled(weights) if pretrained == "shuffled" else weights
         except NoWeightsError as error:
-            if pretrained == "require":
+            if pretrained != "auto":
                 raise
             logger.warning(f"{error.reason}; starting from random weights")
     return architecture(model_name), None
+
+
+def _shuffled(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The values of every tensor in a random order: as large as before, and without what the language model learnt."""
+    return {name: one.flatten()[torch.randperm(one.numel())].view_as(one) for name, one in weights.items()}
 
 
 def load_model(source: Path | str) -> EMGForSequenceClassification:

@@ -211,6 +211,8 @@ Without a language model, the head reads the window as tokens of width {{ config
 {% if config.weights == "pretrained" %}
 **Pretrained weights:** the backbone started from a language model's weights
 ({{ facts.base or family }}{% if family == "GPT-2" %}; OpenAI's GPT-2 is under the MIT License{% endif %}).
+{% elif config.weights == "shuffled" %}
+**Shuffled weights:** the backbone started from a language model's weights in a random order, as a control.
 {% elif config.weights == "random" %}
 **Random weights:** the backbone started from random weights, not from those of a language model.
 {% endif %}

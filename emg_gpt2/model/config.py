@@ -51,7 +51,7 @@ class ConfigLimits(BaseModel, strict=True, allow_inf_nan=False):
     preprocessing: Settings
     unit: Name
     scale: Literal["session", "training"]
-    weights: Literal["pretrained", "random", "none"]
+    weights: Literal["pretrained", "shuffled", "random", "none"]
     data_note: Annotated[SomeLines, Field(max_length=10_000)]
     trained_days: list[Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]] = Field(max_length=MOST_DAYS)
 
@@ -86,7 +86,8 @@ class EMGConfig(PreTrainedConfig):
     preprocessing: the settings of Preprocessing.py with which the windows were made
     unit: of the samples
     scale: what windows are measured against, `session` or `training`
-    weights: what the backbone started from, `pretrained` or `random`; `none` where there are no blocks
+    weights: what the backbone started from, `pretrained`, `shuffled` (the same values in a random order) or
+    `random`; `none` where there are no blocks
     data_note: origin of the training data
     trained_days: `day_mark` of every person's day in the training and validation part; empty: not known
 

@@ -18,7 +18,7 @@ from emg_gpt2.model.build import load_model
 from emg_gpt2.results.figures import shortened, use_format
 from emg_gpt2.results.run import write_predictions, write_split
 from emg_gpt2.settings import Settings, settings_of_main
-from emg_gpt2.study.arms import ARMS, Arm, arms_of
+from emg_gpt2.study.arms import Arm, arms_named, arms_of
 from emg_gpt2.study.differences import SHUFFLED_TEST, read_figures, results_of_ablation, write_ablation
 from emg_gpt2.study.options import ABLATED, AblationSettings
 from emg_gpt2.study.runs import Run, carry_out, check_identity, finished, identity, is_finished, locked, train_and_test
@@ -32,6 +32,7 @@ from EMG_utils import draw_confusion_matrix, evaluate
 
 logger = logging.getLogger(__name__)
 
+MOST_STEPS = 4  # beyond the edge of RATES
 UNTRAINED = {"weights": "none", "trainable_parameters": 0, "epochs": 0, "best_epoch": 0, "seconds": 0.0}
 
 
@@ -64,7 +65,7 @@ def ablate(given: AblationSettings, console: Console) -> dict:
     with locked(given.OUT):
         check_identity(given.OUT, identity(settings, windows, ABLATED) | identity_of_rates(given))
         figures, facts = run_arms(given, settings, windows, console)
-        found, table = results_of_ablation(figures, ARMS, facts)
+        found, table = results_of_ablation(figures, arms_named(given.ARMS), facts)
         write_ablation(found, table, given.OUT)
     return found
 
@@ -75,15 +76,19 @@ def run_arms(
     """The figures of all finished runs, and what was done, in words and numbers. Raises EMGError where all failed."""
     split = split_windows(windows, settings)
     logger.info(split.description)
-    arms, missing, patch = arms_of(windows, settings, given.OUT)
+    arms, missing, patch = arms_of(windows, settings, given.ARMS, given.OUT)
     for name, reason in missing.items():
         logger.info(f"{name} is left out: {reason}")
     rates, failed = choose_rates(arms, make_task(windows, split, settings), settings, given)
     runs = plan([arm for arm in arms if arm.name in rates], rates, given, settings)
-    failed |= carry_out(runs, partial(finish, windows=windows, patch=patch, console=console), console)
+    failed |= carry_out(
+        runs, partial(finish, windows=windows, patch=patch, shuffle=given.SHUFFLE, console=console), console
+    )
     facts = facts_of_ablation(given, settings, windows, split)
     figures = read_figures(finished(runs, failed))
-    return figures, facts | {"missing": missing, "rates": rates, "failed": failed}
+    files = {arm.name: path for arm in arms if (path := chosen_rate(arm, given)).exists()}
+    edge = [name for name, path in files.items() if json.loads(path.read_text(encoding="utf-8"))["at_the_edge"]]
+    return figures, facts | {"missing": missing, "rates": rates, "at_the_edge": edge, "failed": failed}
 
 
 def identity_of_rates(given: AblationSettings) -> dict:
@@ -104,7 +109,7 @@ def facts_of_ablation(given: AblationSettings, settings: Settings, windows: Wind
         "chance": 1 / len(windows.classes),
         "seeds": given.SEEDS,
         "shares": given.SHARES,
-        "rates_tried": given.RATES,
+        "rates_tried": given.RATES,  # and beyond them, see rates/
     }
 
 
@@ -129,35 +134,61 @@ def choose_rate(arm: Arm, task: Task, settings: Settings, given: AblationSetting
     """The rate with the best balanced accuracy on the validation part; chosen.json keeps it. Raises EMGError."""
     if len(given.RATES) == 1:
         return given.RATES[0]
-    folder = given.OUT / "rates" / arm.name
-    path = folder / "chosen.json"
+    path = chosen_rate(arm, given)
     if not path.exists():
         logger.info(f"learning rate of {arm.name}")
-        chosen = try_rates(task, settings.model_copy(update=arm.changes), given.RATES, folder)
-        replace_file(path, lambda new: write_json(new, {"LR": chosen}))
+        tried = search_rates(task, settings.model_copy(update=arm.changes), given.RATES, path.parent)
+        edge = rate_beyond(tried) is not None
+        chosen = {"LR": max(tried, key=tried.get), "at_the_edge": edge, "tried": sorted(tried.items())}
+        replace_file(path, lambda new: write_json(new, chosen))
     return json.loads(path.read_text(encoding="utf-8"))["LR"]
 
 
-def try_rates(task: Task, settings: Settings, rates: list[float], folder: Path) -> float:
-    """The best rate, after NUM_EPOCHS_FOR_VALIDATION epochs with each. Raises EMGError where all fail."""
+def chosen_rate(arm: Arm, given: AblationSettings) -> Path:
+    """The file with the chosen rate and the balanced accuracy of every rate that was tried."""
+    return given.OUT / "rates" / arm.name / "chosen.json"
+
+
+def search_rates(task: Task, settings: Settings, rates: list[float], folder: Path) -> dict[float, float]:
+    """Rate → balanced accuracy on the validation part; beyond the edge as long as the best one lies there."""
+    tried = try_rates(task, settings, rates, folder)
+    for step in range(MOST_STEPS):
+        if not (further := rate_beyond(tried)):
+            break
+        tried |= try_rates(task, settings, [further], folder / f"beyond-{step + 1}")
+    return tried
+
+
+def rate_beyond(tried: dict[float, float]) -> float | None:
+    """A rate as far beyond the edge as its neighbour is before it, where the best of the rates is the edge."""
+    ordered, best = sorted(tried), max(tried, key=tried.get)
+    neighbour = {ordered[0]: ordered[1], ordered[-1]: ordered[-2]}.get(best)
+    further = float(f"{best * best / neighbour:.2g}") if neighbour else 1.0
+    return further if further < 1 else None
+
+
+def try_rates(task: Task, settings: Settings, rates: list[float], folder: Path) -> dict[float, float]:
+    """Rate → best balanced accuracy in NUM_EPOCHS_FOR_VALIDATION epochs. Raises EMGError where all fail."""
     make_folder(folder)
     grid = {"SWEEP_SPACE": "grid", "SWEEP_NUM_LAYERS": [settings.NUM_LAYERS], "SWEEP_LR": rates}
     with also_logged_to(folder / "log.txt"):
         write_split(task, folder)
-        return search(task, settings.model_copy(update=grid), folder).LR
+        search(task, settings.model_copy(update=grid), folder)
+    table = pd.read_csv(folder / "sweep.csv").dropna(subset="validation_balanced_accuracy")
+    return dict(zip(table["LR"], table["validation_balanced_accuracy"], strict=True))
 
 
 # ---- the runs ---------------------------------------------------------------------------------------------------
 
 
 def plan(arms: list[Arm], rates: dict, given: AblationSettings, settings: Settings) -> list[ArmRun]:
-    """Seed after seed, so that an unfinished ablation has something of every arm; the shuffled runs last."""
+    """Seed after seed, so that an unfinished ablation has something of every arm; runs on shuffled patches last."""
     runs = []
     for seed in given.SEEDS:
         chosen = [(arm, {"SEED": seed, "LR": rates[arm.name] or settings.LR}) for arm in arms]
         for share in reversed(given.SHARES):
             runs += [run_of(arm, settings, given.OUT, SAMPLING_RATIO=share, **changes) for arm, changes in chosen]
-        trained = [(arm, changes) for arm, changes in chosen if arm.is_trained]
+        trained = [(arm, changes) for arm, changes in chosen if arm.is_trained and given.SHUFFLE]
         runs += [run_of(arm, settings, given.OUT, shuffled=True, **changes) for arm, changes in trained]
     return runs
 
@@ -170,8 +201,11 @@ def run_of(arm: Arm, settings: Settings, out: Path, shuffled: bool = False, **ch
     return ArmRun(folder, settings.model_copy(update={"RUN_DIR": folder}), arm, share, seed, shuffled)
 
 
-def finish(run: ArmRun, windows: WindowSet, patch: int, console: Console) -> bool:
-    """Train and test, also on shuffled patches, unless that is done; returns whether anything was left to do."""
+def finish(run: ArmRun, windows: WindowSet, patch: int, shuffle: bool, console: Console) -> bool:
+    """Train and test, unless that is done, and with `shuffle` test on shuffled patches too.
+
+    Returns whether anything was left to do.
+    """
     split = split_windows(windows, run.settings)
     shuffled = shuffle_patches(windows, patch, run.seed)
     left = not is_finished(run, windows, split)
@@ -181,7 +215,7 @@ def finish(run: ArmRun, windows: WindowSet, patch: int, console: Console) -> boo
             train_and_test(run, task, console)
         else:
             evaluate_linear_arm(run, task)
-    if run.arm.is_trained and not run.shuffled and not (run.folder / SHUFFLED_TEST).exists():
+    if shuffle and run.arm.is_trained and not run.shuffled and not (run.folder / SHUFFLED_TEST).exists():
         evaluate_shuffled(run, shuffled, split)
         return True
     return left

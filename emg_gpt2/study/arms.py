@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import GPT2Config
 
+from emg_gpt2.base.command_line import closest
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import replace_folder
 from emg_gpt2.model.build import build_model
@@ -19,7 +20,9 @@ from emg_gpt2.training.adapt import train_last
 from emg_gpt2.training.new_model import new_config
 from emg_gpt2.windows.reading import WindowSet
 
-ALL = -999  # NUM_LAYERS: more blocks than any GPT-2 has
+ALL = -999  # NUM_LAYERS: more blocks than any model has
+WEIGHTS = {"pretrained": "require", "random": "never", "shuffled": "shuffled"}  # arms' names → PRETRAINED
+ADAPTED = {"frozen": "frozen", "norms": "norms trained", "lora": "LoRA", "full": "fully trained"}  # ADAPT → in words
 
 
 @dataclass(frozen=True)
@@ -35,36 +38,54 @@ class Arm:
         return self.name != "linear"
 
 
-# Without blocks, GPT-2's positions and last layer norm remain. One block, attention and MLP, is LLM2Trsf of Tan et al.
-# (NeurIPS 2024), who found it as good as whole language models on forecasting; `no-backbone` is their "w/o LLM".
+def _simpler(name: str, title: str, **changes) -> Arm:
+    return Arm(name, title, {"PRETRAINED": "never", "NUM_LAYERS": ALL, "ADAPT": "full"} | changes)
+
+
+# One block, attention and MLP, is LLM2Trsf of Tan et al. (NeurIPS 2024), who found it as good as whole language models
+# on forecasting; `no-backbone` is their "w/o LLM".
 ARMS = (
-    Arm("pretrained-frozen", "pretrained, frozen + norms", {"PRETRAINED": "require", "NUM_LAYERS": 0}),
-    Arm("pretrained-trained", "pretrained, fully trained", {"PRETRAINED": "require", "NUM_LAYERS": ALL}),
-    Arm("random-frozen", "random, frozen + norms", {"PRETRAINED": "never", "NUM_LAYERS": 0}),
-    Arm("random-trained", "random, fully trained", {"PRETRAINED": "never", "NUM_LAYERS": ALL}),
-    Arm("small", "small transformer", {"PRETRAINED": "never", "NUM_LAYERS": ALL}),
-    Arm("one-block", "one block", {"PRETRAINED": "never", "NUM_LAYERS": ALL, "BLOCKS": 1}),
-    Arm("no-backbone", "no backbone", {"PRETRAINED": "never", "NUM_LAYERS": ALL, "BLOCKS": 0}),
-    Arm("linear", "linear path alone", {"PRETRAINED": "never", "NUM_LAYERS": ALL, "BLOCKS": 0}),
+    *(
+        Arm(f"{weights}-{adapt}", f"{weights}, {words}", {"PRETRAINED": pretrained, "NUM_LAYERS": ALL, "ADAPT": adapt})
+        for weights, pretrained in WEIGHTS.items()
+        for adapt, words in ADAPTED.items()
+    ),
+    _simpler("small", "small transformer"),
+    _simpler("one-block", "one block", BLOCKS=1),
+    _simpler("no-backbone", "no backbone", BLOCKS=0),
+    _simpler("linear", "LDA on log covariances", BLOCKS=0, LINEAR_PATH=True),
 )
 
 
-def arms_of(windows: WindowSet, settings: Settings, out: Path) -> tuple[list[Arm], dict[str, str], int]:
-    """The arms that can be run, arm → why another cannot, and the length of a patch (samples).
+def arms_named(names: list[str]) -> list[Arm]:
+    """The arms of these names, all where there are none; raises EMGError for an unknown name."""
+    known = [arm.name for arm in ARMS]
+    for name in names:
+        if name not in known:
+            raise EMGError(f"ARMS: there is no arm {name}{closest(name, known)}; here are {', '.join(known)}")
+    return [arm for arm in ARMS if not names or arm.name in names]
 
-    The small transformer, whose config.json goes into out/small, has as many trained parameters as the frozen arms.
-    Raises EMGError.
+
+def arms_of(
+    windows: WindowSet, settings: Settings, names: list[str], out: Path
+) -> tuple[list[Arm], dict[str, str], int]:
+    """The arms of these names that can be run, arm → why another cannot, and the length of a patch (samples).
+
+    The small transformer, whose config.json goes into out/small, has as many trained parameters as the arms that train
+    norms alone. Raises EMGError.
     """
+    wanted = arms_named(names)
     model = build_model(new_config(windows, settings), settings.MODEL_NAME, "never", settings.BLOCKS)
     train_last(model, 0)
-    missing = {} if settings.LINEAR_PATH else {"linear": "LINEAR_PATH is off"}
+    missing = {}
     try:
         build_model(new_config(windows, settings), settings.MODEL_NAME, "require", settings.BLOCKS)
     except EMGError as error:
-        missing |= dict.fromkeys(("pretrained-frozen", "pretrained-trained"), f"weights not available here ({error})")
+        needing = [arm.name for arm in wanted if arm.changes["PRETRAINED"] in ("require", "shuffled")]
+        missing = dict.fromkeys(needing, f"weights not available here ({error})")
     small = write_small_backbone(model.config, model.num_parameters(only_trainable=True), out / "small")
     named = {"small": {"MODEL_NAME": str(small)}}
-    arms = [replace(arm, changes=arm.changes | named.get(arm.name, {})) for arm in ARMS if arm.name not in missing]
+    arms = [replace(arm, changes=arm.changes | named.get(arm.name, {})) for arm in wanted if arm.name not in missing]
     return arms, missing, model.config.patch
 
 

@@ -40,7 +40,9 @@ IN_ORDER, AT_TEST, ALWAYS = "in order", "shuffled at test", "shuffled in trainin
 SHUFFLED = (AT_TEST, ALWAYS)
 CONTROL = "no-backbone"  # takes a mean over tokens: it loses by cut patches, but hardly by their order
 FEWEST_SEEDS = 3  # of fewer, nothing is said on chance
-TWINS = {"pretrained-frozen": "random-frozen", "pretrained-trained": "random-trained"}
+TWINS = {  # the same shape, adapted in the same way, without what the language model learnt
+    f"pretrained-{adapt}": (f"random-{adapt}", f"shuffled-{adapt}") for adapt in ("frozen", "norms", "lora", "full")
+}
 SIMPLER = ("small", "one-block", "no-backbone", "linear")  # what a language model has to beat
 METRIC = "balanced_accuracy"
 
@@ -79,7 +81,8 @@ def paired_differences(figures: pd.DataFrame, share: float) -> list[dict]:
     present = list(dict.fromkeys(figures["arm"]))
     backbones = [arm for arm in present if arm not in SIMPLER]
     kept = {arm: pick(figures, arm, share) for arm in present}
-    pairs = [*TWINS.items(), *itertools.product(backbones, SIMPLER), ("no-backbone", "linear")]
+    twins = [(arm, twin) for arm, each in TWINS.items() for twin in each]
+    pairs = [*twins, *itertools.product(backbones, SIMPLER), ("no-backbone", "linear")]
     found = [(one, IN_ORDER, other, kept[one] - kept[other]) for one, other in pairs if {one, other} <= kept.keys()]
     gains = {order: {arm: pick(figures, arm, share, order) - kept[arm] for arm in present} for order in SHUFFLED}
     found += [(arm, order, arm, gain) for order, each in gains.items() for arm, gain in each.items()]
@@ -140,14 +143,13 @@ def results_of_arm(arm, figures: pd.DataFrame, facts: dict) -> dict:
         for (share, order), _ in rows.groupby(["share", "order"])
     ]
     seeds = pick(figures, arm.name, facts["shares"][-1])[METRIC].groupby("seed").mean()
-    first, rate = rows.iloc[0], facts["rates"][arm.name]
-    tried = facts["rates_tried"]
+    first = rows.iloc[0]
     return about | {
         "weights": first["weights"],
         "parameters": int(first["parameters"]),
         "trainable_parameters": int(first["trainable_parameters"]),
-        "lr": rate,
-        "lr_at_the_edge": len(tried) > 1 and rate in (tried[0], tried[-1]),
+        "lr": facts["rates"][arm.name],
+        "lr_at_the_edge": arm.name in facts["at_the_edge"],
         "results": results,
         "per_seed": {str(seed): value for seed, value in seeds.items()},
     }
@@ -177,10 +179,13 @@ def for_whom(found: dict) -> str:
 
 
 def on_missing_weights(found: dict) -> list[str]:
-    why_not = {arm["name"]: reason(arm) for arm in found["arms"] if "why_not" in arm}
-    if not why_not.keys() >= TWINS.keys():
+    pretrained = [arm for arm in found["arms"] if arm["name"] in TWINS]
+    if any("why_not" not in arm for arm in pretrained):
         return []
-    failed = "gave no result" if "failed" in why_not.values() else "were not available here"
+    reasons = {reason(arm) for arm in pretrained} or {"were not tried"}
+    failed = {"failed": "gave no result", "were not tried": "were not tried"}.get(
+        min(reasons), "were not available here"
+    )
     return [f"Pretrained weights {failed}: these numbers say nothing on them."]
 
 
@@ -195,13 +200,13 @@ def on_weights(found: dict) -> str:
     rows = {arm: rivals for arm in TWINS if (rivals := rivals_of(arm, found))}
     verdicts = [{row["verdict"] for row in rivals} for rivals in rows.values()]
     needed = set(SIMPLER) - found["missing"].keys()
-    whole = all({TWINS[arm], *needed} <= {row["from"] for row in rivals} for arm, rivals in rows.items())
-    answer = "Whether the language model helps cannot be told"
+    whole = all({*TWINS[arm], *needed} <= {row["from"] for row in rivals} for arm, rivals in rows.items())
+    answer = "whether the language model helps cannot be told"
     if any(one == {"ahead"} for one in verdicts) and whole:
-        answer = "The language model helps"
+        answer = "the language model helps"
     elif all("behind" in one for one in verdicts):
-        answer = "The language model does not help"
-    return f"{answer}: {'; '.join(clause(arm, rivals, found) for arm, rivals in rows.items())}."
+        answer = "the language model does not help"
+    return " ".join([f"{answer}.", *(sentence(arm, rivals, found) for arm, rivals in rows.items())])
 
 
 def rivals_of(arm: str, found: dict) -> list[dict]:
@@ -210,18 +215,19 @@ def rivals_of(arm: str, found: dict) -> list[dict]:
 
 def on_random_backbones(found: dict) -> list[str]:
     """Blocks with random weights beside simpler arms, and no backbone beside the linear path."""
-    names = ("random-frozen", "random-trained", "no-backbone")
-    return [f"{clause(arm, rows, found).capitalize()}." for arm in names if (rows := rivals_of(arm, found))]
+    names = ("random-full", "no-backbone")
+    return [sentence(arm, rows, found) for arm in names if (rows := rivals_of(arm, found))]
 
 
-def clause(arm: str, rows: list[dict], found: dict) -> str:
-    """`random, fully trained is ahead of no backbone (+0.012 ± 0.004) and behind one block (−0.010 ± 0.002)`"""
+def sentence(arm: str, rows: list[dict], found: dict) -> str:
+    """`Random, fully trained is ahead of no backbone (+0.012 ± 0.004) and behind one block (−0.010 ± 0.002).`"""
     titles = {one["name"]: one["title"] for one in found["arms"]}
     groups = {}
     for row in rows:
         groups.setdefault(row["verdict"], []).append(f"{titles[row['from']]} ({amount(row)})")
     parts = [f"{verb} {join(groups[key])}" for key, verb in VERBS.items() if key in groups]
-    return f"{titles[arm]} is {', '.join(parts)}"
+    title = titles[arm]
+    return f"{title[0].upper()}{title[1:]} is {', '.join(parts)}."
 
 
 def on_order(found: dict) -> list[str]:

@@ -12,7 +12,7 @@ from emg_gpt2.settings import PLACES, Role, Settings
 from emg_gpt2.study.protocols import PROTOCOLS
 
 EVALUATED = PLACES | {"FOLD", "SEED"}  # set for every run of an evaluation
-ABLATED = PLACES | {"PRETRAINED", "NUM_LAYERS", "LR", "SAMPLING_RATIO", "SEED"}  # and for every run of an ablation
+ABLATED = PLACES | {"PRETRAINED", "NUM_LAYERS", "ADAPT", "LR", "SAMPLING_RATIO", "SEED"}  # and of an ablation
 ABLATED |= Settings.with_role(Role.SEARCH) - {"NUM_EPOCHS_FOR_VALIDATION"}
 
 
@@ -44,17 +44,24 @@ class EvaluationSettings(SeveralSeeds):
 
 
 class AblationSettings(SeveralSeeds):
-    """Does the language model help? Pretrained and random weights, frozen and trained, beside a small transformer, one
-    block, no backbone and the linear path alone. The same command goes on after an interruption."""
+    """Does the language model help? Pretrained, random and shuffled weights, adapted in four ways, beside a small
+    transformer, one block, no backbone and LDA. The same command goes on after an interruption."""
 
     OUT: Path = Path("runs/ablate")
     """Folder of the results."""
+
+    ARMS: list[str] = []
+    """Names of the arms to run, such as pretrained-full,random-full,linear; none: all 16."""
+
+    SHUFFLE: bool = False
+    """Also try every arm on windows whose patches are shuffled: what it loses there it knew from their order."""
 
     SHARES: list[float] = [0.1, 0.3, 1]
     """Shares of the training windows to learn from, each 0 < x ≤ 1."""
 
     RATES: list[float] = [3e-4, 1e-3, 3e-3, 1e-2]
-    """Learning rates to choose from, per arm, after NUM_EPOCHS_FOR_VALIDATION epochs each; each 0 < x ≤ 1."""
+    """Learning rates to choose from, per arm, after NUM_EPOCHS_FOR_VALIDATION epochs each; each 0 < x ≤ 1. Where the
+    best is the lowest or highest, others beyond it are tried."""
 
     @field_validator("SHARES", "RATES")
     @classmethod
