@@ -27,7 +27,7 @@ from emg_gpt2.base.errors import EMGError
 from emg_gpt2.model.build import build_model
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.settings import AnySettings, Settings
-from emg_gpt2.training.adapt import UpperModel, frozen_blocks, train_last
+from emg_gpt2.training.adapt import UpperModel, choose_trained, frozen_blocks
 from emg_gpt2.training.device import choose_precision
 from emg_gpt2.training.new_model import new_config
 from emg_gpt2.training.task import Task
@@ -149,12 +149,12 @@ def facts_of(task: Task, settings: Settings) -> dict:
     """What a row of this project's model trains; FLOPs are counted from the model's shapes."""
     with SHAPES_ONLY:
         model = model_of_shapes(task.windows, settings).train()
-        train_last(model, -settings.NUM_LAYERS, settings.FREEZE)
+        choose_trained(model, settings)
     config = model.config
     tokens = sum(tokeniser.count(config) for tokeniser in model.tokenisers.values())
     emg = torch.zeros(1, *task.windows.emg.shape[1:])  # (1, T, C)
     hidden, linear = torch.zeros(1, tokens, config.width), torch.zeros(1, task.classes)
-    upper = UpperModel(model, frozen_blocks(model, -settings.NUM_LAYERS))
+    upper = UpperModel(model, frozen_blocks(model, settings))
     return {
         "batch_size": settings.BATCH_SIZE,
         "blocks": config.shape.blocks,

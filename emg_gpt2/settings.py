@@ -17,7 +17,7 @@ from emg_gpt2.base.command_line import SettingsParser, flag, program
 from emg_gpt2.base.errors import EMGError, exit_status
 from emg_gpt2.base.interrupts import importing
 from emg_gpt2.base.registry import HeadName, TokeniserName
-from emg_gpt2.base.setting_sources import env_file, settings_file, variables
+from emg_gpt2.base.setting_sources import env_file, pairs, settings_file, variables
 
 ABOUT = """Every setting in these groups is also a constant of ENV.py and an environment variable: --num-epochs,
 NUM_EPOCHS, EMG_NUM_EPOCHS. A flag goes before the variable, that before the file of --settings, and that before
@@ -144,7 +144,10 @@ class Settings(BaseModel):
     """Number of the backbone's blocks to keep, from the first; 0: no backbone (more than it has: all); x ≥ 0."""
 
     NUM_LAYERS: Annotated[int, Role.MODEL] = Field(-9, le=0)
-    """−n trains the last n blocks, the others stay frozen but for their layer norms; 0 trains none; x ≤ 0."""
+    """−n adapts the last n blocks as ADAPT says; of those below the norms alone train; 0 adapts none; x ≤ 0."""
+
+    ADAPT: Annotated[Literal["full", "norms", "lora", "frozen"], Role.MODEL] = "full"
+    """What trains of them: all, their norms, or low-rank updates (LoRA) and norms; `frozen`: nothing of any block."""
 
     FREEZE: Annotated[bool, Role.MODEL] = False
     """Freeze all below the trained blocks, tokenisers too: computed once, without NOISE, so epochs take seconds."""
@@ -259,7 +262,7 @@ class Settings(BaseModel):
         if not isinstance(value, str) or kind not in (list, tuple, dict):
             return value
         parts = [part.strip() for part in value.split(",") if part.strip()]
-        return _pairs(parts) if kind is dict else parts
+        return pairs(parts) if kind is dict else parts
 
     @field_validator("CLASS_NAMES")
     @classmethod
@@ -323,13 +326,6 @@ def role_of(model: type[Settings], name: str) -> Role | None:
 
 
 PLACES = Settings.with_role(Role.PLACE) - {"DATA_LOCATION", "DOWNLOAD_URL"}  # every run has its own
-
-
-def _pairs(parts: list[str]) -> dict[str, str]:
-    pairs = [part.partition("=") for part in parts]
-    if not all(equals for _, equals, _ in pairs):
-        raise ValueError("should be written 0=idle,1=fist")
-    return {label.strip(): name.strip() for label, _, name in pairs}
 
 
 def read_settings(

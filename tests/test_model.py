@@ -14,7 +14,8 @@ from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.layers import Dropout
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.model.normalise import POWER_FLOOR, SPREAD_FLOOR, Reference, log_covariance, measure_reference
-from emg_gpt2.training.adapt import train_last
+from emg_gpt2.settings import Settings
+from emg_gpt2.training.adapt import choose_trained
 
 CHANNELS, WINDOW, PATCH, RATE = ["a", "b", "c"], 250, 25, 1000.0
 MATRICES = {f"{layer}.{kind}" for layer in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj") for kind in
@@ -390,10 +391,10 @@ def trained(made: EMGForSequenceClassification) -> set[str]:
 def test_the_last_blocks_train_and_below_them_the_norms_alone(blocks, frozen):
     made = model(backbone={"n_embd": 32, "n_head": 2, "n_layer": 3})
     every = set(dict(made.named_parameters()))
-    train_last(made, blocks)
+    choose_trained(made, Settings(NUM_LAYERS=-blocks))
     fixed = {f"backbone.h.{block}.{name}" for block in frozen for name in MATRICES}
     assert every - trained(made) == fixed | {"linear.weight", "linear.bias"}
-    train_last(made, 3)
+    choose_trained(made, Settings(NUM_LAYERS=-3))
     assert every - trained(made) == {"linear.weight", "linear.bias"}
 
 

@@ -44,6 +44,14 @@ def settings_file(path: Path, known: list[str], own: set[str]) -> dict[str, Any]
     return {name: value for name, value in found.items() if not (is_json and name in own)}
 
 
+def pairs(parts: list[str]) -> dict[str, str]:
+    """0=idle and 1=fist as a dict; raises ValueError for a part without =."""
+    found = [part.partition("=") for part in parts]
+    if not all(equals for _, equals, _ in found):
+        raise ValueError("should be written 0=idle,1=fist")
+    return {label.strip(): name.strip() for label, _, name in found}
+
+
 def _known(found: dict[str, Any], known: list[str], path: Path | str) -> dict[str, Any]:
     for name in found:
         if name not in known:

@@ -12,7 +12,7 @@ from emg_gpt2.results.report import write_report
 from emg_gpt2.results.run import add_to_validation, write_predictions
 from emg_gpt2.results.verdicts import log_verdicts
 from emg_gpt2.settings import Settings
-from emg_gpt2.training.adapt import train_last
+from emg_gpt2.training.adapt import count_parameters
 from emg_gpt2.training.device import is_main_process
 from emg_gpt2.training.history import Histories, best_epoch
 from emg_gpt2.training.task import Task
@@ -81,9 +81,8 @@ def facts_of_history(history: list[dict]) -> dict:
 
 def facts_of_model(model: EMGForSequenceClassification, settings: Settings) -> dict:
     """Weights before training and numbers of parameters, for metrics.json."""
-    train_last(model, -settings.NUM_LAYERS, settings.FREEZE)
-    trained = model.num_parameters(only_trainable=True)
-    return {"weights": model.config.weights, "parameters": model.num_parameters(), "trainable_parameters": trained}
+    parameters, trained = count_parameters(model.config, settings)
+    return {"weights": model.config.weights, "parameters": parameters, "trainable_parameters": trained}
 
 
 def test_line(metrics: dict) -> str:

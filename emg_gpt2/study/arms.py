@@ -16,7 +16,7 @@ from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.model.shapes import GPT2Shape
 from emg_gpt2.settings import Settings
-from emg_gpt2.training.adapt import train_last
+from emg_gpt2.training.adapt import choose_trained
 from emg_gpt2.training.new_model import new_config
 from emg_gpt2.windows.reading import WindowSet
 
@@ -76,7 +76,7 @@ def arms_of(
     """
     wanted = arms_named(names)
     model = build_model(new_config(windows, settings), settings.MODEL_NAME, "never", settings.BLOCKS)
-    train_last(model, 0)
+    choose_trained(model, Settings(ADAPT="norms"))
     missing = {}
     try:
         build_model(new_config(windows, settings), settings.MODEL_NAME, "require", settings.BLOCKS)

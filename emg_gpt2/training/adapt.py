@@ -10,30 +10,49 @@ from torch import nn
 from EMG_DATA_LOADER import EVALUATION_BATCH, cut_rows
 from emg_gpt2.model import backbone
 from emg_gpt2.model.augment import Augmentation, Draws
+from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.model.normalise import Reference
 from emg_gpt2.settings import Settings
+from emg_gpt2.training.lora import add_updates
 from emg_gpt2.training.task import Task
 from emg_gpt2.windows.feed import Feed
 from emg_gpt2.windows.reading import empty_array
 
 
-def train_last(model: EMGForSequenceClassification, blocks: int, freeze: bool = False) -> None:
-    """Train the last `blocks` blocks; below them only layer norms, positions, tokenisers and head train.
+def choose_trained(model: EMGForSequenceClassification, settings: Settings) -> None:
+    """Let train what ADAPT, NUM_LAYERS and FREEZE say; `lora` adds low-rank updates to the model.
 
-    The recipe of GPT4TS (Zhou et al., NeurIPS 2023); with `freeze` nothing trains below them. The linear path never
-    trains: it is fitted in closed form.
+    Norms, positions, tokenisers and head train beside fixed matrices (GPT4TS; Zhou et al., NeurIPS 2023), unless FREEZE
+    or `frozen` fixes them. The linear path never trains: it is fitted in closed form.
     """
+    inside, below = model.backbone, frozen_blocks(model, settings)
     model.requires_grad_(True)
-    backbone.freeze_lower(model.backbone, frozen_blocks(model, blocks), whole=freeze)
-    model.tokenisers.requires_grad_(not freeze)
+    model.tokenisers.requires_grad_(not settings.FREEZE)
     if model.linear is not None:
         model.linear.requires_grad_(False)
+    backbone.freeze_lower(inside, below if settings.ADAPT == "full" else len(backbone.blocks_of(inside)), whole=False)
+    if settings.FREEZE:
+        backbone.freeze_lower(inside, below, whole=True)
+    if settings.ADAPT == "frozen":
+        inside.requires_grad_(False)
+    if settings.ADAPT == "lora":
+        add_updates(inside, below)
 
 
-def frozen_blocks(model: EMGForSequenceClassification, trained: int) -> int:
-    """How many blocks lie below the last `trained` ones."""
-    return max(0, len(backbone.blocks_of(model.backbone)) - trained)
+def frozen_blocks(model: EMGForSequenceClassification, settings: Settings) -> int:
+    """How many blocks lie below the last -NUM_LAYERS, which are adapted; all, where nothing of them trains."""
+    blocks = len(backbone.blocks_of(model.backbone))
+    return blocks if settings.ADAPT == "frozen" else max(0, blocks + settings.NUM_LAYERS)
+
+
+def count_parameters(config: EMGConfig, settings: Settings) -> tuple[int, int]:
+    """Parameters of a model as it is saved, and how many train: with `lora` those of the updates, which it lacks."""
+    with torch.device("meta"):  # shapes without memory
+        model = EMGForSequenceClassification(config)
+        parameters = model.num_parameters()
+        choose_trained(model, settings)
+    return parameters, model.num_parameters(only_trainable=True)
 
 
 class AugmentedModel(nn.Module):
@@ -87,7 +106,7 @@ def run_lower_once(
 ) -> LowerOutput:
     """`run_lower` of every window of the training and validation part, (n, …); in a mapped file beyond MEMORY_GB."""
     model.to(feed.device).eval()
-    frozen = frozen_blocks(model, -settings.NUM_LAYERS)
+    frozen = frozen_blocks(model, settings)
     rows, found = np.concatenate([task.split.train, task.split.validation]), None
     with accelerator.autocast():
         for batch in feed(cut_rows(rows, EVALUATION_BATCH)):

@@ -1,5 +1,6 @@
 """A run's checkpoint: best_model/, and last/ with history.json, epoch.json and, until the end, state.safetensors.
 
+best_model/ holds a plain model; after LoRA the updates are merged into it, and adapter/ inside has them by themselves.
 One process writes for all: their weights and moments are the same. Random generators and the schedule need no state,
 because they follow from seed, epoch and step. The files are not trusted: no pickle is read, only numbers, and they must
 fit the training.
@@ -24,6 +25,7 @@ from emg_gpt2.model.files import disk_errors, save_weights
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.training.device import is_main_process
 from emg_gpt2.training.history import EpochSums, HistoryRow, ValidatedRow
+from emg_gpt2.training.lora import adapter_weights, has_updates, merged_weights, save_adapter
 
 STATE = "state.safetensors"  # weights and the optimiser's moments
 HISTORY, SUMS = "history.json", "epoch.json"
@@ -39,11 +41,14 @@ class Checkpoints:
 
     def __init__(self, run: Path | None, model: EMGForSequenceClassification, optimizer: torch.optim.Optimizer):
         self.run, self.model, self.optimizer = run, model, optimizer
-        self.best, self.seconds, self.count, self.began = None, 0.0, 0, time.perf_counter()
+        self.best, self.adapter = None, {}  # weights to write
+        self.seconds, self.count, self.began = 0.0, 0, time.perf_counter()
 
     def remember_best(self) -> None:
         """Copy the weights, the best so far; `write_best` writes the copy."""
-        self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+        self.best = copies(merged_weights(self.model))
+        if has_updates(self.model.backbone):
+            self.adapter = copies(adapter_weights(self.model.backbone))
 
     def due(self) -> bool:
         """Whether there is time for another checkpoint, as slow as those so far."""
@@ -69,15 +74,24 @@ class Checkpoints:
     def write_best(self) -> None:
         """Write best_model/ where there is a better one."""
         if self.best is not None and is_main_process():
-            best = {"state_dict": self.best}
-            replace_folder(self.run / "best_model", lambda folder: save_weights(self.model, folder, **best))
-        self.best = None
+            replace_folder(self.run / "best_model", self._write_best)
+        self.best, self.adapter = None, {}
+
+    def _write_best(self, folder: Path) -> None:
+        save_weights(self.model, folder, state_dict=self.best)
+        if self.adapter:
+            save_adapter(self.model.backbone, self.adapter, folder / "adapter")
 
     def _write_last(self, folder: Path, history: list[dict], sums: EpochSums, ended: bool) -> None:
         if not ended:
             save_state(self.model, self.optimizer, folder)
         (folder / HISTORY).write_text(json.dumps(history))
         (folder / SUMS).write_text(json.dumps(asdict(sums)))
+
+
+def copies(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors as they are now, in the memory of the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------

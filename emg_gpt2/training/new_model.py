@@ -16,7 +16,7 @@ from emg_gpt2.model.config import MOST_DAYS, EMGConfig, day_mark
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.model.normalise import measure_reference, normalise
 from emg_gpt2.settings import Settings
-from emg_gpt2.training.adapt import train_last
+from emg_gpt2.training.adapt import choose_trained, count_parameters
 from emg_gpt2.training.task import Task
 from emg_gpt2.windows.reading import WindowSet
 
@@ -47,7 +47,7 @@ def new_model(task: Task, settings: Settings) -> EMGForSequenceClassification:
         fit_linear_path(model, task, settings.SEED)
     if settings.FREEZE:
         measure_norms(model, task, settings.SEED)
-    train_last(model, -settings.NUM_LAYERS, settings.FREEZE)
+    choose_trained(model, settings)
     return model
 
 
@@ -153,7 +153,7 @@ def measure_norms(model: EMGForSequenceClassification, task: Task, seed: int) ->
 
 
 def log_model(model: EMGForSequenceClassification, settings: Settings) -> None:
-    """Log what the backbone starts from, and the numbers of parameters."""
-    parameters, trained = model.num_parameters(), model.num_parameters(only_trainable=True)
-    weights = f"{settings.MODEL_NAME}, {model.config.weights} weights"
-    logger.info(f"{weights}: {parameters:,} parameters, {trained:,} trained")
+    """Log what the backbone starts from, how it is adapted, and the numbers of parameters."""
+    parameters, trained = count_parameters(model.config, settings)
+    kind = f"{settings.MODEL_NAME}, {model.config.weights} weights, {settings.ADAPT}"
+    logger.info(f"{kind}: {parameters:,} parameters, {trained:,} trained")

@@ -114,7 +114,8 @@ def space(settings: Settings) -> dict[str, BaseDistribution]:
         own, tokens = choice(settings, "TOKENS"), WIDE.get("TOKENS")
         added = tokens and own not in tokens.choices
         return WIDE | ({"TOKENS": CategoricalDistribution([*tokens.choices, own])} if added else {})
-    values = {"NUM_LAYERS": settings.SWEEP_NUM_LAYERS, "LR": settings.SWEEP_LR}
+    matters = settings.FREEZE or settings.ADAPT in ("full", "lora")  # NUM_LAYERS, without which a trial is repeated
+    values = {"NUM_LAYERS": settings.SWEEP_NUM_LAYERS if matters else [settings.NUM_LAYERS], "LR": settings.SWEEP_LR}
     return {name: CategoricalDistribution(list(dict.fromkeys(choices))) for name, choices in values.items()}
 
 

@@ -113,7 +113,7 @@ class Trainer:
         module = AugmentedModel(self.model, self.augmentation)
         if settings.FREEZE:
             self.feed, self.linear_logits = self._feed_of_lower()
-            module = UpperModel(self.model, frozen_blocks(self.model, -settings.NUM_LAYERS))
+            module = UpperModel(self.model, frozen_blocks(self.model, settings))
         # The schedule is not prepared: it would step once per process.
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
 
