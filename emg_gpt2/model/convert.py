@@ -26,7 +26,7 @@ from emg_gpt2.base.files import check_is_file, remove_lock, replace_folder
 from emg_gpt2.base.log import track
 from emg_gpt2.base.text import in_short
 from emg_gpt2.model.files import disk_errors
-from emg_gpt2.model.shapes import shape_of_language_model
+from emg_gpt2.model.shapes import LlamaShape, shape_of_language_model
 
 if TYPE_CHECKING:
     from emg_gpt2.model.gguf_file import Header, Tensor
@@ -193,11 +193,17 @@ def _read_config(fields: dict) -> PreTrainedConfig:
         shape = shape_of_language_model({"model_type": kind} | given)
     except ValueError as error:
         raise EMGError(f"its header is not that of a {kind} model ({in_short(error)}); {CANNOT}") from None
-    width = getattr(shape, "head_dim", None) or shape.width // shape.heads
-    scaled = any(key.startswith(f"{kind}.rope.scal") and fields[key] != "none" for key in fields)
-    if scaled or fields.get(f"{kind}.rope.dimension_count", width) != width:
-        raise EMGError(f"its rotary positions are scaled, or turn a part of a head; {CANNOT}")
-    return AutoConfig.for_model(**shape.content(), **NO_TEXT, dtype="float32")
+    content = shape.content()
+    if isinstance(shape, LlamaShape):
+        width = content.setdefault("head_dim", shape.width // shape.heads)
+        content.setdefault("num_key_value_heads", shape.heads)
+        scaled = any(key.startswith(f"{kind}.rope.scal") and fields[key] != "none" for key in fields)
+        if scaled or width % 2 or fields.get(f"{kind}.rope.dimension_count", width) != width:
+            raise EMGError(f"its rotary positions are scaled, or do not turn whole heads; {CANNOT}")
+    try:
+        return AutoConfig.for_model(**content, **NO_TEXT, dtype="float32")
+    except Exception as error:  # transformers has its own kinds, which are no ValueError
+        raise EMGError(f"its sizes do not fit together ({' '.join(str(error).split())[:200]}); {CANNOT}") from None
 
 
 def _match(header: "Header", config: PreTrainedConfig, gguf_names) -> dict[str, "Tensor"]:
