@@ -8,9 +8,10 @@ written, 3 written but some recordings were skipped, 130 interrupted.
 
 if __name__ == "__main__":  # before the imports, which take seconds
     from emg_gpt2.base.interrupts import start_script
-    from emg_gpt2.settings import PreprocessingSettings, check_command_line
 
     start_script()
+    from emg_gpt2.settings import PreprocessingSettings, check_command_line
+
     check_command_line("Preprocessing.py", PreprocessingSettings)
 
 import os

@@ -11,9 +11,10 @@ Exit status: 0 done, 1 something that the user can put right (one sentence says 
 
 if __name__ == "__main__":  # before the imports, which take seconds
     from emg_gpt2.base.interrupts import start_script
-    from emg_gpt2.settings import check_command_line
 
     start_script()
+    from emg_gpt2.settings import check_command_line
+
     check_command_line("main.py")
 
 import sys

@@ -19,7 +19,7 @@ LLAMA |= {"num_key_value_heads": 2, "max_position_embeddings": 128, "rope_parame
 LLAMA["rope_parameters"]["rope_type"] = "default"
 MODELS = {
     "llama": LLAMA,
-    "qwen2": LLAMA,
+    "qwen2": LLAMA | {"num_key_value_heads": 4},
     "qwen3": LLAMA | {"head_dim": 128},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_inner": 64, "n_positions": 1024},
 }
@@ -60,7 +60,8 @@ def write_gguf(model: PreTrainedModel, path: Path, types: dict[str, Kind] | None
     else:
         writer.add_feed_forward_length(config.intermediate_size)
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-        writer.add_head_count_kv(config.num_key_value_heads)
+        if config.num_key_value_heads != config.num_attention_heads:
+            writer.add_head_count_kv(config.num_key_value_heads)
         writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
         if "head_dim" in MODELS[kind]:
             writer.add_key_length(config.head_dim)

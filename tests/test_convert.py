@@ -111,6 +111,8 @@ REFUSALS = {  # cases of the programme `hostile`, and words of the sentence
     "10⁹ blocks": "num_hidden_layers: input should be less than or equal to 200",
     "one block less": "it has blk.1.attn_k.weight, which transformers' llama models lack",
     "fewer heads": "its blk.0.attn_k.weight is (16, 32), and its other sizes make it (8, 32)",
+    "heads that share no width": "hidden_size = 32 is not a multiple of num_attention_heads = 6",
+    "heads of width 1": "its rotary positions are scaled, or do not turn whole heads",
     "positions that turn at no rate": "rope_theta: input should be a finite number",
     "positions that are stretched": "its rotary positions are scaled",
     "an unknown architecture": "a model of the kind bloom; only llama, qwen2, qwen3, gpt2 can be converted",

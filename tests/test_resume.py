@@ -424,8 +424,11 @@ def test_a_killed_worker_is_one_sentence_and_the_next_run_goes_on(raw_folder, wi
     output = tmp_path / "windows.parquet"
     process = start(raw_folder, output, "--workers", "2")
     wait_for_parts(output, 2)
-    children = psutil.Process(process.pid).children()
-    next(child for child in children if "LokyProcess-1" in child.cmdline()).kill()
+    workers = []
+    while not workers:
+        children = psutil.Process(process.pid).children()
+        workers = [child for child in children if any("LokyProcess" in word for word in child.cmdline())]
+    workers[0].kill()
     said, complained = process.communicate(timeout=60)
     assert (process.returncode, said) == (1, "")
     assert complained.splitlines()[-1].startswith("Preprocessing.py: a worker was killed")

@@ -353,13 +353,13 @@ def test_a_run_that_is_asked_to_stop_writes_a_checkpoint_first(number, long_flag
     process = start(*long_flags, *flags(RUN_DIR=folder))
     wait_for_a_checkpoint(folder, process)
     time.sleep(0.1)
+    asked = time.time()
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert f"interrupted; go on with --resume {folder}" in one_sentence(errors)
     saved = folder / "refit" / "last" if (folder / "refit" / "last").exists() else folder / "last"
-    when = time.time() - (saved / "epoch.json").stat().st_mtime
-    assert when < 5
+    assert (saved / "epoch.json").stat().st_mtime > asked
     done = run("main.py", *flags(RESUME=folder))
     assert done.returncode == 0, done.stderr
     compare_runs(folder, left_alone)

