@@ -149,6 +149,7 @@ def facts_of(task: Task, settings: Settings) -> dict:
     """What a row of this project's model trains; FLOPs are counted from the model's shapes."""
     with SHAPES_ONLY:
         model = model_of_shapes(task.windows, settings).train()
+    parameters = model.num_parameters()
     choose_trained(model, settings)  # LoRA's few numbers are real: peft cannot make others
     config = model.config
     tokens = sum(tokeniser.count(config) for tokeniser in model.tokenisers.values())
@@ -157,6 +158,7 @@ def facts_of(task: Task, settings: Settings) -> dict:
     upper = UpperModel(model, frozen_blocks(model, settings))
     return {
         "batch_size": settings.BATCH_SIZE,
+        "parameters": parameters,
         "blocks": config.shape.blocks,
         "trained_blocks": config.shape.blocks - frozen_blocks(model, settings),
         "tokens_per_window": tokens,

@@ -31,8 +31,9 @@ class Prediction:
         windows = load_windows(settings)
         rows = np.resize(split_windows(windows, settings).test, max(settings.BATCH_SIZES))
         emg = read_emg(windows, rows)  # (n, T, C) in counts
-        config = new_config(windows, settings)
+        config, began = new_config(windows, settings), now()
         model = build_model(config, settings.MODEL_NAME, settings.PRETRAINED, settings.BLOCKS)
+        self.start_s = now() - began
         model.set_reference(measure_reference(emg))
         self.model, self.precision, self.emg = model.to(PartialState().device).eval(), settings.PRECISION, emg.numpy()
         self.note = windows.metadata["note"]
@@ -51,16 +52,17 @@ class Prediction:
     def described(self) -> dict:
         config = self.model.config
         facts = {"blocks": config.shape.blocks, "weights": config.weights, "data_note": self.note}
+        facts |= {"parameters": self.model.num_parameters(), "start_s": self.start_s}
         return facts | {"peak_mb": peak_mb()}
 
 
 def measure(settings: PredictSettings, console: Console) -> dict:
-    """Every number of blocks, precision and batch size, and the original's way."""
+    """Every backbone, precision and batch size, and the original's way."""
     settings, described = prepare(settings, console)
-    rows, ways = [], list(product(settings.BLOCKS_TO_TRY, dict.fromkeys([settings.PRECISION, "fp32"])))
-    for blocks, precision in track(ways, "models"):
-        changes = {"BLOCKS": blocks, "PRECISION": precision}
-        rows += predict_batches(settings.model_copy(update=changes), console)
+    backbones = [{"BLOCKS": blocks} for blocks in settings.BLOCKS_TO_TRY] + list(settings.beside.values())
+    rows, ways = [], list(product(backbones, dict.fromkeys([settings.PRECISION, "fp32"])))
+    for changes, precision in track(ways, "models"):
+        rows += predict_batches(settings.model_copy(update=changes | {"PRECISION": precision}), console)
     text = predict_text(settings.model_copy(update={"BLOCKS": settings.BLOCKS_TO_TRY[0]}), console)
     text["ratio"] = text["median_ms"] / rows[0]["median_ms"]
     print_table(rows, text, console)
@@ -69,13 +71,15 @@ def measure(settings: PredictSettings, console: Console) -> dict:
 
 def predict_batches(settings: PredictSettings, console: Console) -> list[dict]:
     """A row per batch size, from small to large, so that the peak of memory is that of the batch size."""
-    name, rows = f"{settings.BLOCKS} blocks, {settings.PRECISION}", []
+    name, rows = f"{settings.MODEL_NAME}, {settings.BLOCKS} blocks, {settings.PRECISION}", []
     with Process(name, Prediction, settings) as process:
         for size in sorted({1, *settings.BATCH_SIZES}):
             count = max(FEWEST_BATCHES, settings.PREDICTIONS // size)
             console.print(f"{name}, batch size {size}: {count} predictions", markup=False)
             timed = figures_of(process.ask("seconds", size, count), size)
-            rows.append({"precision": settings.PRECISION, **timed, **process.ask("described")})
+            rows.append(
+                {"model": settings.MODEL_NAME, "precision": settings.PRECISION, **timed, **process.ask("described")}
+            )
     return rows
 
 
@@ -101,18 +105,21 @@ def figures_of(seconds: list[float], batch_size: int) -> dict:
 
 
 def print_table(rows: list[dict], text: dict, console: Console) -> None:
-    table = Table("", "blocks", "batch size", "median, ms", "p99, ms", "windows/s", "MB", box=None)
+    headings = ("blocks", "parameters", "start, s", "batch size", "median, ms", "p99, ms", "windows/s", "MB")
+    table = Table("", *headings, box=None)
     for column in table.columns[1:]:
         column.justify = "right"
     for row in [*rows, text]:
-        name = f"numbers as text, {row['precision']}" if row is text else f"this project, {row['precision']}"
+        name = f"numbers as text, {row['precision']}" if row is text else f"{row['model']}, {row['precision']}"
         p99 = "–" if row["p99_ms"] is None else f"{row['p99_ms']:.2f}"
         peak = "–" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
         times = [f"{row['median_ms']:.2f}", p99, f"{row['windows_per_s']:.4g}", peak]
-        table.add_row(name, str(row["blocks"]), str(row["batch_size"]), *times)
+        about = ["–", "–"] if row is text else [f"{row['parameters']:,}", f"{row['start_s']:.2f}"]
+        table.add_row(name, str(row["blocks"]), *about, str(row["batch_size"]), *times)
     print_wide(table, console)
     console.print(
-        f"from samples to probabilities; {rows[0]['weights']} weights; as text (by {text['tokenizer']}) one window "
+        f"start: making the model, with its weights read; times: from samples to probabilities; {rows[0]['weights']} "
+        f"weights; as text (by {text['tokenizer']}) one window "
         f"takes {text['ratio']:.3g} × as long as in the first row",
         *filter(None, [rows[0]["data_note"]]),
         sep="\n",

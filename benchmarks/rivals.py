@@ -198,6 +198,7 @@ def text_facts(config: GPT2Config, tokens: int) -> dict:
     embedded = torch.zeros(1, tokens, config.n_embd)  # looking up the tokens costs none
     flops = training_flops(lambda: model(inputs_embeds=embedded).logits)
     blocks = {"blocks": config.n_layer, "trained_blocks": config.n_layer}
+    blocks |= {"parameters": model.num_parameters()}
     return {"batch_size": TEXT_BATCH, **blocks, "tokens_per_window": tokens, "flops_per_window": flops}
 
 

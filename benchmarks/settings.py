@@ -34,6 +34,24 @@ class SpeedSettings(Settings):
     PRETRAINED: Literal["auto", "require", "never"] = "never"
     """Language-model weights, as in ENV.py: random ones are as fast, and need no download."""
 
+    BESIDE: list[str] = []
+    """Other backbones to measure beside MODEL_NAME, as NAME:BLOCKS: smollm2:4 has as many parameters as gpt2:2."""
+
+    @property
+    def beside(self) -> dict[str, dict]:
+        """NAME:BLOCKS → the settings that it changes."""
+        return {
+            one: {"MODEL_NAME": one.rpartition(":")[0], "BLOCKS": int(one.rpartition(":")[2])} for one in self.BESIDE
+        }
+
+    @field_validator("BESIDE")
+    @classmethod
+    def _are_backbones(cls, names):
+        for name in names:
+            if not name.rpartition(":")[0] or not name.rpartition(":")[2].isdecimal():
+                raise ValueError("should be written smollm2:4,gpt2:2")
+        return names
+
     @field_validator("BATCH_SIZES", "BLOCKS_TO_TRY", check_fields=False)
     @classmethod
     def _are_different(cls, numbers):

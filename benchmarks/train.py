@@ -101,6 +101,9 @@ def comparisons(settings: TrainSettings, folder: Path) -> Iterator[Comparison]:
     def rival(name: str, way: type[Training], **changes) -> Row:
         return Row(name, way, settings.model_copy(update=changes | {"RUN_DIR": folder / "rival"}))
 
+    for name, changes in settings.beside.items():
+        this = ours(f"{settings.MODEL_NAME}:{settings.BLOCKS}")
+        yield Comparison(f"backbones, batch size {settings.BATCH_SIZE}", [this, ours(name, **changes)])
     for size in settings.BATCH_SIZES:
         other = rival("transformers.Trainer", TransformersTraining, BATCH_SIZE=size)
         yield Comparison(f"batch size {size}", [ours(BATCH_SIZE=size), other])
@@ -162,7 +165,18 @@ def figures_of(epochs: list[dict], facts: dict) -> dict:
 
 
 def print_table(compared: list[dict], console: Console) -> None:
-    headings = ("windows/s", "tokens/s", "epoch, s", "data", "saving, s", "GFLOP/s", "of matrix", "MB", "ratio")
+    headings = (
+        "parameters",
+        "windows/s",
+        "tokens/s",
+        "epoch, s",
+        "data",
+        "saving, s",
+        "GFLOP/s",
+        "of matrix",
+        "MB",
+        "ratio",
+    )
     table = Table("", *headings, box=None)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -185,6 +199,7 @@ def print_table(compared: list[dict], console: Console) -> None:
 
 def cells(row: dict) -> list[str]:
     return [
+        f"{row['parameters']:,}",
         f"{row['windows_per_s']:.4g}",
         f"{row['tokens_per_s']:.0f}",
         f"{row['epoch_s']:.4g}",

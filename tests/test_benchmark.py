@@ -97,6 +97,7 @@ def test_a_recording_that_cannot_be_read_is_one_sentence(tmp_path, capsys):
         (["train", "--rounds", "0"], "ROUNDS = 0"),
         (["train", "--batch-sizes", "8,8"], "BATCH_SIZES = 8,8: should be one number or more"),
         (["predict", "--blocks-to-try", "0"], "BLOCKS_TO_TRY = 0: should be one number or more"),
+        (["train", "--beside", "smollm2"], "BESIDE = smollm2: should be written smollm2:4,gpt2:2"),
         (["predict", "--num-layers", "3"], "NUM_LAYERS = 3: input should be less than or equal to 0"),
     ],
 )
@@ -113,6 +114,11 @@ def test_quick_leaves_out_what_its_help_says_and_keeps_what_was_asked_for(capsys
     _, given = parse(["train", "--quick", "--rounds", "5"])
     assert (given.STEPS, given.ROUNDS, given.BATCH_SIZES) == (2, 5, [64])
     assert [one.title for one in comparisons(given, Path("unused"))] == ["batch size 64"]
+    beside = list(comparisons(parse(["train", "--quick", "--beside", "smollm2:4"])[1], Path("unused")))[0]
+    assert [(row.name, row.settings.MODEL_NAME, row.settings.BLOCKS) for row in beside.rows] == [
+        ("gpt2:12", "gpt2", 12),
+        ("smollm2:4", "smollm2", 4),
+    ]
     assert (parse(["storage", "--quick"])[1].runs, parse(["storage"])[1].runs) == (1, 3)
     for what, words in LEFT_OUT.items():
         with pytest.raises(SystemExit):
