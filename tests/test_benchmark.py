@@ -114,7 +114,7 @@ def test_quick_leaves_out_what_its_help_says_and_keeps_what_was_asked_for(capsys
     _, given = parse(["train", "--quick", "--rounds", "5"])
     assert (given.STEPS, given.ROUNDS, given.BATCH_SIZES) == (2, 5, [64])
     assert [one.title for one in comparisons(given, Path("unused"))] == ["batch size 64"]
-    beside = list(comparisons(parse(["train", "--quick", "--beside", "smollm2:4"])[1], Path("unused")))[0]
+    beside = next(iter(comparisons(parse(["train", "--quick", "--beside", "smollm2:4"])[1], Path("unused"))))
     assert [(row.name, row.settings.MODEL_NAME, row.settings.BLOCKS) for row in beside.rows] == [
         ("gpt2:12", "gpt2", 12),
         ("smollm2:4", "smollm2", 4),
