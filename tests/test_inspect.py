@@ -18,6 +18,7 @@ from emg_gpt2.base.errors import EMGError
 from emg_gpt2.commands import inspect
 from emg_gpt2.raw import quality
 from emg_gpt2.raw.putemg import read_recording
+from emg_gpt2.raw.recording import Recording
 from emg_gpt2.results.figures import ORANGE, plt
 from emg_gpt2.results.lanes import envelope
 from emg_gpt2.settings import Settings, read_settings
@@ -499,6 +500,17 @@ def findings_of(emg: np.ndarray, labels: np.ndarray, folder) -> list:
     recording = read_recording(write_raw(raw_table(emg, labels), folder / f"{STEM}.hdf5"))
     raw = quality.look_at_raw(recording)
     return quality.find_all(raw, recording, *filter_and_resample(recording, Settings()))
+
+
+def test_a_recording_of_any_length_can_be_looked_at():
+    """From too short for pieces to long enough for jumps: at 208 Hz pieces are of 53 and levels of 8 samples."""
+    drawn = np.random.default_rng(0).normal(0, 99, (400, 5)).astype(np.float32)
+    for samples in range(300, 400):
+        time = np.arange(samples) / 208
+        recording = Recording(
+            STEM, "03", "2018-05-11", "repeats_long", tuple("abcde"), time, drawn[:samples], np.zeros(samples, "i1")
+        )
+        quality.find_all(quality.look_at_raw(recording), recording, drawn[:samples], 208.0)
 
 
 @pytest.mark.parametrize("change", [lambda emg: emg, lambda emg: emg + np.linspace(0, 3000, len(emg))[:, None]])

@@ -232,10 +232,12 @@ FAMILIES = {  # in words
 }
 
 
-def _kind(content: dict | Shape) -> str:
-    """The model_type; models of version 0.2.0 name none and are GPT-2s."""
-    found = content.get("model_type", "gpt2") if isinstance(content, dict) else content.model_type
-    return SHAPES.get(found, NoBlocks).__name__ if isinstance(found, str) else ""
+def _kind(content: dict | Shape) -> str | None:
+    """The class of its model_type; models of version 0.2.0 name none and are GPT-2s. None where it is not a shape."""
+    if isinstance(content, Shape):
+        return type(content).__name__
+    found = content.get("model_type", "gpt2") if isinstance(content, dict) else None
+    return SHAPES.get(found, NoBlocks).__name__ if isinstance(found, str) else None
 
 
 AnyShape = Annotated[

@@ -222,6 +222,8 @@ def find_jumps(raw: RawLook, loud: np.ndarray, start: float) -> list[Finding]:
     A jump is the difference of the medians of the level over STEADY pieces before and after.
     """
     few = round(STEADY * PIECE_S / raw.piece)
+    if len(raw.level) < 2 * few:
+        return []
     medians = np.median(sliding_window_view(raw.level, few, axis=0), axis=-1)
     steps = np.abs(medians[few:] - medians[:-few])  # counts
     jumps = steps / _no_less(loud)
