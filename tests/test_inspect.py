@@ -506,7 +506,7 @@ def test_a_recording_of_any_length_can_be_looked_at():
     """From too short for pieces to long enough for jumps; at 100 Hz it may have enough pieces and too few levels."""
     drawn = np.random.default_rng(0).normal(0, 99, (400, 5)).astype(np.float32)
     for samples in range(300, 400):
-        time, labels = np.arange(samples) / 207.9, np.zeros(samples, np.int8)
+        time, labels = np.arange(samples) / 208.1, np.zeros(samples, np.int8)
         recording = Recording(STEM, "03", "2018-05-11", "sequential", tuple("abcde"), time, drawn[:samples], labels)
         quality.find_all(quality.look_at_raw(recording), recording, drawn[: round(samples / 2.08)], 100.0)
 
