@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import emg_gpt2.model
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.model import convert as converting
 from emg_gpt2.model.backbone import read_backbone
+from emg_gpt2.model.build import load_model
 from emg_gpt2.model.convert import convert, converted_smollm2
 from stress.gguf_files import MIXED, MODELS, small_model, write_gguf
 from stress.hostile_gguf import GGUF
@@ -255,3 +257,16 @@ def test_the_real_smollm2_is_that_of_transformers_loader(real, tmp_path):
         )
     assert len(found) == 31
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.nightly
+def test_a_run_starts_from_smollm2(real, small_file, tmp_path):
+    flags = ["--data-location", small_file, "--model-name", "smollm2", "--pretrained", "require", "--blocks", "4"]
+    flags += ["--num-epochs", "1", "--no-refit", "--run-dir", tmp_path / "run"]
+    command = [sys.executable, "main.py", *map(str, flags)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "smollm2, pretrained weights, full" in done.stdout
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["weights"] == "pretrained"
+    made = load_model(tmp_path / "run" / "best_model")
+    assert (made.config.shape.model_type, made.config.shape.blocks, made.config.width) == ("llama", 4, 576)
