@@ -33,6 +33,13 @@ NEXT_FINER = {  # split → what the validation part is cut by, the first that t
     "trajectory": ["repetition", "trajectory"],
     "repetition": ["repetition", "trajectory"],
 }
+WORDS = {  # level → its groups, in words
+    "subject": "people",
+    "session": "whole days",
+    "trajectory": "whole recordings",
+    "repetition": "whole repetitions",
+    "random": "random windows",
+}
 PARTS = ("train", "validation", "test")
 MIN_TRAINING_WINDOWS = 5  # per class; fewer cannot be told from noise
 EVALUATION_BATCH = 256  # windows; no gradients are kept, so it may be larger than BATCH_SIZE
@@ -85,7 +92,7 @@ def split_windows(windows: WindowSet, settings: Settings) -> Split:
         train = _undersample(table, train, rng)
     _check_classes(windows, train)
     name = "named" if named else settings.SPLIT
-    return Split(train, validation, test, name, f"{description}; validation by {level}")
+    return Split(train, validation, test, name, f"{description}; validation on {WORDS[level]}")
 
 
 def _held_out_parts(table: pd.DataFrame, settings: Settings, rng) -> tuple[np.ndarray, np.ndarray, str]:
@@ -98,14 +105,15 @@ def _held_out_parts(table: pd.DataFrame, settings: Settings, rng) -> tuple[np.nd
         return np.setdiff1d(order, test), np.sort(test), words
     groups, inside = LEVELS[settings.SPLIT]
     if settings.SPLIT == "session":
-        held, which = _held_out(table, groups, inside, partial(_last, share=settings.TEST_SHARE)), "last"
+        held, which = _held_out(table, groups, inside, partial(_last, share=settings.TEST_SHARE)), "the last"
     else:
         choose = partial(_fold, share=settings.TEST_SHARE, fold=settings.FOLD)
         lenient = settings.SPLIT == "repetition"
         held, which = _held_out(table, groups, inside, choose, lenient), f"fold {settings.FOLD}"
     names = sorted(set(table.loc[held, groups].astype(str).agg("/".join, axis=1)))
+    description = f"{WORDS[settings.SPLIT]} held out (SPLIT = {settings.SPLIT})"
     listed = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
-    return np.flatnonzero(~held), np.flatnonzero(held), f"{settings.SPLIT} held out, {which}: {listed}"
+    return np.flatnonzero(~held), np.flatnonzero(held), f"{description}, {which}: {listed}"
 
 
 def _held_out(
@@ -209,19 +217,29 @@ def _matches(identity: pd.Series, patterns: list[str], name: str) -> np.ndarray 
 def _cut_validation(
     table: pd.DataFrame, rest: np.ndarray, settings: Settings, rng
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """Cut whole groups of the next finer level that every unit of the training part can give."""
+    """Cut whole groups of the next finer level that every unit of the training part can give; the level comes last."""
     if settings.SPLIT == "random":
         chosen = _random_share(len(rest), settings.VALIDATION_SHARE, rng)
-        return rest[~chosen], rest[chosen], "random windows"
+        return rest[~chosen], rest[chosen], "random"
     part, problem = table.iloc[rest].reset_index(drop=True), None
     for level in NEXT_FINER[settings.SPLIT]:
         try:
             choose = partial(_spread, share=settings.VALIDATION_SHARE)
             held = _held_out(part, *VALIDATION_LEVELS[level], choose, lenient=level == "repetition")
-            return rest[~held], rest[held], level
+            return rest[~held], rest[held], _level_of(part, held)
         except EMGError as error:
             problem = error
     raise EMGError(f"no validation part can be cut from the training part: {problem}")
+
+
+def _level_of(part: pd.DataFrame, held: np.ndarray) -> str:
+    """The coarsest level whose groups are held out whole: repetitions may make up whole recordings."""
+    held = pd.Series(held)
+    return next(
+        level
+        for level, (groups, _) in LEVELS.items()
+        if (held.groupby([part[column] for column in groups], observed=True).nunique() == 1).all()
+    )
 
 
 def _random_share(count: int, share: float, rng) -> np.ndarray:

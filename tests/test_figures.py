@@ -81,9 +81,9 @@ def test_the_interval_of_a_share():
 
 
 def test_a_long_list_of_recordings_is_no_caption():
-    held_out = "trajectory held out, fold 0: " + ", ".join(f"03/2018-05-11/recording-{n}" for n in range(9))
+    held_out = "whole recordings held out (SPLIT = trajectory), fold 0: " + ", ".join(f"03/2018-05-11/recording-{n}" for n in range(9))
     assert shortened(held_out).endswith(" … (all in split.csv)")
-    assert shortened(held_out).startswith("Trajectory held out, fold 0: 03/2018-05-11/recording-0")
+    assert shortened(held_out).startswith("Whole recordings held out (SPLIT = trajectory), fold 0: 03/2018-05-11/recording-0")
     assert len(shortened(held_out)) <= 130
     assert shortened("days of people held out") == "Days of people held out"
 

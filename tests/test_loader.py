@@ -16,6 +16,7 @@ from conftest import run
 
 from EMG_DATA_LOADER import (
     PARTS,
+    WORDS,
     Split,
     batches,
     class_weights,
@@ -382,15 +383,15 @@ def test_patterns_that_cannot_be_followed_are_refused(windows, patterns, words):
         ("session", {"days": 3, "recordings": 2}, "trajectory", ["recording"]),
         ("session", {"days": 3}, "repetition", ["recording", "TRAJ_GT", "repetition"]),
         ("trajectory", {"recordings": 3}, "repetition", ["recording", "TRAJ_GT", "repetition"]),
-        ("trajectory", {"recordings": 3, "repetitions": 1}, "repetition", ["recording", "TRAJ_GT", "repetition"]),
+        ("trajectory", {"recordings": 3, "repetitions": 1}, "trajectory", ["recording"]),
         ("repetition", {"repetitions": 3}, "repetition", ["recording", "TRAJ_GT", "repetition"]),
     ],
 )
 def test_validation_is_cut_by_whole_groups_of_the_next_finer_level(name, shape, level, columns):
-    """Several recordings of a day with one repetition each still give one repetition to validation."""
+    """Several recordings of a day with one repetition each still give one to validation, which is a whole recording."""
     windows = made_up(**shape)
     split = split_windows(windows, Settings(SPLIT=name))
-    assert split.description.endswith(f"validation by {level}")
+    assert split.description.endswith(f"validation on {WORDS[level]}")
     train, validation = (groups(windows, rows, *columns) for rows in (split.train, split.validation))
     assert train
     assert validation

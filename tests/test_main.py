@@ -288,8 +288,8 @@ def test_simulated_gestures_are_learned(finished):
 def test_the_log_tells_the_run(finished):
     log = (finished / "log.txt").read_text()
     assert "6960 windows of 250 samples at 1000 Hz, 8 channels, 8 classes" in log
-    assert "trajectory held out, fold 0" in log
-    assert "validation by repetition" in log
+    assert "whole recordings held out (SPLIT = trajectory), fold 0: " in log
+    assert "validation on whole repetitions" in log
     assert "pretrained weights" in log
     assert all(f"epoch {epoch}/2: " in log for epoch in (1, 2))
     assert f"balanced accuracy {read(finished, 'metrics.json')['balanced_accuracy']:.3f} (chance 0.125)" in log

@@ -42,7 +42,7 @@ from EMG_DATA_LOADER import (
     LEVELS,
     MIN_TRAINING_WINDOWS,
     PARTS,
-    VALIDATION_LEVELS,
+    WORDS,
     Split,
     class_weights,
     count_folds,
@@ -385,7 +385,8 @@ def check_groups(windows: WindowSet, split: Split, drawn: Settings) -> None:
     if split.name != "named":
         columns, _ = LEVELS[drawn.SPLIT]
         assert not groups(windows, rest, columns) & groups(windows, split.test, columns)
-    columns, _ = VALIDATION_LEVELS[split.description.rpartition("validation by ")[2]]
+    words = split.description.rpartition("validation on ")[2]
+    columns, _ = next(LEVELS[level] for level in LEVELS if WORDS[level] == words)
     assert not groups(windows, split.train, columns) & groups(windows, split.validation, columns)
 
 
