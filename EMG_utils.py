@@ -42,6 +42,7 @@ from emg_gpt2.results.figures import (
     GREY,
     ORANGE,
     WIDTH,
+    chosen_words,
     draw_chance,
     epoch_axes,
     finish,
@@ -100,12 +101,11 @@ def fit(
     Raises NotFiniteError where loss, gradient or weights are not finite, after best_model/ and the batch
     (bad_batch.csv) were written, and KeyboardInterrupt after SIGINT or SIGTERM, once a checkpoint is written.
     """
-    trainer = Trainer(model, task, settings, epochs or settings.NUM_EPOCHS, run, tracker)
-    last = stop_after or trainer.epochs
-    fresh = not trainer.resume(last)
+    trainer = Trainer(model, task, settings, epochs or settings.NUM_EPOCHS, run, tracker, stop_after)
+    fresh = not trainer.resume()
     with deferred_signals() as trainer.asked, progress(*LIVE_FIGURES) as bar:
         try:
-            while not trainer.is_over(last):
+            while not trainer.is_over():
                 train_epoch(trainer, bar)
                 row = trainer.end_epoch(validate(trainer))
                 if after_epoch:
@@ -328,22 +328,26 @@ def draw_history(histories: Histories, chance: float, caption: str, run: Path) -
     axes.plot(first["epoch"], first["validation_accuracy"], "s--", color=BLUE, label="validation")
     balanced = first["validation_balanced_accuracy"]
     axes.plot(first["epoch"], balanced, "D-", color=ORANGE, ms=3, label="validation, balanced")
-    circle = {"ms": 13, "mfc": "none", "ls": "none", "color": ORANGE}
-    axes.plot(best + 1, balanced[best], "o", **circle, label=f"chosen: epoch {best + 1}")
     draw_second_training(axes, histories, "train_accuracy")
     if histories.linear_path:
         alone = histories.linear_path["validation_balanced_accuracy"]
         axes.axhline(alone, ls="-.", lw=1, color=BLACK, label=f"linear path alone, validation, balanced: {alone:.3f}")
-    show_differences(axes)
+    show_differences(axes)  # before the line, whose y are no accuracies
+    mark_epoch(axes, best + 1)
     draw_chance(axes, chance)
     finish(figure, axes, caption, run / "accuracy.png", columns=2)
     figure, axes = epoch_axes("cross entropy (nat)")
     axes.plot(first["epoch"], first["train_loss"], "o-", color=GREY, ms=7, mfc="none", label="training, as optimised")
     axes.plot(first["epoch"], first["validation_loss"], "s--", color=BLUE, label="validation")
     draw_second_training(axes, histories, "train_loss")
-    axes.axvline(best + 1, ls=":", color=ORANGE, label=f"chosen: epoch {best + 1}")
+    mark_epoch(axes, best + 1)
     axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     finish(figure, axes, caption, run / "loss.png", columns=2)
+
+
+def mark_epoch(axes: plt.Axes, epoch: int) -> None:
+    """A line at the chosen epoch."""
+    axes.axvline(epoch, ls=":", color=ORANGE, label=chosen_words(epoch))
 
 
 def draw_second_training(axes: plt.Axes, histories: Histories, column: str) -> None:

@@ -15,6 +15,7 @@ from EMG_DATA_LOADER import read_emg, split_windows
 from emg_gpt2.base.log import track
 from emg_gpt2.live.decisions import probabilities
 from emg_gpt2.model.build import build_model
+from emg_gpt2.model.config import start_words
 from emg_gpt2.model.normalise import measure_reference
 from emg_gpt2.training.new_model import new_config
 from emg_gpt2.windows.reading import load_windows
@@ -118,9 +119,9 @@ def print_table(rows: list[dict], text: dict, console: Console) -> None:
         table.add_row(name, str(row["blocks"]), *about, str(row["batch_size"]), *times)
     print_wide(table, console)
     console.print(
-        f"start: making the model, with its weights read; times: from samples to probabilities; {rows[0]['weights']} "
-        f"weights; as text (by {text['tokenizer']}) one window "
-        f"takes {text['ratio']:.3g} × as long as in the first row",
+        "start: making the model, with its weights read; times: from samples to probabilities; "
+        f"{start_words(rows[0]['weights'])}; as text (by {text['tokenizer']}) one window takes {text['ratio']:.3g} × "
+        "as long as in the first row",
         *filter(None, [rows[0]["data_note"]]),
         sep="\n",
         markup=False,

@@ -20,6 +20,7 @@ from benchmarks.rivals import TextTraining, TransformersTraining
 from benchmarks.settings import TrainSettings
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.log import progress, time_to_go, track
+from emg_gpt2.model.config import start_words
 from emg_gpt2.training.checkpoint import CHECKPOINT_SHARE
 from emg_gpt2.training.new_model import new_model
 from emg_gpt2.training.task import load_task
@@ -218,7 +219,7 @@ def remarks(compared: list[dict]) -> list[str]:
     busy = "; the machine was busy with something else: repeat" if min(low) * BUSY < max(high) else ""
     first, text = rows[0], [row for row in rows if "tokenizer" in row]
     return [
-        f"{first['blocks']} blocks, {first['weights']} weights, {first['tokens_per_window']} tokens a window",
+        f"{first['blocks']} blocks, {start_words(first['weights'])}, {first['tokens_per_window']} tokens a window",
         f"square products: {min(low) / 1e9:.0f} to {max(high) / 1e9:.0f} GFLOP/s{busy}",
         *(f"as text: {row['tokens_per_window']} tokens a window, by {row['tokenizer']}" for row in text),
         *filter(None, [first["data_note"]]),

@@ -121,7 +121,7 @@ def test_a_run_saves_a_plain_model_and_the_adapter_that_makes_it(small_file, tin
     assert (done.returncode, done.stderr) == (0, "")
     figures = read(tmp_path / "run", "metrics.json")
     counts = f"{figures['parameters']:,} parameters, {figures['trainable_parameters']:,} trained"
-    assert f"{tiny_gpt2}, pretrained weights, lora: {counts}" in done.stdout.replace("\n", " ")
+    assert f"{tiny_gpt2}, pretrained weights, ADAPT = lora: {counts}" in done.stdout.replace("\n", " ")
     saved = load_file(tmp_path / "run" / "best_model" / "model.safetensors")
     begun = build_model(config_of(), str(tiny_gpt2), "require", 3).backbone
     before = {name: tensor.clone() for name, tensor in begun.state_dict().items()}

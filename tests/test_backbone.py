@@ -26,7 +26,7 @@ from transformers import (
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.model.backbone import blocks_of, freeze_lower, norms_of, read_backbone, run_backbone, run_lower, run_upper
 from emg_gpt2.model.build import build_model, load_model
-from emg_gpt2.model.config import EMGConfig
+from emg_gpt2.model.config import EMGConfig, start_words
 from emg_gpt2.model.shapes import SHAPES
 
 SIZE = {"vocab_size": 11, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -124,6 +124,7 @@ def test_norms_alone_train_below_and_everything_above(folder):
 def test_no_blocks_are_no_backbone_at_all(folder):
     made = build_model(config(), str(folder), "require", 0)
     assert made.config.weights == "none"
+    assert start_words("none") == "no backbone"
     assert torch.equal(run_backbone(made.backbone, tokens()), tokens())
     assert not list(made.backbone.parameters())
 

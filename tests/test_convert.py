@@ -266,7 +266,7 @@ def test_a_run_starts_from_smollm2(real, small_file, tmp_path):
     command = [sys.executable, "main.py", *map(str, flags)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert "smollm2, pretrained weights, full" in done.stdout
+    assert "smollm2, pretrained weights, ADAPT = full" in done.stdout
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["weights"] == "pretrained"
     made = load_model(tmp_path / "run" / "best_model")
     assert (made.config.shape.model_type, made.config.shape.blocks, made.config.width) == ("llama", 4, 576)

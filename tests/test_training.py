@@ -270,7 +270,8 @@ def test_checkpoints_keep_their_share_of_the_time(small_file, tiny_gpt2):
 
 def test_the_log_says_how_fast_it_was(small_file, tiny_gpt2, tmp_path, caplog):
     with caplog.at_level("INFO", "emg_gpt2"):
-        trained = fit_here(settings(small_file, tiny_gpt2, NUM_EPOCHS=2), tmp_path)
+        trained = fit_here(settings(small_file, tiny_gpt2, NUM_EPOCHS=3), tmp_path, stop_after=2)
+    assert "epoch 2/2: " in caplog.text  # as many as are planned, though the learning rate is that of three
     pattern = r"(\d+) windows/s; (.*)% of the time went into waiting for data, (.*)% into (\d+) checkpoints"
     ((rate, data, saving, checkpoints),) = re.findall(pattern, caplog.text)
     seconds = sum(row["seconds"] for row in trained.history)  # of all steps, and of the validation

@@ -21,7 +21,7 @@ from emg_gpt2.live.references import FixedReference, RunningReference
 from emg_gpt2.live.setup import Setup, reference_of_signals
 from emg_gpt2.live.signals import Signal, read_signal, when
 from emg_gpt2.live.timeline import Decisions, draw_timeline
-from emg_gpt2.model.config import EMGConfig
+from emg_gpt2.model.config import EMGConfig, start_words
 from emg_gpt2.raw.putemg import find_recordings
 from emg_gpt2.raw.recording import UNLABELLED
 from emg_gpt2.results.figures import use_format
@@ -165,7 +165,7 @@ def draw_decisions(signal: Signal, decided: Decided, setup: Setup, path: Path) -
     caption = f"Model trained on: {trained}; recording: {signal.name}.\n"
     caption += f"A decision stands from the end of its window to the next; {setup}. "
     caption += "Judged: windows inside one repetition, less its trimmed edges. " if decided.truth else ""
-    caption += f"Model: {setup.args.model}, {config.weights} weights."
+    caption += f"Model: {setup.args.model}, {start_words(config.weights)}."
     draw_timeline(signal, decisions, names, config.unit, caption, path)
 
 

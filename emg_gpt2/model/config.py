@@ -158,6 +158,11 @@ class EMGConfig(PreTrainedConfig):
         return super().to_dict() | {"emg_gpt2_version": __version__}
 
 
+def start_words(weights: str) -> str:
+    """A config's `weights` in words, for the log and figures: `random weights`, `no backbone`."""
+    return "no backbone" if weights == "none" else f"{weights} weights"
+
+
 def day_mark(subject: str, session: str) -> str:
     """What a config remembers of a person's day: a hash, so that a model that is shared names nobody."""
     return hashlib.sha256(f"{subject}/{session}".encode()).hexdigest()[:12]

@@ -11,6 +11,7 @@ from plotly.graph_objects import Figure
 
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import make_folder
+from emg_gpt2.model.config import start_words
 from emg_gpt2.results.plots import confusion_matrix, overlaid_curves
 from emg_gpt2.results.reading import IDENTITY, FinishedRun, read_run
 from emg_gpt2.results.report import write_page
@@ -45,7 +46,7 @@ def contents(runs: dict[str, FinishedRun]) -> dict:
     return {
         "runs": runs,
         "notes": notes_of(runs),
-        "weights": next(iter(runs.values())).metrics.get("weights", "unknown"),
+        "start": start_words(next(iter(runs.values())).metrics.get("weights", "unknown")),
         "matrices": matrix_names(runs),
         "differences": differences,
         "figures_of_runs": figures_of(runs, not differences),

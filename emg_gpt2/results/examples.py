@@ -7,6 +7,7 @@ import pandas as pd
 
 from EMG_DATA_LOADER import read_emg
 from emg_gpt2.base.errors import EMGError
+from emg_gpt2.results.figures import percent
 from emg_gpt2.results.lanes import unit_words
 from emg_gpt2.results.reading import IDENTITY, FinishedRun
 from emg_gpt2.windows.reading import WindowSet, open_windows
@@ -17,13 +18,16 @@ PERCENTILE = 99  # of the samples lie inside the lanes
 
 
 def confused_pairs(run: FinishedRun) -> list[dict]:
-    """The PAIRS pairs of gestures with most windows of the gesture `true` that were predicted to be `predicted`."""
+    """The PAIRS pairs of gestures with most windows of the gesture `true` that were predicted to be `predicted`.
+
+    share: of the windows of `true`, in whole percent.
+    """
     counts = np.array(run.metrics["confusion_matrix"])
     wrong = counts - np.diag(np.diag(counts))
     order = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
     pairs = [divmod(int(place), len(counts)) for place in order if wrong.flat[place]]
     return [
-        {"true": i, "predicted": j, "windows": int(counts[i, j]), "share": counts[i, j] / counts[i].sum()}
+        {"true": i, "predicted": j, "windows": int(counts[i, j]), "share": percent(counts[i, j], counts[i].sum())}
         for i, j in pairs
     ]
 

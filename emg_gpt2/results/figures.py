@@ -106,6 +106,11 @@ def percent(count: int, total: int) -> str:
     return "<1" if text == "0" and count else ">99" if text == "100" and count < total else text
 
 
+def chosen_words(epoch: int) -> str:
+    """What a legend says of the epoch whose weights were kept."""
+    return f"chosen by validation loss: epoch {epoch}"
+
+
 def draw_chance(axes: plt.Axes, chance: float, across: bool = True) -> None:
     """Draw chance as a dotted line; the legend says it where the axis does not reach it."""
     below = chance < (axes.get_ylim() if across else axes.get_xlim())[0]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from emg_gpt2.base.files import replace_file, write_json
 from emg_gpt2.model.card import facts_of_run, model_card
+from emg_gpt2.model.config import start_words
 from emg_gpt2.model.files import save_card, save_model
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.results.figures import picture, use_format
@@ -102,7 +103,7 @@ def leaky(metrics: dict) -> str:
 def draw_figures(metrics: dict, histories: Histories, settings: Settings, run: Path) -> None:
     """Draw accuracy.png, loss.png and confusion_matrix.png, or those of another FIGURE_FORMAT."""
     origin = f"{settings.DATA_LOCATION.name}. {metrics['data_note']}".strip()
-    model, split = f"{settings.MODEL_NAME}, {metrics['weights']} weights", f"{metrics['split']}{leaky(metrics)}"
+    model, split = f"{settings.MODEL_NAME}, {start_words(metrics['weights'])}", f"{metrics['split']}{leaky(metrics)}"
     note = f"{model}, split: {split}. Data: {origin}"
     title = (
         f"Test{leaky(metrics)}: balanced accuracy {metrics['balanced_accuracy']:.3f}, "

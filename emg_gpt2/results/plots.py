@@ -7,7 +7,18 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from emg_gpt2.results.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PALE, accuracy_limits, axis_note, percent
+from emg_gpt2.results.figures import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PALE,
+    accuracy_limits,
+    axis_note,
+    chosen_words,
+    percent,
+)
 from emg_gpt2.results.reading import FinishedRun
 
 COLOURS, DASHES = (BLUE, ORANGE, GREEN, GREY), ("solid", "dash", "dot", "dashdot")
@@ -179,7 +190,7 @@ def _mark_epoch(figure: go.Figure, epoch: int | None) -> None:
     """Mark the chosen epoch, unless an older run does not say which it was."""
     if epoch is not None:
         line = {"color": ORANGE, "width": 2, "dash": "dot"}
-        figure.add_vline(epoch, line=line, name=f"chosen: epoch {epoch}", showlegend=True)
+        figure.add_vline(epoch, line=line, name=chosen_words(epoch), showlegend=True)
 
 
 def _shortened(name: str) -> str:

@@ -15,6 +15,7 @@ from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
 from emg_gpt2.base.files import replace_file
+from emg_gpt2.model.config import start_words
 from emg_gpt2.results.examples import confused_pairs, examples_of
 from emg_gpt2.results.plots import accuracy_curves, confusion_matrix, loss_curves, reliability
 from emg_gpt2.results.reading import FinishedRun, read_run
@@ -73,6 +74,7 @@ def contents(run: FinishedRun, windows: WindowSet | None) -> dict:
     return {
         "run": run,
         "metrics": run.metrics,
+        "start": start_words(run.metrics.get("weights", "unknown")),
         "name": run.folder.resolve().name,
         "date": begin_date(run.folder),
         "majority": majority(run.metrics),

@@ -98,9 +98,9 @@ def verdicts_of(run: FinishedRun) -> list[str]:
 
 
 def log_verdicts(folder: Path) -> None:
-    """Log what `verdicts_of` says of a finished run, in one line. Raises EMGError."""
-    if found := verdicts_of(read_run(folder)):
-        logger.info(f"on the validation part: {'; '.join(found)}")
+    """Log what `verdicts_of` says of a finished run, a line each. Raises EMGError."""
+    for one in verdicts_of(read_run(folder)):
+        logger.info(f"on the validation part: {one}")
 
 
 def held_out_unit(run: FinishedRun) -> str:

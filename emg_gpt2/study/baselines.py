@@ -47,6 +47,7 @@ from EMG_DATA_LOADER import Split, reference_groups, rows_to_measure, thin
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import replace_file, write_json
 from emg_gpt2.base.log import time_to_go, track
+from emg_gpt2.model.config import start_words
 from emg_gpt2.results.figures import draw_baselines, picture, shortened, use_format
 from emg_gpt2.results.report import write_report
 from emg_gpt2.results.run import resumed_settings
@@ -288,5 +289,5 @@ def draw_beside_run(baselines: list[dict], facts: dict, metrics: dict, path: Pat
         f"scale of the {words}": [one["balanced_accuracy"] for one in baselines if one["scaling"] == scaling]
         for scaling, words in SCALINGS.items()
     }
-    run = (f"this run, {metrics['weights']} weights", metrics["balanced_accuracy"])
+    run = (f"this run, {start_words(metrics['weights'])}", metrics["balanced_accuracy"])
     draw_baselines(groups, values, run, facts["chance"], "; ".join(about), path)

@@ -15,6 +15,7 @@ from emg_gpt2.base.files import make_folder, replace_file, write_json
 from emg_gpt2.base.log import progress, track
 from emg_gpt2.base.text import in_short
 from emg_gpt2.model.build import load_model
+from emg_gpt2.model.config import start_words
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.results.figures import picture, shortened, use_format
 from emg_gpt2.settings import Settings
@@ -216,7 +217,7 @@ def captions_of(found: dict) -> list[str]:
         f"Data: {found['data_note'] or 'without a note on their origin.'}",
         *([f"{QUICK[0].upper()}{QUICK[1:]}."] if found["quick"] else []),
         f"{sum(found['windows'].values())} windows, {people}, {days}, {repetitions}; {found['part']} part; balanced "
-        f"accuracy {found['balanced_accuracy']:.3f}; {found['weights']} weights at the start. "
+        f"accuracy {found['balanced_accuracy']:.3f}; {start_words(found['weights'])} at the start. "
         f"{shortened(found['split_description'])}.",
     ]
 

@@ -15,6 +15,7 @@ from scipy.stats import bootstrap
 from sklearn.metrics import confusion_matrix
 
 from emg_gpt2.base.files import new_files, write_json
+from emg_gpt2.model.config import start_words
 from emg_gpt2.results.figures import BLACK, BLUE, GREY, ORANGE, SKY, WIDTH, draw_chance, finish, plt
 from emg_gpt2.results.paper import METRICS
 from emg_gpt2.results.verdicts import over_linear_path
@@ -125,7 +126,7 @@ def results_over_people(runs: dict[tuple[str, int], Path], facts: dict) -> dict:
     figures, fold_figures = per_subject_and_seed(predictions), read_fold_figures(runs)
     codes = [int(code) for code in facts["classes"]]
     weights, data = sorted({one["weights"] for one in metrics}), Path(facts["data"]).name
-    origin = f"{facts['model']}, {' and '.join(weights)} weights. Data: {data}. {facts['data_note']}".strip()
+    origin = f"{facts['model']}, {' and '.join(map(start_words, weights))}. Data: {data}. {facts['data_note']}".strip()
     return facts | {
         "origin": origin,
         "weights": weights,

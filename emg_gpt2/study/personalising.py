@@ -16,7 +16,7 @@ from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import make_folder, replace_folder, write_json
 from emg_gpt2.model.build import load_model
 from emg_gpt2.model.card import Facts, count_part, data_licence, model_card
-from emg_gpt2.model.config import MOST_DAYS, day_mark
+from emg_gpt2.model.config import MOST_DAYS, day_mark, start_words
 from emg_gpt2.model.files import save_card, save_weights
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.results.figures import BLUE, GREY, ORANGE, WIDTH, draw_chance, finish, picture, plt, use_format
@@ -192,7 +192,7 @@ def notes_on(result: dict) -> list[str]:
         f"{result['split_description']}; {result['n_calibration']} windows to adapt, "
         f"{result['n_test']} to test; chance {result['chance']:.3f}",
         *([] if result["training_days_known"] else unknown),
-        f"Model: {result['model']}, backbone from {result['weights']} weights. {result['model_data_note']}",
+        f"Model: {result['model']}, {start_words(result['weights'])}. {result['model_data_note']}",
         f"Data: {Path(result['data']).name}. {result['data_note']}",
     ]
 

@@ -12,7 +12,7 @@ from emg_gpt2.base.errors import EMGError
 from emg_gpt2.model.augment import Augmentation
 from emg_gpt2.model.build import build_model
 from emg_gpt2.model.class_means import ClassMeans, log_rms, measure_classes
-from emg_gpt2.model.config import MOST_DAYS, EMGConfig, day_mark
+from emg_gpt2.model.config import MOST_DAYS, EMGConfig, day_mark, start_words
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.model.normalise import measure_reference, normalise
 from emg_gpt2.settings import Settings
@@ -155,5 +155,5 @@ def measure_norms(model: EMGForSequenceClassification, task: Task, seed: int) ->
 def log_model(model: EMGForSequenceClassification, settings: Settings) -> None:
     """Log what the backbone starts from, how it is adapted, and the numbers of parameters."""
     parameters, trained = count_parameters(model.config, settings)
-    kind = f"{settings.MODEL_NAME}, {model.config.weights} weights, {settings.ADAPT}"
+    kind = f"{settings.MODEL_NAME}, {start_words(model.config.weights)}, ADAPT = {settings.ADAPT}"
     logger.info(f"{kind}: {parameters:,} parameters, {trained:,} trained")

@@ -29,6 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import make_folder, remove_lock, replace_file
 from emg_gpt2.base.log import progress, time_to_go
+from emg_gpt2.model.config import start_words
 from emg_gpt2.results.figures import draw_sweep, shortened, use_format
 from emg_gpt2.settings import Role, Settings
 from emg_gpt2.training.new_model import new_model
@@ -76,9 +77,10 @@ def search(task: Task, settings: Settings, run: Path) -> Settings:
     table, best = write_table(study, run), study.best()
     study.close()
     origin = f"{settings.DATA_LOCATION.name}. {task.windows.metadata['note']}".strip()
-    model, split = f"{settings.MODEL_NAME}, {best.user_attrs['weights']} weights", shortened(task.split.description)
+    model, split = f"{settings.MODEL_NAME}, {start_words(best.user_attrs['weights'])}", task.split.description
+    caption = f"{model}. {shortened(split)}. Data: {origin}"
     use_format(settings.FIGURE_FORMAT)
-    draw_sweep(table, *study.importances(), study.logarithmic(), f"{model}. {split}. Data: {origin}", run)
+    draw_sweep(table, *study.importances(), study.logarithmic(), caption, run)
     logger.info(f"best trial: {best.number + 1}, {params_line(best.params)}; balanced accuracy {best.value:.3f}")
     return with_params(settings, best.params)
 

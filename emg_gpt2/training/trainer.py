@@ -77,8 +77,10 @@ class Trainer:
         epochs: int,
         run: Path | None = None,
         tracker: Tracker | None = None,
+        last: int = 0,
     ):
         self.model, self.task, self.settings, self.epochs = model, task, settings, epochs
+        self.last = last or epochs  # epoch to train, at the most
         self.run, self.tracker = run, tracker
         if run:
             run.mkdir(parents=True, exist_ok=True)
@@ -150,7 +152,7 @@ class Trainer:
         order = rng.permutation(self.task.split.train)
         parts = cut_rows(order, self.settings.BATCH_SIZE)[self.sums.step :]
         shown = {"total": self.steps, "completed": self.sums.step, "loss": 0.0, "accuracy": 0.0}
-        self.bar, self.shown = bar, bar.add_task(f"epoch {self.epoch}/{self.epochs}", **shown)
+        self.bar, self.shown = bar, bar.add_task(f"epoch {self.epoch}/{self.last}", **shown)
         self.clock = time.perf_counter()  # where the next step's time begins
         for rows, own in zip(parts, self._timed(self.feed(map(own_share, parts))), strict=True):
             yield TrainingBatch(rows, own, has_share(rows), self._sample(rows))
@@ -239,7 +241,7 @@ class Trainer:
         row |= {"seconds": seconds, "weights": self.model.config.weights}
         self.history.append(row)
         self.sums = EpochSums.zero()
-        logger.info(epoch_line(row, self.epochs))
+        logger.info(epoch_line(row, self.last))
         if self.tracker:
             self.tracker.log({f"epoch/{name}": value for name, value in row.items()}, len(self.history) * self.steps)
         if self.run and epochs_since_best(self.history) == 0:
@@ -253,9 +255,9 @@ class Trainer:
 
     # ---- between two steps
 
-    def is_over(self, epochs: int) -> bool:
-        """Whether `epochs` are done, or PATIENCE epochs have brought no lower loss on the validation part."""
-        if len(self.history) >= epochs:
+    def is_over(self) -> bool:
+        """Whether the `last` epoch is done, or PATIENCE epochs have brought no lower loss on the validation part."""
+        if len(self.history) >= self.last:
             return True
         patience = self.settings.PATIENCE
         if epochs_since_best(self.history) < patience:
@@ -286,14 +288,14 @@ class Trainer:
         self.checkpoints.write(self.history, replace(self.sums, loss_sum=loss_sum, right=right), ended)
         self.accelerator.wait_for_everyone()
 
-    def resume(self, epochs: int) -> bool:
+    def resume(self) -> bool:
         """Go on from the run's checkpoint, if it has one; returns whether it has. Raises EMGError."""
         if not (self.run and has_progress(self.run / "last")):
             return False
         with readable(self.run / "last") as last:
             validated = bool(len(self.task.split.validation))
             self.history, self.sums = read_progress(last, self.epochs, self.steps, validated)
-            ended = len(self.history) >= epochs or epochs_since_best(self.history) >= self.settings.PATIENCE
+            ended = len(self.history) >= self.last or epochs_since_best(self.history) >= self.settings.PATIENCE
             if not ended or has_state(last):
                 load_state(self.model, self.optimizer, last)
                 self._set_schedule(len(self.history) * self.steps + self.sums.step)
