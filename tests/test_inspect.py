@@ -390,7 +390,8 @@ def test_no_picture_is_replaced_by_another_file_of_the_same_name(capsys, tmp_pat
     status, said, _ = inspect_main(capsys, tiny_raw, "--out", tmp_path)  # STEM.hdf5 and STEM.zip
     assert status == 3
     assert said.count(f"  {tmp_path / STEM}.png") == 1
-    assert said[-1].startswith(f"  not drawn: {tiny_raw / STEM}.zip: {tmp_path / STEM}.png shows another file")
+    [refused] = [line for line in said if "not drawn" in line]
+    assert refused.startswith(f"  not drawn: {tiny_raw / STEM}.zip: {tmp_path / STEM}.png shows another file")
 
 
 def test_recordings_and_windows_files_may_be_mixed(capsys, tmp_path, tiny_raw, small_file):
@@ -400,6 +401,13 @@ def test_recordings_and_windows_files_may_be_mixed(capsys, tmp_path, tiny_raw, s
     assert "3 channels in whole counts; filter causal, 30 to 200 Hz" in said[1]
     assert "8 channels, 250 samples every 125 at 1000.00 Hz; filter putemg, above 20 Hz" in " ".join(said)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{STEM}.png", "small.png"]
+
+
+def test_why_gestures_have_no_names_is_said_once_for_all_recordings(capsys, tmp_path):
+    for stem in (STEM, OTHER_DAY):
+        write_raw(raw_table(noise(2, 1000), 5 * rest_then_fist(1000)), tmp_path / f"{stem}.csv")
+    _, said, _ = inspect_main(capsys, tmp_path, "--out", tmp_path / "out")
+    assert [line for line in said if "gestures go by number" in line] == said[-1:]
 
 
 @pytest.mark.parametrize(
@@ -524,7 +532,7 @@ def test_the_jump_of_flexemg_is_named_by_inspect_and_preprocessing(tmp_path, cap
     assert inspect.main([str(path), "--out", str(tmp_path)]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert found in lines
-    assert any(line.startswith("WARNING: gestures go by number") for line in lines)
+    assert lines[-1].startswith("WARNING: gestures go by number")
     _, said = cut(path, "--data-location", tmp_path / "windows.parquet", "--verbose")
     assert f"{path.stem}: {found}" in said.splitlines()
     _, said = cut(path, "--data-location", tmp_path / "windows.parquet")

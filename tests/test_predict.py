@@ -291,13 +291,17 @@ def test_figures_are_given_with_smoothing_and_rejection_and_without(raw_folder, 
     said = capsys.readouterr().out
     assert "smoothed (vote of 500 ms), rejected below 0.6" in said
     assert f"{found['with']['balanced_accuracy']:.3f}" in said
+    assert "missed" in said
+    assert not [line for line in said.splitlines() if line.startswith(" all ")]  # it would repeat the one recording
 
 
 def test_recordings_of_the_training_part_are_named(raw_folder, trained, tmp_path, capsys):
     name = next(raw_folder.glob("*-03-repeats_long-2018-05-11*")).stem
     _, metrics = written(tmp_path / "out", recorded(tmp_path / f"{name}.csv"), "--model", trained / "best_model")
     assert metrics["trained_on"] == [name]
-    assert "trained on 1 of these recordings" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "trained on 1 of these recordings" in said
+    assert "reject" not in said  # it is off
 
 
 # ---- other recordings -------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Draw one picture per recording or windows file, and name its flat, clipped and noisy channels.
+"""Draw one picture per recording or windows file, and name its flat, clipped, noisy and unsteady channels.
 
     python -m emg_gpt2 inspect Data-HDF5 windows.parquet
 
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line; raises EMGError for what is wrong with it, or with the settings."""
-    about = "Draw one picture per recording or windows file, and name its flat, clipped and noisy channels."
+    about = "Draw one picture per recording or windows file, and name its flat, clipped, noisy and unsteady channels."
     parser = Parser(prog=program("inspect"), description=about, epilog="Defaults are in brackets.")
     add = parser.add_argument
     files = "raw recordings (.hdf5, .csv, .zip), folders of them, and windows files (.parquet)"

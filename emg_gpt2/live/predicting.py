@@ -173,7 +173,7 @@ def draw_decisions(signal: Signal, decided: Decided, setup: Setup, path: Path) -
 
 
 def report(done: list[Decided], setup: Setup, out: Path, console: Console) -> None:
-    """Print the figures of each labelled recording and of all together, and write metrics.json."""
+    """Print the figures of each labelled recording, and of all together where they are several; write metrics.json."""
     labelled, config = [one for one in done if one.has_truth], setup.model.config
     metrics = {"model": str(setup.args.model), "weights": config.weights, "data_note": config.data_note}
     seen = sorted(trained_recordings(Path(setup.args.model)) & {one.name for one in done})
@@ -181,7 +181,8 @@ def report(done: list[Decided], setup: Setup, out: Path, console: Console) -> No
     if labelled:
         metrics["recordings"] = {one.name: with_and_without([one]) for one in labelled}
         metrics["all"] = with_and_without(labelled)
-        print_figures(metrics["recordings"] | {"all": metrics["all"]}, console)
+        together = {"all": metrics["all"]} if len(labelled) > 1 else {}
+        print_figures(metrics["recordings"] | together, bool(setup.args.reject_below), console)
         warn_of_guessing(metrics["all"]["without"], config)
     replace_file(out / "metrics.json", lambda path: write_json(path, metrics))
     print(setup)
@@ -208,13 +209,15 @@ def with_and_without(done: list[Decided]) -> dict:
     return {name: figures_of(truth, np.concatenate(labels)) for name, labels in decisions.items()}
 
 
-def print_figures(figures: dict[str, dict], console: Console) -> None:
-    """Print a table with two rows per recording: with smoothing and rejection, and without."""
-    table = Table("", "smoothing and rejection", *(heading for heading, _ in FIGURES.values()), box=None)
+def print_figures(figures: dict[str, dict], rejecting: bool, console: Console) -> None:
+    """Print a table with two rows per recording: with smoothing and, where it is on, rejection, and without."""
+    shown = {key: looks for key, looks in FIGURES.items() if rejecting or key != "rejected"}
+    kinds = "smoothing and rejection" if rejecting else "smoothing"
+    table = Table("", kinds, *(heading for heading, _ in shown.values()), box=None)
     for column in table.columns[2:]:
         column.justify = "right"
     for name, both in figures.items():
         for place, (kind, one) in enumerate(both.items()):
-            cells = ("–" if one[key] is None else form.format(one[key]) for key, (_, form) in FIGURES.items())
+            cells = ("–" if one[key] is None else form.format(one[key]) for key, (_, form) in shown.items())
             table.add_row("" if place else name, kind, *cells)
     console.print(table)

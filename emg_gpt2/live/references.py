@@ -149,6 +149,7 @@ def warn_of_doubts(name: str, model: EMGForSequenceClassification, windows: np.n
         )
     if (far := distance_from_training(model, windows)) > FAR:
         logger.warning(
-            f"{name}: the signal is far from the training part ({far:.1f} standard deviations on average, where other "
-            "people and days stay below 1.5); check unit, electrodes and filter before trusting the decisions"
+            f"{name}: the signal is far from the training part ({far:.2f} standard deviations on average; other "
+            f"people and days reach 1.5, and more than {FAR:g} is far); check unit, electrodes and filter before "
+            "trusting the decisions"
         )

@@ -54,12 +54,14 @@ def inspect_files(args: argparse.Namespace, console: Console) -> int:
     raw = [path for path in args.files if not _holds_windows(path)]
     paths = (find_recordings(raw) if raw else []) + [path for path in args.files if _holds_windows(path)]
     make_folder(args.out)
-    drawn, say = set(), partial(console.print, soft_wrap=True, markup=False)
+    drawn, say = {}, partial(console.print, soft_wrap=True, markup=False)
     for path in track(paths, "files"):
         say(path.stem)
         say(*(f"  {line}" for line in _report_lines(path, drawn, args)), sep="\n")
     if not drawn:
         raise EMGError("nothing could be drawn; the reason stands below the name of each file")
+    for warning in dict.fromkeys(filter(None, drawn.values())):
+        say(warning)
     return 0 if len(drawn) == len(paths) else 3
 
 
@@ -67,8 +69,8 @@ def _holds_windows(path: Path) -> bool:
     return path.suffix.lower() == ".parquet"
 
 
-def _report_lines(path: Path, drawn: set[Path], args: argparse.Namespace) -> list:
-    """Draw a file, add its picture to `drawn` and return its report; one line where it cannot be drawn."""
+def _report_lines(path: Path, drawn: dict[Path, str], args: argparse.Namespace) -> list:
+    """Draw a file, add its picture and warning to `drawn` and return its report; one line where it cannot be drawn."""
     out = args.out / f"{path.stem}.{args.settings.FIGURE_FORMAT}"
     try:
         if out in drawn:
@@ -76,7 +78,7 @@ def _report_lines(path: Path, drawn: set[Path], args: argparse.Namespace) -> lis
         report = _draw_file(path, out, args)
     except EMGError as error:
         return [f"not drawn: {error}"]
-    drawn.add(out)
+    drawn[out] = report.warning
     return [*report.facts, ", ".join(report.amounts.values()), *report.finding_lines(), out]
 
 
@@ -114,13 +116,14 @@ def inspect_recording(path: Path, settings: Settings, ring: int) -> tuple[Report
     findings = find_all(look_at_raw(recording), recording, *resample(filtered, rate, settings.SAMPLE_RATE))
     report = Report(
         name=path.stem,
-        facts=[_recording_facts(recording, settings), *filter(None, [_why_numbers(recording, settings)])],
+        facts=[_recording_facts(recording, settings)],
         amounts={label: f"{name} {(labels == label).sum() / rate:.1f} s" for label, name in names.items()},
         findings=findings,
         sought="flat, clipped, noisy or unsteady",
         unit=unit_words(unit_of(recording)),
         band=settings.BAND_HZ,
         ring=ring,
+        warning=why_numbers(_gestures(recording), recording.is_putemg, settings),
     )
     return report, _recording_page(report, recording, spectra, rms, list(names.values()))
 
@@ -149,10 +152,6 @@ def label_names(recording: Recording, settings: Settings) -> dict[int, str]:
     """Return the name of each label of a recording, in rising order."""
     names = class_names(_gestures(recording), recording.is_putemg, settings)
     return {UNLABELLED: "unlabelled"} | names if (recording.labels == UNLABELLED).any() else names
-
-
-def _why_numbers(recording: Recording, settings: Settings) -> str:
-    return why_numbers(_gestures(recording), recording.is_putemg, settings)
 
 
 def _gestures(recording: Recording) -> list[int]:

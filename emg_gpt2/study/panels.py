@@ -24,7 +24,8 @@ class Report(NamedTuple):
     """What the terminal and the head of the picture say of one file, and what its panels share.
 
     amounts: label → name and amount of a gesture; sought: the kinds of findings that such a file can show; unit: of
-    the samples; band: of the filter, Hz; ring: electrodes in a ring.
+    the samples; band: of the filter, Hz; ring: electrodes in a ring; warning: why gestures go by number, which the
+    terminal says once for all files.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Report(NamedTuple):
     unit: str
     band: tuple[float, float]
     ring: int
+    warning: str = ""
 
     def finding_lines(self, most: int | None = None) -> list[str]:
         """Return a line per finding, at most `most` of them."""
