@@ -26,12 +26,13 @@ def main() -> int:
     """Run the command that the command line names; returns its exit status."""
     start_script()  # also where the installed emg-gpt2 calls main()
     name, *argv = sys.argv[1:] or ["--help"]
+    called = program("COMMAND").removesuffix(" COMMAND")
     if name in ("-h", "--help"):
-        return exit_status("emg-gpt2", lambda: print(overview()))
+        return exit_status(called, lambda: print(overview()))
     if name == "--version":
-        return exit_status("emg-gpt2", lambda: print(f"emg-gpt2 {__version__}"))
+        return exit_status(called, lambda: print(f"emg-gpt2 {__version__}"))
     with importing():  # so that a signal afterwards still finds nothing begun
-        status = exit_status("emg-gpt2", lambda: _require(name))
+        status = exit_status(called, lambda: _require(name))
     return status or importlib.import_module(f"emg_gpt2.commands.{name}").main(argv)
 
 

@@ -18,6 +18,7 @@ from emg_gpt2.base.errors import EMGError, exit_status
 from emg_gpt2.base.interrupts import importing
 from emg_gpt2.base.registry import HeadName, TokeniserName
 from emg_gpt2.base.setting_sources import env_file, pairs, settings_file, variables
+from emg_gpt2.base.text import what_is_wrong
 
 ABOUT = """Every setting in these groups is also a constant of ENV.py and an environment variable: --num-epochs,
 NUM_EPOCHS, EMG_NUM_EPOCHS. A flag goes before the variable, that before the file of --settings, and that before
@@ -105,7 +106,7 @@ class Settings(BaseModel):
     """Labels to keep, each 0 … 127; empty: every label of the recordings (−1 is never a class)."""
 
     CLASS_NAMES: Annotated[dict[int, str], Role.LABELS] = {}
-    """Gesture names as label=name pairs, one for every label; empty: putEMG's for its recordings, others by number."""
+    """Gesture names, label=name for every label (0=rest,1=fist); empty: putEMG's for its recordings, else numbers."""
 
     DATA_NOTE: Annotated[str, Role.LABELS] = ""
     """A sentence on the origin of the data, shown with every result made from it."""
@@ -386,11 +387,10 @@ def _same(value: Any, default: Any) -> bool:
 
 def _explain(model: type[Settings], detail: dict, places: dict[str, str]) -> str:
     """One wrong setting in a sentence. places: of those settings that the file of --settings has."""
-    message = detail["msg"].removeprefix("Value error, ")
     if not detail["loc"]:
-        return message
+        return what_is_wrong(detail)
     name = str(detail["loc"][0])
     legal = (model.model_fields[name].description or "").replace("`", "")
     value = ",".join(map(str, detail["input"])) if isinstance(detail["input"], list) else detail["input"]
     where = f"ENV.py, {flag(name)} or EMG_{name}" if name in Settings.model_fields else flag(name)
-    return f"{name} = {value}: {message[0].lower()}{message[1:]} ({places.get(name, where)}: {legal})"
+    return f"{name} = {value}: {what_is_wrong(detail)} ({places.get(name, where)}: {legal})"

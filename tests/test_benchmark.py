@@ -93,12 +93,12 @@ def test_a_recording_that_cannot_be_read_is_one_sentence(tmp_path, capsys):
     [
         (["storage", "--runs", "0"], "--runs: 0 is not a number from 1 to 99"),
         (["speed"], "invalid choice: 'speed'"),
-        (["train", "--step", "3"], "--step 3: there is no such flag; did you mean --steps?"),
+        (["train", "--step", "3"], "--step 3: there is no such flag (did you mean --steps?)"),
         (["train", "--rounds", "0"], "ROUNDS = 0"),
         (["train", "--batch-sizes", "8,8"], "BATCH_SIZES = 8,8: should be one number or more"),
         (["predict", "--blocks-to-try", "0"], "BLOCKS_TO_TRY = 0: should be one number or more"),
         (["train", "--beside", "smollm2"], "BESIDE = smollm2: should be written smollm2:4,gpt2:2"),
-        (["predict", "--num-layers", "3"], "NUM_LAYERS = 3: input should be less than or equal to 0"),
+        (["predict", "--num-layers", "3"], "NUM_LAYERS = 3: should be less than or equal to 0"),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence(flags, found, capsys):

@@ -47,7 +47,7 @@ def test_help_shows_the_settings_by_role_with_units_and_defaults(monkeypatch, ca
     assert "  --window-ms X         Length of a window (ms); 0 < x ≤ 10000. (default: 250)" in lines
     titles = [line.removesuffix(":") for line in lines if re.match(r"[a-z].*:$", line) and not line.startswith("usage")]
     assert titles == ["positional arguments", "options", *SECTIONS]
-    assert lines[0].endswith(" [options] RAW [RAW ...]")
+    assert lines[0].endswith(" [options] FOLDER [FOLDER ...]")
     written = re.sub(r"\s+", " ", text)
     assert "--band-hz X,X Pass band (Hz), low,high;" in written
     assert "(default: 20,700)" in written
@@ -84,8 +84,8 @@ def call_front(monkeypatch, capsys):
     """`python -m emg_gpt2 …` in this process, which keeps its own handlers of signals."""
     monkeypatch.setattr(front, "start_script", lambda: None)
 
-    def call(*argv: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["emg-gpt2", *argv])
+    def call(*argv: str, called: str = "emg-gpt2") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [called, *argv])
         return front.main(), *capsys.readouterr()
 
     return call
@@ -103,8 +103,13 @@ def test_help_lists_every_command_once_in_its_group(call_front):
 
 def test_version_and_an_unknown_command(call_front):
     assert call_front("--version") == (0, f"emg-gpt2 {__version__}\n", "")
-    said = "emg-gpt2: there is no command evaluat; did you mean evaluate?; --help lists them\n"
+    said = "emg-gpt2: there is no command evaluat (did you mean evaluate?); --help lists them\n"
     assert call_front("evaluat", "--help") == (1, "", said)
+
+
+def test_it_answers_as_it_was_called(call_front):
+    said = "python -m emg_gpt2: there is no command inspekt (did you mean inspect?); --help lists them\n"
+    assert call_front("inspekt", called=front.__file__) == (1, "", said)
 
 
 @pytest.mark.parametrize("name", front.commands())
@@ -158,10 +163,15 @@ def test_a_slip_in_a_flag_is_named_before_what_is_missing():
     parser = Parser()
     parser.add_argument("run")
     parser.add_argument("--ring")
-    with pytest.raises(EMGError, match=r"^--rnig: there is no such flag; did you mean --ring\?"):
+    with pytest.raises(EMGError, match=r"^--rnig: there is no such flag \(did you mean --ring\?\)"):
         parser.parse_args(["--rnig=3"])
-    with pytest.raises(EMGError, match=r"^nothing was given for run"):
+    with pytest.raises(EMGError, match=r"^nothing was given for run: write .* run;"):
         parser.parse_args(["--ring", "3"])
+
+
+def test_a_windows_file_without_its_flag_is_told_which():
+    with pytest.raises(EMGError, match=r"^a\.parquet: not expected here \(did you mean --data-location a\.parquet\?"):
+        read_settings(Settings, ["a.parquet"])
 
 
 @pytest.mark.parametrize("argv", [["--device", "cuda"], ["--device=cuda"], ["--gpu"]])
@@ -176,8 +186,8 @@ def test_who_asks_for_a_gpu_hears_that_it_is_taken_by_itself(argv):
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        (["--rnig", "3"], "--rnig 3: there is no such flag; did you mean --ring?; --help lists the flags"),
-        (["--rin", "3"], "--rin 3: there is no such flag; did you mean --ring?; --help lists the flags"),
+        (["--rnig", "3"], "--rnig 3: there is no such flag (did you mean --ring?); --help lists the flags"),
+        (["--rin", "3"], "--rin 3: there is no such flag (did you mean --ring?); --help lists the flags"),
         (["--xyz"], "--xyz: there is no such flag; --help lists the flags"),
         (["there"], "there: not expected here; --help lists the flags"),
         (["--ring"], "argument --ring: expected one argument; --help lists the flags"),
@@ -191,6 +201,12 @@ def test_a_wrong_command_line_is_one_sentence_of_every_parser(argv, sentence):
     with pytest.raises(EMGError) as of_settings:
         read_settings(Settings, argv)
     assert str(of_commands.value) == str(of_settings.value) == sentence
+
+
+def test_an_error_of_the_system_is_told_without_its_number(tmp_path):
+    with pytest.raises(FileNotFoundError) as found:
+        (tmp_path / "none").read_text()
+    assert in_short(found.value) == f"No such file or directory: '{tmp_path / 'none'}'"
 
 
 def raising(error: BaseException, *notes: str):

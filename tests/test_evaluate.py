@@ -233,9 +233,9 @@ def test_after_a_kill_the_same_command_gives_what_an_undisturbed_one_gives(evalu
         (["--fold", "1"], "evaluate sets FOLD itself; leave out --fold"),
         (["--protocol", "D", "--balance", "none"], "protocol D sets BALANCE itself; leave out --balance"),
         (["--protocol", "A", "--train-on", "03/*"], "protocol A sets TRAIN_ON itself; leave out --train-on"),
-        (["--protocol", "E"], "PROTOCOL = E: input should be 'none', 'A', 'B', 'C' or 'D' (--protocol: A: within"),
+        (["--protocol", "E"], "PROTOCOL = E: should be 'none', 'A', 'B', 'C' or 'D' (--protocol: A: within"),
         (["--seeds", "0,1,1"], "SEEDS = 0,1,1: should be one seed or more, each given once (--seeds: "),
-        (["--sed", "1"], "there is no such flag; did you mean --seed?"),
+        (["--sed", "1"], "there is no such flag (did you mean --seed?)"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(evaluated, small_file, tiny_gpt2, more, found, capsys):

@@ -94,7 +94,7 @@ def test_names_are_checked_before_anything_is_imported(installed):
     given = read_settings(argv=["--tokens", "slope,power", "--head", "largest"])
     assert (given.TOKENS, given.HEAD) == (["slope", "power"], "largest")
     assert "my_parts" not in sys.modules
-    with pytest.raises(EMGError, match=r"^TOKENS = slop: there is no tokeniser slop; did you mean slope\?; here are "):
+    with pytest.raises(EMGError, match=r"^TOKENS = slop: there is no tokeniser slop \(did you mean slope\?\); here "):
         read_settings(argv=["--tokens", "power,slop"])
     with pytest.raises(EMGError, match=r"^HEAD = os:system: there is no head os:system; here are linear, largest, "):
         read_settings(argv=["--head", "os:system"])

@@ -538,7 +538,7 @@ def test_an_empty_folder(tmp_path):
 def test_a_path_that_is_not_there(tmp_path):
     done = call("Preprocessing.py", tmp_path / "nowhere", "--data-location", tmp_path / "windows.parquet")
     assert (done.returncode, done.stdout) == (1, "")
-    expected = f"{tmp_path / 'nowhere'}: there is no such file or folder (No such file or directory); check the path"
+    expected = f"{tmp_path / 'nowhere'}: there is no such file or folder; check the path"
     assert done.stderr == f"Preprocessing.py: {expected}\n"
     assert not list(tmp_path.iterdir())
 

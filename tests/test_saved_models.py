@@ -154,6 +154,13 @@ def test_a_damaged_folder_is_refused_with_the_reason(folder, loader, damage):
         assert str(caught.value).startswith(f"{folder}: no model can be loaded (")
 
 
+def test_who_names_a_run_hears_where_its_model_is(tmp_path):
+    (tmp_path / "best_model").mkdir()
+    with pytest.raises(EMGError) as caught:
+        load_model(tmp_path)
+    assert str(caught.value).endswith(f"; name {tmp_path / 'best_model'}")
+
+
 def test_a_language_model_is_not_a_gesture_model(tiny_gpt2):
     for name in ("load_model", "from_pretrained"):
         with pytest.raises(EMGError, match=str(tiny_gpt2)):

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from emg_gpt2.base.errors import EMGError
 
 WORDS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}  # stand for a value, by its type
+PLACE = "FOLDER"  # stands for the files and folders that a command reads
 GPU_FLAGS = ("--device", "--gpu", "--gpus", "--cuda")  # that people try
 GPU = "there is no such flag, and none is needed: main.py takes a GPU by itself where torch finds one"
 NO_BREAK = "\xa0"  # keeps `x ≥ 0` on one line
@@ -36,7 +37,13 @@ class Parser(argparse.ArgumentParser):
         unknown = [flag for flag in flags if flag.startswith("--") and flag not in ["--", *known]]
         if unknown and "arguments are required" in message:  # the slip comes first: it may be why one is missing
             message = f"unrecognized arguments: {unknown[0]}"
-        raise EMGError(_explain(message, known))
+        raise EMGError(_explain(message, known, self._written()))
+
+    def _written(self) -> str:
+        """What has to be typed at the least."""
+        needed = [one for one in self._actions if one.required]
+        words = (" ".join([*one.option_strings[:1], one.metavar or one.dest]) for one in needed)
+        return " ".join([self.prog, *words])
 
 
 def between(kind: type, low: float, high: float) -> Callable[[str], float]:
@@ -51,20 +58,24 @@ def between(kind: type, low: float, high: float) -> Callable[[str], float]:
     return number
 
 
-def _explain(message: str, known: list[str]) -> str:
-    message = message.replace("the following arguments are required:", "nothing was given for")
+def _explain(message: str, known: list[str], written: str) -> str:
+    missing = message.partition("the following arguments are required: ")[2]
+    if missing:
+        message = f"nothing was given for {missing}: write {written}"
     unknown = message.partition("unrecognized arguments: ")[2]
     if unknown:
         name = unknown.split()[0].partition("=")[0]
         what = f"there is no such flag{closest(name, known)}" if name[0] == "-" else "not expected here"
+        if name.endswith(".parquet") and "--data-location" in known:
+            what += f" (did you mean --data-location {name}?)"
         message = f"{unknown}: {GPU if name in GPU_FLAGS else what}"
     return f"{message}; --help lists the flags"
 
 
 def closest(word: str, known: list[str]) -> str:
-    """Return `; did you mean …?` where one of the `known` words is like `word`, else nothing."""
+    """Return ` (did you mean …?)` where one of the `known` words is like `word`, else nothing."""
     matches = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {matches[0]}?" if matches else ""
+    return f" (did you mean {matches[0]}?)" if matches else ""
 
 
 # ---- flags of a settings class ----------------------------------------------------------------------------------
@@ -73,14 +84,14 @@ def closest(word: str, known: list[str]) -> str:
 class SettingsParser(Parser):
     """One flag per field of a pydantic model, in groups; the values stay texts, which the model checks.
 
-    groups: field → title of its group; a field without one is among the command's own options. A required field is a
-    positional argument.
+    groups: field → title of its group; a field without one is among the command's own options. A required field, of
+    which there may be one, is a positional argument: files and folders.
     """
 
     def __init__(self, model: type[BaseModel], groups: dict[str, str], command: str, epilog: str):
-        needed = "".join(f" {name} [{name} ...]" for name, field in model.model_fields.items() if field.is_required())
-        about = inspect.cleandoc(model.__doc__)
-        super().__init__(prog=command, usage=f"{command} [options]{needed}", description=about, epilog=epilog)
+        needed = any(field.is_required() for field in model.model_fields.values())
+        usage = f"{command} [options]" + f" {PLACE} [{PLACE} ...]" * needed
+        super().__init__(prog=command, usage=usage, description=inspect.cleandoc(model.__doc__), epilog=epilog)
         self.titled = {title: self.add_argument_group(title) for title in dict.fromkeys(groups.values())}
         for name, field in model.model_fields.items():
             self._add_field(name, field, self.titled.get(groups.get(name), self))
@@ -88,7 +99,7 @@ class SettingsParser(Parser):
     def _add_field(self, name: str, field: FieldInfo, group) -> None:
         options = {"help": _help_of(field), "default": argparse.SUPPRESS}
         if field.is_required():
-            group.add_argument(name, nargs="+", **options)
+            group.add_argument(name, nargs="+", metavar=PLACE, **options)
         elif field.annotation is bool:
             group.add_argument(flag(name), action=argparse.BooleanOptionalAction, dest=name, **options)
         else:

@@ -6,6 +6,11 @@ from typing import Annotated
 from pydantic import AfterValidator, ValidationError
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # characters that a terminal obeys
+KINDS = {  # pydantic's errors of type → what was expected
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "yes or no"),
+}
 LONGEST = 300  # characters of a reason
 
 
@@ -13,11 +18,18 @@ def in_short(error: Exception) -> str:
     """The error's first line without control characters: it may quote an untrusted file."""
     if isinstance(error, ValidationError):
         detail = error.errors()[0]
-        where, what = ".".join(map(str, detail["loc"])), detail["msg"].removeprefix("Value error, ")
-        text = f"{where}: {what[0].lower()}{what[1:]}" if where else what
+        where = ".".join(map(str, detail["loc"]))
+        text = f"{where}: {what_is_wrong(detail)}" if where else what_is_wrong(detail)
     else:
-        text = (str(error) or type(error).__name__).partition("\n")[0]
+        text = re.sub(r"^\[(Errno|WinError) \d+\] ", "", (str(error) or type(error).__name__).partition("\n")[0])
     return printable(text[:LONGEST])
+
+
+def what_is_wrong(detail: dict) -> str:
+    """What an error of pydantic says of a value, in plain words: `should be a whole number`."""
+    kind, message = detail["type"], re.sub("^(Value error, |Input )", "", detail["msg"])
+    message = f"should be {KINDS[kind]}" if kind in KINDS else message
+    return message[0].lower() + message[1:] if detail["loc"] else message
 
 
 def one_line(text: str) -> str:

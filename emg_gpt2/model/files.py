@@ -134,9 +134,9 @@ def load_saved(
     except WEIGHTS_ERRORS as error:
         not_a_name = isinstance(error, HFValidationError)  # what is not a folder is taken for a name on the hub
         reason = "there is no such folder" if not_a_name else in_short(error)
-        raise EMGError(
-            f"{source}: no model can be loaded ({reason}); name a best_model folder, or a model on the hub"
-        ) from None
+        inside = Path(source) / "best_model"  # of a run
+        advice = inside if inside.is_dir() else "a best_model folder, or a model on the hub"
+        raise EMGError(f"{source}: no model can be loaded ({reason}); name {advice}") from None
     model.config.name_or_path = model.name_or_path = str(source)
     return model.eval()
 

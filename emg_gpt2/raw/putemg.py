@@ -46,7 +46,9 @@ def find_recordings(places: list[Path]) -> list[Path]:
         try:
             place.stat()
         except OSError as error:
-            raise EMGError(f"{place}: there is no such file or folder ({error.strerror}); check the path") from None
+            missing = isinstance(error, FileNotFoundError)
+            reason = "there is no such file or folder" if missing else f"it cannot be read ({error.strerror})"
+            raise EMGError(f"{place}: {reason}; check the path") from None
         inside = [p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES] if place.is_dir() else [place]
         if not inside:
             raise EMGError(
