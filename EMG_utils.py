@@ -354,7 +354,7 @@ def draw_second_training(axes: plt.Axes, histories: Histories, column: str) -> N
     """One column of the second training's history, where there was one."""
     if second := histories.second:
         points = [row["epoch"] for row in second], [row[column] for row in second]
-        axes.plot(*points, "^:", color=GREEN, ms=6, mfc="none", label="second training, validation part included")
+        axes.plot(*points, "^:", color=GREEN, ms=6, mfc="none", label="second training, with validation")
 
 
 def draw_confusion_matrix(metrics: dict, title: str, caption: str, run: Path) -> None:

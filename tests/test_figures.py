@@ -110,8 +110,8 @@ def test_the_curves_show_what_was_learned_and_say_where_their_axis_begins(tmp_pa
     said = svg_texts(tmp_path / "accuracy.svg")
     assert "accuracy (axis from 0.89)" in said  # a tenth of 0.9 … 0.99 below 0.9
     assert "chance, balanced: 0.125 (outside the axis)" in said
-    assert "chosen by validation loss: epoch 1" in said
-    assert {"cross entropy (nat)", "chosen by validation loss: epoch 1"} <= {*svg_texts(tmp_path / "loss.svg")}
+    assert "chosen by the loss: epoch 1" in said
+    assert {"cross entropy (nat)", "chosen by the loss: epoch 1"} <= {*svg_texts(tmp_path / "loss.svg")}
 
 
 def test_a_confusion_matrix_has_one_unit_and_the_windows_of_each_gesture(tmp_path):

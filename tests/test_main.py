@@ -362,8 +362,8 @@ def test_the_curves_show_the_linear_path_and_the_second_training(tmp_path, monke
     draw_history(Histories(first, second, {"validation_balanced_accuracy": 0.625}), 0.125, "note", tmp_path)
     accuracy, loss = drawn["accuracy.png"], drawn["loss.png"]
     assert list(accuracy["linear path alone, validation, balanced: 0.625"]) == [0.625, 0.625]
-    assert list(accuracy["second training, validation part included"]) == [0.5]
-    assert list(loss["second training, validation part included"]) == [0.25]
+    assert list(accuracy["second training, with validation"]) == [0.5]
+    assert list(loss["second training, with validation"]) == [0.25]
     draw_history(Histories(first, [], {}), 0.125, "note", tmp_path)
     assert not any("second" in label or "linear" in label for label in [*drawn["accuracy.png"], *drawn["loss.png"]])
 

@@ -191,7 +191,7 @@ def test_the_plots_hold_history_and_matrix(page, finished, metrics):
     counts = np.array(metrics["confusion_matrix"])
     assert np.allclose(drawn["matrix"][0]["z"], 100 * counts / counts.sum(1, keepdims=True))
     assert sum(drawn["reliability"][2]["y"]) == metrics["n_test"]
-    assert f"chosen by validation loss: epoch {metrics['best_epoch']}" in page.locator("#loss").inner_text()
+    assert f"chosen by the loss: epoch {metrics['best_epoch']}" in page.locator("#loss").inner_text()
 
 
 @pytest.mark.nightly

@@ -108,7 +108,7 @@ def percent(count: int, total: int) -> str:
 
 def chosen_words(epoch: int) -> str:
     """What a legend says of the epoch whose weights were kept."""
-    return f"chosen by validation loss: epoch {epoch}"
+    return f"chosen by the loss: epoch {epoch}"
 
 
 def draw_chance(axes: plt.Axes, chance: float, across: bool = True) -> None:

@@ -67,7 +67,7 @@ def _show_differences(figure: go.Figure, others: list[float]) -> float:
 def _second_training(figure: go.Figure, run: FinishedRun, column: str) -> None:
     """One column of the second training's history, where there was one."""
     if run.second_history is not None:
-        name = "second training, validation part included"
+        name = "second training, with validation"
         _curve(figure, run.second_history, column, name, GREEN, "dot", "triangle-up-open")
 
 
