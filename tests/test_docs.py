@@ -130,6 +130,8 @@ def check(words: list[str], whole: bool) -> None:
             check_command(arguments, whole)
         case ["python" | "python3", "-m", "benchmarks" | "stress" as folder, *arguments]:
             check_arguments(f"{folder}.__main__", arguments, whole)
+        case ["python" | "python3", script, *_] if script.startswith("docs/"):
+            assert (ROOT / script).is_file(), script
         case ["python" | "python3", script, *arguments] if script.endswith(".py"):
             check_settings(script, arguments)
         case ["python" | "python3", "-m", module, *_]:
