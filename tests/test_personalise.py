@@ -233,7 +233,7 @@ def test_the_table_shows_each_figure_and_the_origin(personalised, written):
         figures = [f"{one[key]:.3f}" for key in ("balanced_accuracy", "accuracy", "macro_f1")]
         assert shown[-4:] == [*figures, str(written["n_test"])]
     assert "chance 0.125" in said
-    assert "backbone from random weights" in said
+    assert "random weights" in said
     assert "made for a test" in said
     assert "Warning" not in said + personalised[1].stderr
 
