@@ -159,8 +159,8 @@ def facts_of(task: Task, settings: Settings) -> dict:
     return {
         "batch_size": settings.BATCH_SIZE,
         "parameters": parameters,
-        "blocks": config.shape.blocks,
-        "trained_blocks": config.shape.blocks - frozen_blocks(model, settings),
+        "blocks": config.shape.num_hidden_layers,
+        "trained_blocks": config.shape.num_hidden_layers - frozen_blocks(model, settings),
         "tokens_per_window": tokens,
         "flops_per_window": training_flops(lambda: upper(hidden, linear) if settings.FREEZE else model(emg).logits),
         "windows": settings.STEPS * settings.BATCH_SIZE,

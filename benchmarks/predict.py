@@ -52,7 +52,7 @@ class Prediction:
 
     def described(self) -> dict:
         config = self.model.config
-        facts = {"blocks": config.shape.blocks, "weights": config.weights, "data_note": self.note}
+        facts = {"blocks": config.shape.num_hidden_layers, "weights": config.weights, "data_note": self.note}
         facts |= {"parameters": self.model.num_parameters(), "start_s": self.start_s}
         return facts | {"peak_mb": peak_mb()}
 

@@ -187,7 +187,7 @@ def text_config(windows: WindowSet, settings: Settings) -> GPT2Config:
     with SHAPES_ONLY:
         shape = model_of_shapes(windows, settings).config.shape
     classes = {"num_labels": len(windows.classes), "pad_token_id": VOCABULARY - 1}
-    size = {"n_embd": shape.width, "n_layer": shape.blocks, "n_head": shape.heads}
+    size = {"n_embd": shape.hidden_size, "n_layer": shape.num_hidden_layers, "n_head": shape.num_attention_heads}
     return GPT2Config(vocab_size=VOCABULARY, **classes, **size)
 
 

@@ -19,7 +19,7 @@ from emg_gpt2.commands.ablate import main
 from emg_gpt2.model.build import load_model
 from emg_gpt2.model.normalise import log_covariance
 from emg_gpt2.settings import Settings
-from emg_gpt2.study.ablation import plan
+from emg_gpt2.study.ablation import plan, rate_beyond
 from emg_gpt2.study.arms import ARMS
 from emg_gpt2.study.differences import (
     ALWAYS,
@@ -163,7 +163,7 @@ def test_the_learning_rate_is_chosen_per_arm_on_validation(ablated):
             continue
         places = sorted((ablated[0] / "rates" / arm["name"]).rglob("sweep.csv"))
         trials = pd.concat([pd.read_csv(place) for place in places], ignore_index=True)
-        assert sorted(trials["LR"])[:3] == [1e-4, 1e-3, 1e-2] or min(trials["LR"]) < 1e-4
+        assert {1e-4, 1e-3, 1e-2} <= set(trials["LR"])
         best = trials.loc[trials["validation_balanced_accuracy"].idxmax(), "LR"]
         inside = min(trials["LR"]) < best < max(trials["LR"])
         assert inside or arm["lr_at_the_edge"] or best * 10 > 1
@@ -174,6 +174,20 @@ def test_the_learning_rate_is_chosen_per_arm_on_validation(ablated):
             assert made["LR"] == best
             assert made["NUM_EPOCHS"] == 1
     assert differ  # so there was something to choose
+
+
+@pytest.mark.parametrize(
+    ("tried", "further"),
+    [
+        ({1e-3: 0.5, 3e-3: 0.6}, 9e-3),
+        ({1e-3: 0.6, 3e-3: 0.5}, 3.3e-4),
+        ({1e-3: 0.5, 3e-3: 0.6, 1e-2: 0.55}, None),
+        ({0.1: 0.5, 0.5: 0.6}, None),  # 2.5 is no learning rate
+        ({1e-3: 0.6, 3e-3: 0.0}, 3.3e-4),  # one that failed counts as 0
+    ],
+)
+def test_where_the_best_rate_lies_at_the_edge_one_beyond_it_is_tried(tried, further):
+    assert rate_beyond(tried) == further
 
 
 # ---- shuffled patches -----------------------------------------------------------------------------------------

@@ -200,4 +200,4 @@ def test_smollm2_without_its_package_is_one_sentence_or_random_weights(monkeypat
         build_model(config(), "smollm2", "require", 1)
     made = build_model(config(), "smollm2", "auto", 1)
     assert (made.config.weights, made.config.width) == ("random", 576)
-    assert "not installed; starting from random weights" in caplog.text
+    assert "starting from random weights: MODEL_NAME = smollm2: its weights come with a package" in caplog.text

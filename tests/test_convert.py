@@ -77,7 +77,12 @@ def test_quantised_weights_are_those_of_transformers_loader(whole, tmp_path):
 def test_the_folder_is_a_backbone_and_says_where_it_comes_from(whole, tmp_path):
     convert(str(whole), tmp_path / "folder")
     shape, weights = read_backbone(str(tmp_path / "folder"), 1)
-    assert (shape.blocks, shape.width, shape.rope_parameters.rope_theta, len(weights)) == (1, 32, 5000.0, 10)
+    assert (shape.num_hidden_layers, shape.hidden_size, shape.rope_parameters.rope_theta, len(weights)) == (
+        1,
+        32,
+        5000.0,
+        10,
+    )
     assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == [
         "README.md",
         "config.json",
@@ -181,7 +186,7 @@ def test_smollm2_is_converted_once_for_all_who_ask(package, tmp_path, monkeypatc
     assert folders == [tmp_path / "hub" / "emg-gpt2" / f"smollm2-9.9-{converting.CONVERSION}"] * 3
     assert len(conversions) == 1
     assert list(folders[0].parent.iterdir()) == folders[:1]
-    assert read_backbone(str(folders[0]), 9)[0].blocks == 2
+    assert read_backbone(str(folders[0]), 9)[0].num_hidden_layers == 2
     assert (folders[0] / "LICENSE").read_text() == "its licence"
     text = (folders[0] / "README.md").read_text(encoding="utf-8")
     assert "SmolLM2-135M-Instruct by Hugging Face" in text
@@ -269,4 +274,4 @@ def test_a_run_starts_from_smollm2(real, small_file, tmp_path):
     assert "smollm2, pretrained weights, ADAPT = full" in done.stdout
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["weights"] == "pretrained"
     made = load_model(tmp_path / "run" / "best_model")
-    assert (made.config.shape.model_type, made.config.shape.blocks, made.config.width) == ("llama", 4, 576)
+    assert (made.config.shape.model_type, made.config.shape.num_hidden_layers, made.config.width) == ("llama", 4, 576)

@@ -1,6 +1,7 @@
 """docs/tour.ipynb: every cell runs, in a copy of the project, and the stored outputs are fit to be read."""
 
 import json
+import re
 import shutil
 
 import nbformat
@@ -72,4 +73,4 @@ def test_the_stored_tour_is_small_and_names_no_place_of_the_machine_that_made_it
     stored = TOUR.read_text(encoding="utf-8")
     assert len(stored) < 1_000_000
     assert str(ROOT) not in stored
-    assert not [start for start in ("/tmp/", "/home/", "/root/", "C:\\\\") if start in stored]
+    assert not re.search(r"/(tmp|home|root)/|C:\\\\", stored)

@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_MAPPING
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from emg_gpt2.base.errors import EMGError
@@ -35,16 +36,24 @@ ARCHITECTURES = {  # known by name: random weights need only the shape, and so n
         initializer_range=1 / 24,
     ),
 }
-NO_WEIGHTS = "MODEL_NAME = {}: no weights in folder, cache or hub"
+NO_WEIGHTS = "MODEL_NAME = {}: no weights in folder, cache or hub; download them or set PRETRAINED"
 POSITIONS = ("wpe.weight", "embed_positions.weight")  # end the names of the position embeddings
 
 
 class NoWeightsError(EMGError):
-    """A language model whose weights are not here and cannot be fetched; `reason` without what to do."""
+    """A language model whose weights are not here and cannot be fetched."""
 
-    def __init__(self, reason: str, todo: str = "download them or set PRETRAINED"):
-        self.reason = reason
-        super().__init__(f"{reason}; {todo}")
+
+class NoBackbone(nn.Module):
+    """Stands where there are no blocks: tokens go through as they are."""
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        self.config = shape
+        self.layers, self.norm = nn.ModuleList(), nn.Identity()
+
+    def forward(self, inputs_embeds: torch.Tensor, use_cache: bool = False) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=inputs_embeds)
 
 
 class Parts(NamedTuple):
@@ -71,10 +80,10 @@ PARTS = {
 def new_backbone(shape: Shape) -> nn.Module:
     """A decoder with random weights and without its token embedding, which is never used: tokens are patches of signal.
 
-    Without blocks there are no positions and no norm either, and tokens go through as they are.
+    Without blocks there are no positions and no norm either.
     """
     if isinstance(shape, NoBlocks):
-        return nn.Identity()
+        return NoBackbone(shape)
     content = shape.content()
     if content.get("activation_function") == "gelu_new":
         content["activation_function"] = "gelu_pytorch_tanh"  # the same function in one pass: 5 to 12 % of a step
@@ -87,15 +96,11 @@ def new_backbone(shape: Shape) -> nn.Module:
 
 def run_backbone(backbone: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """tokens (B, P, D) → hidden (B, P, D), where each token sees itself and those before it."""
-    if isinstance(backbone, nn.Identity):
-        return tokens
     return backbone(inputs_embeds=tokens, use_cache=False).last_hidden_state
 
 
 def run_lower(backbone: nn.Module, tokens: torch.Tensor, blocks: int) -> torch.Tensor:
     """tokens (B, P, D) → hidden (B, P, D) after the first `blocks` blocks; without dropout of the tokens."""
-    if isinstance(backbone, nn.Identity):
-        return tokens
     parts, hidden = _parts(backbone), tokens
     if parts.positions:
         rows = slice(parts.unused, parts.unused + tokens.shape[1])
@@ -105,8 +110,6 @@ def run_lower(backbone: nn.Module, tokens: torch.Tensor, blocks: int) -> torch.T
 
 def run_upper(backbone: nn.Module, hidden: torch.Tensor, first: int) -> torch.Tensor:
     """hidden (B, P, D) → the same after the blocks from number `first` on, and the last norm."""
-    if isinstance(backbone, nn.Identity):
-        return hidden
     return backbone.get_submodule(_parts(backbone).norm)(_run_blocks(backbone, slice(first, None), hidden))
 
 
@@ -123,9 +126,7 @@ def _run_blocks(backbone: nn.Module, which: slice, hidden: torch.Tensor) -> torc
 
 
 def blocks_of(backbone: nn.Module) -> nn.ModuleList:
-    """The blocks, from the first; none without a backbone."""
-    if isinstance(backbone, nn.Identity):
-        return nn.ModuleList()
+    """The blocks, from the first."""
     return backbone.get_submodule(_parts(backbone).blocks)
 
 
@@ -135,7 +136,7 @@ def freeze_lower(backbone: nn.Module, blocks: int, whole: bool) -> None:
         block.requires_grad_(False)
         for norm in [] if whole else norms_of(block):
             norm.requires_grad_(True)
-    if whole and blocks_of(backbone) and (positions := _parts(backbone).positions):
+    if whole and (positions := _parts(backbone).positions):
         backbone.get_submodule(positions).requires_grad_(False)
 
 
@@ -181,8 +182,7 @@ def _place(model_name: str) -> str:
     try:
         return str(converted_smollm2())
     except NoPackageError as error:
-        reason, _, todo = str(error).rpartition("; ")
-        raise NoWeightsError(f"MODEL_NAME = {reason}", todo) from None
+        raise NoWeightsError(f"MODEL_NAME = {error}") from None
 
 
 def _weights_files(model_name: str, expected: dict, prefix: str) -> list[Path]:

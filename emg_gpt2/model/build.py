@@ -26,9 +26,11 @@ def build_model(config: EMGConfig, model_name: str, pretrained: str, blocks: int
     """
     shape, weights = _backbone(model_name, pretrained, blocks)
     tokens = sum(TOKENISERS.load(kind).count(config) for kind in config.tokens)
-    if tokens > shape.positions:
-        raise EMGError(f"{tokens} tokens a window are more than {model_name}'s {shape.positions}; raise PATCH_MS")
-    config.weights = "none" if not shape.blocks else "random" if not weights else WEIGHTS[pretrained]
+    if tokens > shape.max_position_embeddings:
+        raise EMGError(
+            f"{tokens} tokens a window are more than {model_name}'s {shape.max_position_embeddings}; raise PATCH_MS"
+        )
+    config.weights = "none" if not shape.num_hidden_layers else "random" if not weights else WEIGHTS[pretrained]
     config.backbone = shape.first(blocks, config.dropout).content()
     model = EMGForSequenceClassification(config)
     if weights:
@@ -39,7 +41,7 @@ def build_model(config: EMGConfig, model_name: str, pretrained: str, blocks: int
 def _backbone(model_name: str, pretrained: str, blocks: int) -> tuple[Shape, dict[str, torch.Tensor] | None]:
     """Shape and language-model weights; None for random weights."""
     if blocks == 0:
-        return NoBlocks(hidden_size=architecture(model_name).width), None
+        return NoBlocks(hidden_size=architecture(model_name).hidden_size), None
     if pretrained != "never":
         try:
             shape, weights = read_backbone(model_name, blocks)
@@ -47,7 +49,7 @@ def _backbone(model_name: str, pretrained: str, blocks: int) -> tuple[Shape, dic
         except NoWeightsError as error:
             if pretrained != "auto":
                 raise
-            logger.warning(f"{error.reason}; starting from random weights")
+            logger.warning(f"starting from random weights: {error}")
     return architecture(model_name), None
 
 

@@ -201,8 +201,8 @@ TEMPLATE = """---
 {% endfor %}
 It recognises {{ config.class_names | length }} gestures ({{ config.class_names | join(", ") }}), in windows of
 {{ milliseconds }} ms from {{ config.channels | length }} surface electrodes ({{ rate }} Hz).
-{% if config.shape.blocks %}
-{{ config.shape.blocks }} blocks of {{ family }}, width {{ config.width }}, read the window as tokens
+{% if config.shape.num_hidden_layers %}
+{{ config.shape.num_hidden_layers }} blocks of {{ family }}, width {{ config.width }}, read the window as tokens
 {% else %}
 Without a language model, the head reads the window as tokens of width {{ config.width }}
 {% endif %}

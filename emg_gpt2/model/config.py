@@ -144,7 +144,7 @@ class EMGConfig(PreTrainedConfig):
     @property
     def width(self) -> int:
         """D, of tokens and hidden states."""
-        return self.shape.width
+        return self.shape.hidden_size
 
     def check_limits(self) -> None:
         """Raise EMGError that names the first attribute outside its limits."""

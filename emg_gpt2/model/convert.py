@@ -56,7 +56,7 @@ GPT2_SIZES = {
     "attention.head_count": "n_head",
     "attention.layer_norm_epsilon": "layer_norm_epsilon",
 }
-FAMILIES = {"llama": SIZES, "qwen2": SIZES, "qwen3": SIZES, "gpt2": GPT2_SIZES}  # a Mistral is a llama in GGUF
+KEYS = {"llama": SIZES, "qwen2": SIZES, "qwen3": SIZES, "gpt2": GPT2_SIZES}  # a Mistral is a llama in GGUF
 PREFIXES = {"gpt2": "transformer."}  # of names in a whole language model, in front of those in its base model
 TRANSPOSED = ("attn_qkv.weight", "attn_output.weight", "ffn_up.weight", "ffn_down.weight")  # of a GPT-2
 KEPT_TYPES = {"F16": torch.float16, "BF16": torch.bfloat16}  # all others need float32 to keep their values
@@ -192,17 +192,17 @@ def _checked_digest(origin: Origin) -> str:
 def _read_config(fields: dict) -> PreTrainedConfig:
     """Raises EMGError where the architecture is not known, or its numbers are missing or absurd."""
     kind = fields.get("general.architecture")
-    if kind not in FAMILIES:
-        raise EMGError(f"a model of the kind {str(kind)[:40]}; only {', '.join(FAMILIES)} can be converted")
-    given = {name: fields.get(f"{kind}.{key}") for key, name in FAMILIES[kind].items()}
+    if kind not in KEYS:
+        raise EMGError(f"a model of the kind {str(kind)[:40]}; only {', '.join(KEYS)} can be converted")
+    given = {name: fields.get(f"{kind}.{key}") for key, name in KEYS[kind].items()}
     try:
         shape = shape_of_language_model({"model_type": kind} | given)
     except ValueError as error:
         raise EMGError(f"its header is not that of a {kind} model ({in_short(error)}); {CANNOT}") from None
     content = shape.content()
     if isinstance(shape, LlamaShape):
-        width = content.setdefault("head_dim", shape.width // shape.heads)
-        content.setdefault("num_key_value_heads", shape.heads)
+        width = content.setdefault("head_dim", shape.hidden_size // shape.num_attention_heads)
+        content.setdefault("num_key_value_heads", shape.num_attention_heads)
         scaled = any(key.startswith(f"{kind}.rope.scal") and fields[key] != "none" for key in fields)
         if scaled or width % 2 or fields.get(f"{kind}.rope.dimension_count", width) != width:
             raise EMGError(f"its rotary positions are scaled, or do not turn whole heads; {CANNOT}")

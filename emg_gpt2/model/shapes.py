@@ -36,48 +36,36 @@ Activation = Annotated[str, AfterValidator(_known)]
 
 
 class Shape(BaseModel, strict=True, allow_inf_nan=False, extra="forbid"):
-    """Base of all shapes. NAMES: of width, blocks, heads and positions; DROPOUTS: what a model's dropout replaces."""
+    """What all shapes have; GPT-2 has other names for it. DROPOUTS: names of what a model's dropout replaces."""
 
-    NAMES: ClassVar[tuple[str, ...]] = (
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "max_position_embeddings",
-    )
     DROPOUTS: ClassVar[tuple[str, ...]] = ("attention_dropout",)
 
-    @property
-    def width(self) -> int:
-        """D, of tokens and hidden states."""
-        return getattr(self, self.NAMES[0])
+    hidden_size: Width  # D, of tokens and hidden states
+    num_hidden_layers: Blocks
+    num_attention_heads: Heads
+    max_position_embeddings: Length  # tokens that a sentence may have
 
-    @property
-    def blocks(self) -> int:
-        return getattr(self, self.NAMES[1])
-
-    @property
-    def heads(self) -> int:
-        return getattr(self, self.NAMES[2])
-
-    @property
-    def positions(self) -> int:
-        """Tokens that a sentence may have."""
-        return getattr(self, self.NAMES[3])
+    @classmethod
+    def names(cls) -> set[str]:
+        """Of its entries in a config.json."""
+        return {field.alias or name for name, field in cls.model_fields.items()}
 
     def first(self, blocks: int, dropout: float) -> "Shape":
         """Of the first `blocks` blocks, with this dropout."""
-        changes = {self.NAMES[1]: min(blocks, self.blocks)} | dict.fromkeys(self.DROPOUTS, dropout)
-        return self.model_copy(update=changes)
+        kept = {"num_hidden_layers": min(blocks, self.num_hidden_layers)}
+        return self.model_copy(update=kept | dict.fromkeys(self.DROPOUTS, dropout))
 
     def content(self) -> dict:
         """As a config.json holds it."""
-        return self.model_dump(exclude_none=True)
+        return self.model_dump(exclude_none=True, by_alias=True)
 
     @model_validator(mode="after")
     def _check_heads(self):
-        if self.width % self.heads:
-            width, _, heads, _ = self.NAMES
-            raise ValueError(f"{width} = {self.width} is not a multiple of {heads} = {self.heads}")
+        if self.hidden_size % self.num_attention_heads:
+            width, heads = (
+                type(self).model_fields[name].alias or name for name in ("hidden_size", "num_attention_heads")
+            )
+            raise ValueError(f"{width} = {self.hidden_size} is not a multiple of {heads} = {self.num_attention_heads}")
         return self
 
 
@@ -86,20 +74,18 @@ class NoBlocks(Shape):
 
     DROPOUTS = ()
     model_type: Literal["none"] = "none"
-    hidden_size: Width
     num_hidden_layers: Literal[0] = 0
     num_attention_heads: Literal[1] = 1
     max_position_embeddings: Length = 100_000_000
 
 
 class GPT2Shape(Shape):
-    NAMES = ("n_embd", "n_layer", "n_head", "n_positions")
     DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
     model_type: Literal["gpt2"] = "gpt2"
-    n_embd: Width
-    n_layer: Blocks
-    n_head: Heads
-    n_positions: Positions = 1024
+    hidden_size: Width = Field(alias="n_embd")
+    num_hidden_layers: Blocks = Field(alias="n_layer")
+    num_attention_heads: Heads = Field(alias="n_head")
+    max_position_embeddings: Positions = Field(1024, alias="n_positions")
     n_inner: Inner | None = None
     activation_function: Activation = "gelu_new"
     layer_norm_epsilon: Small = 1e-5
@@ -143,10 +129,7 @@ class Rotation(BaseModel, strict=True, allow_inf_nan=False, extra="forbid"):
 class RotaryShape(Shape):
     """What models with rotary positions share."""
 
-    hidden_size: Width
     intermediate_size: Inner
-    num_hidden_layers: Blocks
-    num_attention_heads: Heads
     max_position_embeddings: Length = 2048
     hidden_act: Activation = "silu"
     initializer_range: Annotated[float, Field(ge=0, le=1)] = 0.02
@@ -194,9 +177,6 @@ class OPTShape(Shape):
 
     DROPOUTS = ("dropout", "attention_dropout")
     model_type: Literal["opt"]
-    hidden_size: Width
-    num_hidden_layers: Blocks
-    num_attention_heads: Heads
     ffn_dim: Inner
     max_position_embeddings: Positions = 2048
     word_embed_proj_dim: Width | None = None
@@ -264,4 +244,4 @@ def shape_of_language_model(content: dict) -> Shape:
     for key, reason in (("auto_map", "it asks for code of its own"), ("quantization_config", "it is quantised")):
         if content.get(key):
             raise ValueError(f"{reason} ({key}); name a model of plain safetensors")
-    return SHAPES[kind](**{name: content[name] for name in SHAPES[kind].model_fields.keys() & content})
+    return SHAPES[kind](**{name: content[name] for name in SHAPES[kind].names() & content.keys()})

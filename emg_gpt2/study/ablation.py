@@ -155,7 +155,10 @@ def search_rates(task: Task, settings: Settings, rates: list[float], folder: Pat
     for step in range(MOST_STEPS):
         if not (further := rate_beyond(tried)):
             break
-        tried |= try_rates(task, settings, [further], folder / f"beyond-{step + 1}")
+        try:
+            tried |= try_rates(task, settings, [further], folder / f"beyond-{step + 1}")
+        except EMGError:  # it diverges, say; the ones before are as good as they were
+            tried[further] = 0.0
     return tried
 
 
@@ -168,14 +171,17 @@ def rate_beyond(tried: dict[float, float]) -> float | None:
 
 
 def try_rates(task: Task, settings: Settings, rates: list[float], folder: Path) -> dict[float, float]:
-    """Rate → best balanced accuracy in NUM_EPOCHS_FOR_VALIDATION epochs. Raises EMGError where all fail."""
+    """Rate → best balanced accuracy in NUM_EPOCHS_FOR_VALIDATION epochs, 0 where it failed.
+
+    Raises EMGError where all fail.
+    """
     make_folder(folder)
     grid = {"SWEEP_SPACE": "grid", "SWEEP_NUM_LAYERS": [settings.NUM_LAYERS], "SWEEP_LR": rates}
     with also_logged_to(folder / "log.txt"):
         write_split(task, folder)
         search(task, settings.model_copy(update=grid), folder)
-    table = pd.read_csv(folder / "sweep.csv").dropna(subset="validation_balanced_accuracy")
-    return dict(zip(table["LR"], table["validation_balanced_accuracy"], strict=True))
+    table = pd.read_csv(folder / "sweep.csv")
+    return table.groupby("LR")["validation_balanced_accuracy"].max().fillna(0.0).to_dict()
 
 
 # ---- the runs ---------------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def write_small_backbone(like: EMGConfig, target: int, folder: Path) -> Path:
 
     Blocks and heads are as many as in `like`; the width is the nearest whole number of heads.
     """
-    heads = like.shape.heads
+    heads = like.shape.num_attention_heads
     widths = range(heads, like.width + heads, heads)
     above = bisect.bisect_left(widths, target, key=lambda width: count_parameters(narrowed(like, width)))
     near = widths[max(0, above - 1) : above + 1]
@@ -107,8 +107,8 @@ def write_small_backbone(like: EMGConfig, target: int, folder: Path) -> Path:
 def narrowed(config: EMGConfig, width: int) -> EMGConfig:
     """The config with as many blocks of a GPT-2 of another width, and as many heads."""
     config = copy.deepcopy(config)
-    shape = GPT2Shape(n_embd=width, n_layer=config.shape.blocks, n_head=config.shape.heads)
-    config.backbone = shape.first(shape.blocks, config.dropout).content()
+    blocks, heads = config.shape.num_hidden_layers, config.shape.num_attention_heads
+    config.backbone = GPT2Shape(n_embd=width, n_layer=blocks, n_head=heads).first(blocks, config.dropout).content()
     return config
 
 

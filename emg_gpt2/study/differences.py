@@ -182,10 +182,10 @@ def on_missing_weights(found: dict) -> list[str]:
     pretrained = [arm for arm in found["arms"] if arm["name"] in TWINS]
     if any("why_not" not in arm for arm in pretrained):
         return []
-    reasons = {reason(arm) for arm in pretrained} or {"were not tried"}
-    failed = {"failed": "gave no result", "were not tried": "were not tried"}.get(
-        min(reasons), "were not available here"
-    )
+    if not pretrained:
+        failed = "were not tried"
+    else:
+        failed = "gave no result" if "failed" in map(reason, pretrained) else "were not available here"
     return [f"Pretrained weights {failed}: these numbers say nothing on them."]
 
 
