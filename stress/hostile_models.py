@@ -14,11 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import AutoConfig, AutoModel
+from transformers.utils import logging
 
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.model.build import build_model, load_model
 from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.model import EMGForSequenceClassification
+from emg_gpt2.model.shapes import FAMILIES
 from stress.hostile_changes import (
     Change,
     model_plants,
@@ -30,13 +33,16 @@ from stress.hostile_changes import (
 )
 from stress.process import Started
 from stress.row import Row
-from stress.scripts import make_gpt2, make_recordings, make_windows, run_well, start
+from stress.scripts import make_recordings, make_windows, run_well, start
 
 PATIENCE, LONG_PATIENCE = 60.0, 600.0  # s for a try, and for one that trains a little
 TRIES, NIGHTLY_TRIES = (40, 30, 8), (2500, 700, 200)  # mutated configs, weights, files of a run
 FEW = 10_000  # samples of a window that is computed
-BOTH = (("load", "model"), ("build", "backbone"))  # calls, and the folders that they open
+CALLS = (("load", "model"), *(("build", family) for family in FAMILIES))  # and the folders that they open
 RAW = "--subjects 3 --sessions 2 --trajectories repeats_long --channels 2 --sampling-rate 1000 --repetitions 2"
+TINY = {"vocab_size": 5, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+TINY |= {"max_position_embeddings": 64, "ffn_dim": 32, "word_embed_proj_dim": 16, "num_key_value_heads": 2}
+TINY |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 PREPROCESSING = {"FILTER": "causal", "BAND_HZ": [20.0, 700.0], "SAMPLE_RATE": 1000.0, "WINDOW_MS": 100.0}
 PREPROCESSING |= {"STRIDE_MS": 50.0, "TRIM_START_MS": 0.0, "TRIM_END_MS": 0.0, "LEGAL_VALUES": []}
 
@@ -48,12 +54,12 @@ def rows(nightly: bool, folder: Path, seed: int, log: Log) -> Iterator[Row]:
     """One row per kind of hostility."""
     rng, sandbox = np.random.default_rng(seed), Sandbox(folder)
     configs, weights, files = NIGHTLY_TRIES if nightly else TRIES
-    log("making a model, a backbone, a run that was interrupted and one that is finished")
+    log("making a model, a backbone of every family, a run that was interrupted and one that is finished")
     make_models(folder)
     make_runs(folder)
     yield sandbox.row("pickles and code in a model folder", plants(sandbox))
     strange = [("load", "model", change) for change in odd_weights(alone=True)]
-    strange += [(*one, change) for one in BOTH for change in odd_weights(alone=False)]
+    strange += [(*one, change) for one in CALLS for change in odd_weights(alone=False)]
     yield sandbox.row("model.safetensors that is something else", strange)
     yield sandbox.row("config.json with absurd values", absurd_configs(folder, rng, nightly))
     yield sandbox.row("mutated config.json", mutated_models("config.json", configs, rng))
@@ -147,9 +153,11 @@ FUNCTIONS = {"load": load, "build": build}
 
 
 def make_models(folder: Path) -> None:
-    """model/: one with every kind of tokens; backbone/: a GPT-2."""
-    make_gpt2(folder / "backbone")
+    """model/: one with every kind of tokens; and a language model of every family."""
+    logging.disable_progress_bar()
     torch.manual_seed(0)
+    for family in FAMILIES:
+        AutoModel.from_config(AutoConfig.for_model(family, **TINY)).save_pretrained(folder / family)
     blocks = {"n_embd": 16, "n_head": 2, "n_layer": 2, "n_positions": 64}
     names = {"channels": ["a", "b"], "class_codes": [0, 1], "class_names": ["idle", "fist"]}
     shape = {"window": 100, "patch": 50, "tokens": ["covariance", "power", "bands", "raw"], "ring": 2, "rotation": 1}
@@ -160,7 +168,7 @@ def make_models(folder: Path) -> None:
 def make_runs(folder: Path) -> None:
     """raw/, windows.parquet, finished/, which was trained twice, and interrupted/, whose last/ has a state."""
     windows = make_windows(make_recordings(folder, RAW), folder / "windows.parquet", "--filter", "putemg")
-    flags = ["--data-location", windows, "--model-name", folder / "backbone", "--precision", "fp32"]
+    flags = ["--data-location", windows, "--model-name", folder / "gpt2", "--precision", "fp32"]
     flags += ["--filters", "2", "--tracker", "none", "--split", "repetition", "--num-epochs", "2", "--run-dir"]
     run_well("main", [*flags, "finished"], folder)
     started = start("main", [*flags, "interrupted", "--batch-size", "4", "--no-refit"], folder)
@@ -177,13 +185,13 @@ def make_runs(folder: Path) -> None:
 def plants(sandbox: Sandbox) -> list[Try]:
     """Beside the weights what is planted does nothing; in their place the folder is refused."""
     changes, everything = model_plants(sandbox.trace)
-    return [(*one, change) for one in BOTH for change in changes] + [
+    return [(*one, change) for one in CALLS for change in changes] + [
         (call, "model", everything) for call in ("export", "predict")
     ]
 
 
 def absurd_configs(folder: Path, rng: np.random.Generator, nightly: bool) -> Iterator[Try]:
-    for call, kind in BOTH:
+    for call, kind in CALLS:
         content = json.loads((folder / kind / "config.json").read_text())
         for change in odd_configs(content, rng, few=not nightly):
             yield call, kind, change
@@ -191,7 +199,8 @@ def absurd_configs(folder: Path, rng: np.random.Generator, nightly: bool) -> Ite
 
 def mutated_models(name: str, times: int, rng: np.random.Generator) -> Iterator[Try]:
     for number in range(times):
-        yield *BOTH[number % 4 == 3], mutation(name, int(rng.integers(2**32)))
+        built = number // 4 % len(FAMILIES) + 1 if number % 4 == 3 else 0
+        yield *CALLS[built], mutation(name, int(rng.integers(2**32)))
 
 
 def mutated_runs(times: int, rng: np.random.Generator) -> Iterator[Try]:

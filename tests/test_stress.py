@@ -235,7 +235,7 @@ def sandbox(tmp_path_factory) -> hostile_models.Sandbox:
 
 def test_hostile_models_are_refused_or_harmless(sandbox):
     beside, in_place, *_ = hostile_models.model_plants(sandbox.trace)[0]
-    tries = [("load", "model", beside), ("load", "model", in_place), ("build", "backbone", in_place)]
+    tries = [("load", "model", beside), ("load", "model", in_place), ("build", "gpt2", in_place)]
     tries += [("load", "model", odd_value(("window",), 10**12)), ("load", "model", mutation("model.safetensors", 0))]
     row = sandbox.row("", tries)
     assert (row.right, row.refused, row.lost) == (1, 4, [])
@@ -247,7 +247,7 @@ def test_a_careless_loader_is_found(sandbox, planted, monkeypatch):
     monkeypatch.setattr(hostile_models, "FUNCTIONS", {"load": careless.load, "build": careless.build})
     nothing = plant("nothing", {})
     beside = hostile_models.model_plants(sandbox.trace)[0][2]
-    tries = [("load", "model", beside), ("build", "backbone", nothing)]
+    tries = [("load", "model", beside), ("build", "gpt2", nothing)]
     lost = sandbox.row("", [*tries, ("load", "model", nothing)]).lost
     (sandbox.folder / "stray").unlink()
     assert lost[0] == "load of pickles: the pickle or code was run"

@@ -21,7 +21,7 @@ from stress import hostile_models
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """model/ and backbone/ of the programme hostile_models."""
+    """model/, gpt2/ and the other families of the programme hostile_models."""
     folder = tmp_path_factory.mktemp("models")
     hostile_models.make_models(folder)
     return folder
@@ -68,8 +68,8 @@ def test_what_would_fetch_or_run_code_is_left_out_of_a_config(made, tmp_path):
 
 def test_a_backbone_in_parts_and_of_half_the_digits_is_taken(made, tmp_path):
     """Two files, as transformers cuts large ones, without the list of them; the weights become single precision."""
-    weights = load_file(made / "backbone" / "model.safetensors")
-    (tmp_path / "config.json").write_bytes((made / "backbone" / "config.json").read_bytes())
+    weights = load_file(made / "gpt2" / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((made / "gpt2" / "config.json").read_bytes())
     for number, part in enumerate((sorted(weights)[::2], sorted(weights)[1::2])):
         save_file({name: weights[name].half() for name in part}, tmp_path / f"model-{number}.safetensors")
     model = build_model(EMGConfig(), str(tmp_path), "require", 1)
@@ -85,7 +85,7 @@ def test_a_backbone_in_parts_and_of_half_the_digits_is_taken(made, tmp_path):
 def interrupted(small_file, made, tmp_path_factory):
     """A task, settings, and a run with a checkpoint before its first step."""
     settings = Settings(
-        DATA_LOCATION=small_file, MODEL_NAME=str(made / "backbone"), BLOCKS=1, PRECISION="fp32", FILTERS=2
+        DATA_LOCATION=small_file, MODEL_NAME=str(made / "gpt2"), BLOCKS=1, PRECISION="fp32", FILTERS=2
     )
     run, task = tmp_path_factory.mktemp("interrupted") / "run", load_task(settings)
     run.mkdir()
