@@ -4,7 +4,6 @@ emg_gpt2/training/trainer.py holds what a training needs beside its loop: device
 """
 
 import logging
-import platform
 import shutil
 import time
 from collections.abc import Callable
@@ -14,9 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-import transformers
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from rich.progress import Progress
 from sklearn.metrics import (
     accuracy_score,
@@ -27,12 +24,12 @@ from sklearn.metrics import (
 )
 from torch.nn import functional as F  # noqa: N812
 
-from EMG_DATA_LOADER import EVALUATION_BATCH, cut_rows
-from emg_gpt2 import __version__
+from EMG_DATA_LOADER import cut_rows
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import remove_folder, replace_folder
 from emg_gpt2.base.interrupts import deferred_signals
-from emg_gpt2.base.log import progress, track
+from emg_gpt2.base.log import progress
+from emg_gpt2.base.versions import versions
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.results.figures import (
     BLACK,
@@ -52,12 +49,11 @@ from emg_gpt2.results.figures import (
     show_differences,
 )
 from emg_gpt2.settings import Settings
+from emg_gpt2.training.answers import Answers, answers, predict, usual_context
 from emg_gpt2.training.device import (
-    has_share,
     is_main_process,
     make_accelerator,
     of_main_process,
-    own_share,
     wait_for_everyone,
     with_memory_errors,
 )
@@ -69,6 +65,7 @@ from emg_gpt2.training.tracker import Tracker
 from emg_gpt2.training.trainer import Trainer, TrainingBatch
 from emg_gpt2.windows.feed import Batch, Feed
 from emg_gpt2.windows.reading import WindowSet
+from emg_gpt2.windows.sentences import CONTEXTS
 
 logger = logging.getLogger("emg_gpt2.EMG_utils")
 
@@ -122,7 +119,7 @@ def train_epoch(trainer: Trainer, bar: Progress) -> None:
     """Forward, loss, backward, clip, step, for every batch that is left in the epoch. Raises NotFiniteError."""
     trainer.module.train()
     for batch in trainer.batches(bar):
-        logits = trainer.logits(batch.own, batch.draws)  # (b, K) of this process's share of the batch
+        logits = trainer.logits(batch.own, batch.told, draws=batch.draws)  # (b, K) of this process's share of the batch
         loss = share_of_loss(logits, batch, trainer)
         trainer.optimizer.zero_grad()
         trainer.accelerator.backward(loss * trainer.processes)  # because gradients are averaged over the processes
@@ -133,25 +130,37 @@ def train_epoch(trainer: Trainer, bar: Progress) -> None:
 
 
 def share_of_loss(logits: torch.Tensor, batch: TrainingBatch, trainer: Trainer) -> torch.Tensor:
-    """This process's share of the batch's cross entropy, the mean weighted by class; logits (b, K)."""
-    summed = F.cross_entropy(logits, batch.own.targets, trainer.class_weight, reduction="sum")
+    """This process's share of the batch's cross entropy, the mean over judged windows weighted by class.
+
+    logits: (b, K)
+    """
+    judged = batch.judged
+    summed = F.cross_entropy(logits[judged], batch.own.targets[judged], trainer.class_weight, reduction="sum")
     return summed / trainer.total_weight(batch) * batch.counts
 
 
 def validate(trainer: Trainer) -> dict:
-    """Loss, accuracy and balanced accuracy on the validation part, empty without one. Raises NotFiniteError."""
+    """Loss, accuracy and balanced accuracy on the validation part, empty without one. Raises NotFiniteError.
+
+    With CONTEXT the loss is the mean over CONTEXTS, the accuracies are those of `unlabelled`, and `none`, `unlabelled`
+    and `calibrated` have a balanced accuracy each.
+    """
     rows, windows = trainer.task.split.validation, trainer.task.windows
     if not len(rows):
         return {}
     trainer.module.eval()
-    probabilities = predict(trainer.logits, trainer.feed, rows)
-    check_validation(probabilities, rows, trainer.where, windows, trainer.run)
-    target, predicted = windows.targets[rows], probabilities.argmax(1)
-    trainer.validated = np.array(windows.classes, np.int8)[predicted]
+    found = answers(trainer.logits, trainer.feed, windows, rows, trainer.settings.CONTEXT)
+    for one in found.values():
+        check_validation(one.probabilities, one.rows, trainer.where, windows, trainer.run)
+    figures = {name: summary(windows.targets[one.rows], one.probabilities.argmax(1)) for name, one in found.items()}
+    usual = usual_context(found)
+    trainer.validated = np.array(windows.classes, np.int8)[found[usual].probabilities.argmax(1)]
+    contexts = {f"validation_{name}": one["balanced_accuracy"] for name, one in figures.items()}
     return {
-        "validation_loss": balanced_loss(target, probabilities),
-        "validation_accuracy": accuracy_score(target, predicted),
-        "validation_balanced_accuracy": balanced_accuracy(target, predicted),
+        "validation_loss": float(np.mean([balanced_loss(windows.targets[rows], one) for rows, one in found.values()])),
+        "validation_accuracy": figures[usual]["accuracy"],
+        "validation_balanced_accuracy": figures[usual]["balanced_accuracy"],
+        **(contexts if trainer.settings.CONTEXT else {}),
     }
 
 
@@ -195,27 +204,24 @@ def evaluate(model: EMGForSequenceClassification, task: Task, settings: Settings
     model.to(accelerator.device).eval()
     feed, references = Feed(task.windows, accelerator.device), task.references.to(accelerator.device)
 
-    def logits_of(batch: Batch) -> torch.Tensor:
+    def logits_of(batch: Batch, told: torch.Tensor | None = None, remembered: int | None = None) -> torch.Tensor:
         with accelerator.autocast():
-            return model(batch.emg, references.of(batch.rows)).logits  # (B, K)
+            return model(batch.emg, references.of(batch.rows), told=told, remembered=remembered).logits  # (B, K)
 
-    probabilities = predict(logits_of, feed, rows)
+    found = answers(logits_of, feed, task.windows, rows, settings.CONTEXT)
+    probabilities = found[usual_context(found)].probabilities
     seconds = of_main_process(seconds_per_window(logits_of, feed, rows) if is_main_process() else None)
     metrics = compute_metrics(task.windows, rows, probabilities) | {"seconds_per_window": seconds}
+    if settings.CONTEXT:
+        metrics["context"] = {name: context_figures(name, one, task.windows, settings) for name, one in found.items()}
     return Evaluation(metrics | facts_of_device(accelerator), probabilities)
 
 
-@torch.no_grad()  # inference mode would lock the buffers that processes share
-def predict(logits_of: Callable[[Batch], torch.Tensor], feed: Feed, rows: np.ndarray) -> np.ndarray:
-    """(n, K) probabilities of the windows `rows`; logits_of: a batch's logits (B, K). Each process takes a share."""
-    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    parts, found = cut_rows(rows, EVALUATION_BATCH * processes), []
-    for part, batch in track(zip(parts, feed(map(own_share, parts)), strict=True), "predicting", len(parts)):
-        logits = logits_of(batch)
-        counting = logits if has_share(part) else logits[:0]
-        found.append(counting.softmax(1).float().cpu().numpy())
-    found = gather_object(found)  # the parts of the first process, then those of the second
-    return np.concatenate([one for first in range(len(parts)) for one in found[first :: len(parts)]])
+def context_figures(name: str, found: Answers, windows: WindowSet, settings: Settings) -> dict:
+    """For metrics.json: what the context was, and how the model did with it."""
+    figures = compute_metrics(windows, found.rows, found.probabilities)
+    kept = {key: figures[key] for key in ("accuracy", "balanced_accuracy", "macro_f1", "windows", "per_subject")}
+    return {"what": CONTEXTS[name], "at_most": 0 if name == "none" else settings.CONTEXT} | kept
 
 
 @torch.no_grad()
@@ -238,13 +244,6 @@ def facts_of_device(accelerator: Accelerator) -> dict:
         "precision": precision,
         "versions": versions(),
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions of this project, Python and the libraries that compute."""
-    libraries = {"torch": torch, "transformers": transformers, "numpy": np, "pandas": pd}
-    own = {"emg_gpt2": __version__, "python": platform.python_version()}
-    return own | {name: library.__version__ for name, library in libraries.items()}
 
 
 def evaluate_linear_path(model: EMGForSequenceClassification, task: Task) -> dict:
@@ -328,6 +327,9 @@ def draw_history(histories: Histories, chance: float, caption: str, run: Path) -
     axes.plot(first["epoch"], first["validation_accuracy"], "s--", color=BLUE, label="validation")
     balanced = first["validation_balanced_accuracy"]
     axes.plot(first["epoch"], balanced, "D-", color=ORANGE, ms=3, label="validation, balanced")
+    for name, line in (("none", ":"), ("calibrated", "-.")):  # of a model with context
+        if f"validation_{name}" in first:
+            axes.plot(first["epoch"], first[f"validation_{name}"], line, color=GREEN, label=f"balanced, context {name}")
     draw_second_training(axes, histories, "train_accuracy")
     if histories.linear_path:
         alone = histories.linear_path["validation_balanced_accuracy"]

@@ -51,6 +51,7 @@ BLOCKS = 2  # blocks of the backbone to keep, from the first; at least 0
 NUM_LAYERS = -9  # −n adapts the last n blocks, of the others the norms alone train; at most 0
 ADAPT = "full"  # what trains of them: "full" (all), "norms", "lora" (low-rank updates and norms), "frozen" (nothing)
 FREEZE = False  # also freeze tokenisers and norms below the trained blocks, and compute them once
+CONTEXT = 0  # windows of the session that the model reads before the one it judges, and the gestures it is told
 SCALE = "session"  # windows are measured against the signal of their "session" or of the "training" part
 LINEAR_PATH = True  # add the logits of a linear classifier on log covariances
 TOKENS = ["covariance", "power"]  # kinds of tokens, of "covariance", "power", "bands", "raw", or your own

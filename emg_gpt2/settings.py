@@ -153,8 +153,11 @@ class Settings(BaseModel):
     FREEZE: Annotated[bool, Role.MODEL] = False
     """Freeze all below the trained blocks, tokenisers too: computed once, without NOISE, so epochs take seconds."""
 
+    CONTEXT: Annotated[int, Role.MODEL] = Field(0, ge=0, le=100_000)
+    """Windows of the session that the model reads before the one it judges, and the gestures it is told; x ≥ 0."""
+
     SCALE: Annotated[Literal["session", "training"], Role.MODEL] = "session"
-    """What a window is measured against: the signal of its person and day (no labels), or the training part's."""
+    """What a window is measured against: the signal of its day (no labels), or (always with CONTEXT) of training."""
 
     LINEAR_PATH: Annotated[bool, Role.MODEL] = True
     """Add the logits of a linear classifier on log covariances, fitted in closed form, to the backbone's."""
@@ -299,12 +302,9 @@ class Settings(BaseModel):
         low, high = self.BAND_HZ
         if not 0 < low < high:
             raise ValueError(f"BAND_HZ = {low},{high}: should rise, 0 < low < high; put the lower edge first")
-        if self.FREEZE and self.ROTATION:
-            raise ValueError(
-                f"FREEZE with ROTATION = {self.ROTATION}: windows that are computed once cannot be turned; set one only"
-            )
-        if self.FREEZE and self.COMPILE:
-            raise ValueError("FREEZE with COMPILE: the blocks that are left to train are not compiled; set one only")
+        if self.FREEZE and (given := [name for name in ("ROTATION", "COMPILE", "CONTEXT") if getattr(self, name)]):
+            why = "what is frozen is computed once, from single windows as they are, and is not compiled"
+            raise ValueError(f"FREEZE with {given[0]} = {getattr(self, given[0])}: {why}; set one only")
         return self
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-import EMG_utils
 from EMG_DATA_LOADER import split_windows
 from emg_gpt2.settings import Settings
+from emg_gpt2.training import answers
 from emg_gpt2.training.trainer import Trainer
 from emg_gpt2.windows.reading import load_windows
 
@@ -152,7 +152,7 @@ def bad(what: str, epoch: int, step: int) -> Callable[[], None]:
 
 def spoil_validation() -> None:
     """In the second epoch a probability of the validation part is no number."""
-    really = EMG_utils.predict
+    really = answers.predict
 
     def predict(logits_of, feed, rows):
         found = really(logits_of, feed, rows)
@@ -161,7 +161,7 @@ def spoil_validation() -> None:
             found[0] = np.nan
         return found
 
-    EMG_utils.predict = predict
+    answers.predict = predict
 
 
 def all_but_one(windows: Path) -> str:

@@ -84,9 +84,7 @@ def test_a_backbone_in_parts_and_of_half_the_digits_is_taken(made, tmp_path):
 @pytest.fixture(scope="module")
 def interrupted(small_file, made, tmp_path_factory):
     """A task, settings, and a run with a checkpoint before its first step."""
-    settings = Settings(
-        DATA_LOCATION=small_file, MODEL_NAME=str(made / "gpt2"), BLOCKS=1, PRECISION="fp32", FILTERS=2
-    )
+    settings = Settings(DATA_LOCATION=small_file, MODEL_NAME=str(made / "gpt2"), BLOCKS=1, PRECISION="fp32", FILTERS=2)
     run, task = tmp_path_factory.mktemp("interrupted") / "run", load_task(settings)
     run.mkdir()
     trainer = Trainer(new_model(task, settings), task, settings, settings.NUM_EPOCHS, run)

@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 
 from emg_gpt2.base.errors import EMGError
+from emg_gpt2.live.memory import Calibration, Memory
 from emg_gpt2.live.references import FixedReference, RunningReference
 from emg_gpt2.live.signals import every_window
 from emg_gpt2.model.build import load_model
@@ -32,15 +33,20 @@ def load_for_decisions(source: Path | str) -> EMGForSequenceClassification:
 
 @torch.inference_mode()
 def probabilities(
-    model: EMGForSequenceClassification, emg: np.ndarray, reference: Reference | None = None, precision: str = "fp32"
+    model: EMGForSequenceClassification,
+    emg: np.ndarray,
+    reference: Reference | None = None,
+    precision: str = "fp32",
+    memory: Memory | None = None,
 ) -> np.ndarray:
     """Windows emg (B, T, C) in the unit of the training data → probabilities (B, K) float32.
 
-    reference: one for all windows; None: the model's own.
+    reference: one for all windows; None: the model's own; memory: of what came before; None: each by itself
     """
     with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
         emg = torch.from_numpy(np.array(emg)).to(model.device)  # a copy, because torch warns of read-only views
-        return model(emg=emg, reference=reference).logits.softmax(1).float().cpu().numpy()
+        logits = memory(emg, reference) if memory else model(emg=emg, reference=reference).logits
+        return logits.softmax(1).float().cpu().numpy()
 
 
 class Probabilities(NamedTuple):
@@ -56,8 +62,15 @@ class Classifier:
     hop: at most the length of a window; decided, skipped: number of windows so far.
     """
 
-    def __init__(self, model: EMGForSequenceClassification, hop: int, measure: FixedReference | RunningReference):
+    def __init__(
+        self,
+        model: EMGForSequenceClassification,
+        hop: int,
+        measure: FixedReference | RunningReference,
+        calibration: Calibration | None = None,
+    ):
         self.model, self.hop, self.measure = model, hop, measure
+        self.memory = Memory(model, hop, calibration) if model.config.context else None
         self.samples = np.empty((0, len(model.config.channels)), np.float32)  # from the start of the next window
         self.decided = self.skipped = 0
 
@@ -73,7 +86,7 @@ class Classifier:
         values = [np.empty((0, len(self.model.config.class_codes)), np.float32)]
         while self._complete:
             windows = every_window(self.samples, self.model.config.window, self.hop)[: self.measure.left]
-            values.append(probabilities(self.model, windows, self.measure.reference))
+            values.append(probabilities(self.model, windows, self.measure.reference, memory=self.memory))
             first.append(self.hop * (self.decided + self.skipped + np.arange(len(windows))))
             self.measure.see(windows, values[-1])
             self.decided += len(windows)

@@ -15,6 +15,7 @@ from rich.table import Table
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import make_folder, replace_file, write_json
 from emg_gpt2.base.log import track
+from emg_gpt2.base.versions import versions
 from emg_gpt2.live.decisions import REJECTED, Classifier
 from emg_gpt2.live.judging import Truth, figures_of, pooled, truth_of
 from emg_gpt2.live.references import FixedReference, RunningReference
@@ -26,7 +27,6 @@ from emg_gpt2.raw.putemg import find_recordings
 from emg_gpt2.raw.recording import UNLABELLED
 from emg_gpt2.results.figures import use_format
 from emg_gpt2.results.run import trained_recordings
-from EMG_utils import versions
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def reference_of_day(signals: list[Signal], setup: Setup) -> FixedReference | Ru
 def decide(signal: Signal, measure: FixedReference | RunningReference, setup: Setup) -> Decided:
     """Classify every window of a recording."""
     config = setup.model.config
-    first, values = Classifier(setup.model, setup.hop, measure)(signal.samples)
+    first, values = Classifier(setup.model, setup.hop, measure, setup.calibration)(signal.samples)
     classes, confidence = setup.new_smoother()(values)
     names, codes = np.array([*config.class_names, "rejected"]), np.array([*config.class_codes, REJECTED])
     start = signal.start + first / signal.rate

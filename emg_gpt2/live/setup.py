@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from emg_gpt2.base.errors import EMGError
+from emg_gpt2.live.calibrating import read_calibration
 from emg_gpt2.live.decisions import Smoother, load_for_decisions, probabilities
 from emg_gpt2.live.options import HOP_MS
 from emg_gpt2.live.references import (
@@ -29,7 +30,8 @@ class Setup:
     """A trained model, and how its decisions are made; raises EMGError where the flags do not fit the model.
 
     hop_ms, hop: step from one window to the next, in ms and in samples; reference: as --reference has it, or what
-    the model was trained with; fixed: that reference where all recordings share it, else None.
+    the model was trained with; fixed: that reference where all recordings share it, else None; calibration: that
+    of --calibrate, else None.
     """
 
     def __init__(self, args: argparse.Namespace):
@@ -41,7 +43,7 @@ class Setup:
             limits = f"from {1000 / rate:.2g} to {1000 * window / rate:.0f}, the length of a window"
             raise EMGError(f"--hop-ms {self.hop_ms:g}: should be {limits}")
         self.reference = args.reference or ("session" if self.model.config.scale == "session" else "model")
-        self.fixed = self._fixed_reference()
+        self.fixed, self.calibration = self._fixed_reference(), read_calibration(args, self.model)
 
     def _fixed_reference(self) -> FixedReference | None:
         if self.reference == "model":
@@ -62,7 +64,11 @@ class Setup:
         kind = made["FILTER"] if args.filter == "model" else "causal"
         smoothed = "not smoothed" if args.smooth == "none" else f"smoothed ({args.smooth} of {args.span_ms:g} ms)"
         rejected = f", rejected below {args.reject_below:g}" if args.reject_below else ""
-        return f"filter {kind}, reference {self.reference}, a window every {self.hop_ms:g} ms, {smoothed}{rejected}"
+        reference = f"reference {self.reference}"
+        if most := self.model.config.context:
+            told = f"{len(self.calibration.gestures)} of them" if self.calibration else "none"
+            reference = f"from at most {most} windows before it, {told} with a gesture"
+        return f"filter {kind}, {reference}, a window every {self.hop_ms:g} ms, {smoothed}{rejected}"
 
 
 def reference_of_signals(name: str, signals: list[Signal], model: EMGForSequenceClassification) -> Reference:

@@ -115,7 +115,7 @@ class Decider:
 
     def _begin(self) -> None:
         self.path = CausalPath(self.setup.model, self.source.rate)
-        self.classifier = Classifier(self.setup.model, self.setup.hop, self.measure)
+        self.classifier = Classifier(self.setup.model, self.setup.hop, self.measure, self.setup.calibration)
         self.smoother = self.setup.new_smoother()
         self.arrivals.clear()
 

@@ -40,12 +40,15 @@ class Augmentation(nn.Module):
         self.register_buffer("channels", torch.stack([order for order, _ in orders]), persistent=False)  # (turns, C)
         self.register_buffer("pairs", torch.stack([order for _, order in orders]), persistent=False)  # (…, C(C+1)/2)
 
-    def sample(self, count: int, seed: int) -> Draws:
-        """Random numbers for `count` windows. The seed decides them, whatever the device or the process."""
+    def sample(self, sentences: int, seed: int, length: int = 1) -> Draws:
+        """Random numbers for sentences of `length` windows, whose rings are turned together.
+
+        The seed decides them, whatever the device or the process.
+        """
         generator = torch.Generator().manual_seed(seed)
         turns, pairs = self.pairs.shape
-        turn = torch.randint(turns, (count,), generator=generator)
-        return Draws(turn, self.noise * torch.randn(count, pairs, generator=generator))
+        turn = torch.randint(turns, (sentences,), generator=generator).repeat_interleave(length)
+        return Draws(turn, self.noise * torch.randn(sentences * length, pairs, generator=generator))
 
     def forward(
         self, signal: torch.Tensor, covariance: torch.Tensor, draws: Draws

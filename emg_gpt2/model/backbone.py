@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import CONFIG_MAPPING, MODEL_MAPPING
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
@@ -52,7 +52,7 @@ class NoBackbone(nn.Module):
         self.config = shape
         self.layers, self.norm = nn.ModuleList(), nn.Identity()
 
-    def forward(self, inputs_embeds: torch.Tensor, use_cache: bool = False) -> BaseModelOutput:
+    def forward(self, inputs_embeds: torch.Tensor, **_) -> BaseModelOutput:
         return BaseModelOutput(last_hidden_state=inputs_embeds)
 
 
@@ -94,9 +94,23 @@ def new_backbone(shape: Shape) -> nn.Module:
     return backbone
 
 
-def run_backbone(backbone: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """tokens (B, P, D) → hidden (B, P, D), where each token sees itself and those before it."""
-    return backbone(inputs_embeds=tokens, use_cache=False).last_hidden_state
+def run_backbone(
+    backbone: nn.Module, tokens: torch.Tensor, seen: torch.Tensor | None = None, positions: torch.Tensor | None = None
+) -> torch.Tensor:
+    """tokens (B, P, D) → hidden (B, P, D).
+
+    seen: (P, P) bool, which tokens each one sees; None: itself and those before it; positions: (P,); None: 0, 1, …
+    """
+    order = {}
+    if seen is not None:
+        unseen = torch.zeros_like(seen, dtype=tokens.dtype).masked_fill(~seen, torch.finfo(tokens.dtype).min)
+        order = {"attention_mask": unseen[None, None].expand(len(tokens), 1, -1, -1), "position_ids": positions[None]}
+    return backbone(inputs_embeds=tokens, use_cache=False, **order).last_hidden_state
+
+
+def read_on(backbone: nn.Module, tokens: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
+    """tokens (B, P, D) → hidden (B, P, D), after those whose keys and values `cache` holds; theirs are added to it."""
+    return backbone(inputs_embeds=tokens, past_key_values=cache, use_cache=True).last_hidden_state
 
 
 def run_lower(backbone: nn.Module, tokens: torch.Tensor, blocks: int) -> torch.Tensor:

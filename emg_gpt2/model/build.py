@@ -25,17 +25,23 @@ def build_model(config: EMGConfig, model_name: str, pretrained: str, blocks: int
     was taken. Raises EMGError.
     """
     shape, weights = _backbone(model_name, pretrained, blocks)
-    tokens = sum(TOKENISERS.load(kind).count(config) for kind in config.tokens)
-    if tokens > shape.max_position_embeddings:
-        raise EMGError(
-            f"{tokens} tokens a window are more than {model_name}'s {shape.max_position_embeddings}; raise PATCH_MS"
-        )
+    check_length(config, model_name, shape.max_position_embeddings)
     config.weights = "none" if not shape.num_hidden_layers else "random" if not weights else WEIGHTS[pretrained]
     config.backbone = shape.first(blocks, config.dropout).content()
     model = EMGForSequenceClassification(config)
     if weights:
         model.backbone.load_state_dict(weights)
     return model
+
+
+def check_length(config: EMGConfig, model_name: str, most: int) -> None:
+    """Raise EMGError where the backbone reads more tokens at once than the language model has positions."""
+    tokens = sum(TOKENISERS.load(kind).count(config) for kind in config.tokens)
+    if config.context:
+        if config.context + 1 > most:
+            raise EMGError(f"CONTEXT = {config.context}: {model_name} reads {most - 1} windows at most; lower it")
+    elif tokens > most:
+        raise EMGError(f"{tokens} tokens a window are more than {model_name}'s {most}; raise PATCH_MS")
 
 
 def _backbone(model_name: str, pretrained: str, blocks: int) -> tuple[Shape, dict[str, torch.Tensor] | None]:

@@ -114,12 +114,15 @@ def facts_of_run(windows: WindowSet, split: Split, metrics: dict, settings: Sett
 
 
 def _protocol(metrics: dict) -> list[str]:
+    contexts = metrics.get("context", {})
+    reached = [f"{one['balanced_accuracy']:.3f} from {one['what']}" for one in contexts.values()]
     again = "Then a new model was trained on training and validation part together, for the same number of epochs."
     return [
         f"Split: {metrics['split_description']}.",
         f"The validation part chose epoch {metrics['best_epoch']} of {metrics['epochs']} by its loss.",
         *([again] if metrics["refit"] else ["The validation part was not trained on."]),
         "The test part was read once, after the last choice.",
+        *([f"Balanced accuracy by what was read before a window: {'; '.join(reached)}."] if contexts else []),
     ]
 
 

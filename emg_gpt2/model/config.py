@@ -23,6 +23,7 @@ KEPT = {  # legal values of the keys that transformers reads; other attention na
     "attn_implementation": ("eager", "sdpa", "flash_attention_2", "flex_attention"),
 }
 
+MOST_CONTEXT = 100_000  # windows
 MOST_DAYS = 5000  # of the training data that a config remembers
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -40,6 +41,7 @@ class ConfigLimits(BaseModel, strict=True, allow_inf_nan=False):
     filters: int = Field(ge=1, le=256)
     filter_taps: int = Field(ge=1, le=100_000)
     dropout: Share
+    context: int = Field(ge=0, le=MOST_CONTEXT)
     linear_path: bool
     ring: int = Field(ge=1, le=10_000)
     rotation: int = Field(ge=0, le=10_000)
@@ -76,6 +78,7 @@ class EMGConfig(PreTrainedConfig):
     patch, window, filter_taps: samples
     filters: number of filters of the `power` tokeniser
     dropout: in the backbone and in the head
+    context: windows of the session that the model reads before the one it judges, at most; 0: none
     linear_path: whether the logits of a linear map of log covariances are added to the backbone's
     ring: electrodes of a ring, which are consecutive channels
     rotation: in training the rings are turned by up to ± this many electrodes
@@ -108,6 +111,7 @@ class EMGConfig(PreTrainedConfig):
         filters: int = 16,
         filter_taps: int = 25,
         dropout: float = 0.1,
+        context: int = 0,
         linear_path: bool = True,
         ring: int = 8,
         rotation: int = 0,
@@ -127,7 +131,13 @@ class EMGConfig(PreTrainedConfig):
         self.backbone = backbone or {"n_embd": 768, "n_head": 12, "n_layer": 4}
         self.tokens, self.head, self.patch, self.window = list(tokens), head, patch, window
         self.filters, self.filter_taps, self.dropout = filters, filter_taps, dropout
-        self.linear_path, self.ring, self.rotation, self.noise = linear_path, ring, rotation, noise
+        self.context, self.linear_path, self.ring, self.rotation, self.noise = (
+            context,
+            linear_path,
+            ring,
+            rotation,
+            noise,
+        )
         self.sampling_rate, self.channels, self.unit, self.scale = sampling_rate, list(channels), unit, scale
         self.class_codes, self.class_names = list(class_codes), list(class_names)
         self.preprocessing, self.weights, self.data_note = preprocessing or {}, weights, data_note

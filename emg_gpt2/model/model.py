@@ -23,6 +23,7 @@ from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.files import load_saved
 from emg_gpt2.model.layers import use_quick_dropout
 from emg_gpt2.model.normalise import Reference, normalise
+from emg_gpt2.windows.sentences import UNTOLD
 
 RESIDUAL_WEIGHT = 0.1  # of the backbone beside the linear path, before training
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
@@ -59,6 +60,7 @@ class EMGForSequenceClassification(PreTrainedModel):
         self.register_buffer("class_centre", torch.zeros(classes, pairs))
         self.register_buffer("class_square", torch.ones(classes, pairs))
         self.tokenisers = nn.ModuleDict({name: TOKENISERS.load(name)(config) for name in config.tokens})
+        self.gestures = nn.Embedding(classes + 2, config.width) if config.context else None  # see `asked` and `kept`
         self.backbone = new_backbone(config.shape)
         use_quick_dropout(self.backbone)
         self.head = HEADS.load(config.head)(config)
@@ -72,16 +74,22 @@ class EMGForSequenceClassification(PreTrainedModel):
     # ---- logits
 
     def forward(
-        self, emg: torch.Tensor, reference: Reference | None = None, labels: torch.Tensor | None = None
+        self,
+        emg: torch.Tensor,
+        reference: Reference | None = None,
+        labels: torch.Tensor | None = None,
+        told: torch.Tensor | None = None,
+        remembered: int | None = None,
     ) -> SequenceClassifierOutput:
         """emg (B, T, C) in the unit of the training data → logits (B, K); with labels (B,) also the loss.
 
         reference: of the windows' sessions, one row per window or one for all; None: the training part's
         labels: class indices
+        told, remembered: where the windows make up sentences, see `classify`; else each stands by itself
         """
         with torch.autocast(emg.device.type, enabled=False):
             signal, covariance = self.normalise(emg, reference or self.reference)
-        logits = self.classify(signal, covariance)
+        logits = self.classify(signal, covariance, told, remembered)
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
@@ -89,12 +97,54 @@ class EMGForSequenceClassification(PreTrainedModel):
         """emg (B, T, C) → signal (B, T, C) and log covariance (B, C(C+1)/2), measured against the reference."""
         return normalise(emg, reference)
 
-    def classify(self, signal: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
-        """Normalised signal (B, T, C) and log covariance (B, C(C+1)/2) → logits (B, K)."""
+    def classify(
+        self,
+        signal: torch.Tensor,
+        covariance: torch.Tensor,
+        told: torch.Tensor | None = None,
+        remembered: int | None = None,
+    ) -> torch.Tensor:
+        """Normalised signal (B, T, C) and log covariance (B, C(C+1)/2) → logits (B, K).
+
+        told, remembered: (E, N) with E · N = B, where the windows make up E sentences; see `read`
+        """
         with torch.autocast(signal.device.type, enabled=False):  # powers span 60 dB: more than bfloat16 resolves
             tokens = self.tokenise(signal, covariance)  # (B, P, D)
-        hidden = run_backbone(self.backbone, tokens)  # (B, P, D)
+        if self.gestures is None:
+            hidden = run_backbone(self.backbone, tokens)  # (B, P, D)
+        elif told is None:
+            hidden = run_backbone(self.backbone, self.asked(tokens.mean(1, keepdim=True)))  # (B, 1, D)
+        else:
+            hidden = self.read(tokens.mean(1).unflatten(0, told.shape), told, remembered)
+            hidden = hidden.flatten(0, 1)[:, None]  # (B, 1, D)
         return self.classify_hidden(hidden, self.linear_logits(covariance))
+
+    def read(self, windows: torch.Tensor, told: torch.Tensor, remembered: int | None = None) -> torch.Tensor:
+        """Sentences of windows (E, N, D) → hidden (E, N, D), from which each window is judged.
+
+        The backbone reads each window twice: asked for its gesture, and then with what it is told of it, which those
+        after it see.
+
+        told: (E, N) class indices, or UNTOLD
+        remembered: so many windows, from the first, are seen by those after them; None: all
+        """
+        sentence = torch.stack([self.asked(windows), self.kept(windows, told)], 2)  # (E, N, 2, D)
+        seen, positions = reading_order(windows.shape[1], remembered, windows.device)
+        return run_backbone(self.backbone, sentence.flatten(1, 2), seen, positions)[:, ::2]
+
+    def window_tokens(self, emg: torch.Tensor, reference: Reference) -> tuple[torch.Tensor, torch.Tensor]:
+        """emg (B, T, C) → one token per window (B, D), to be asked or kept, and the linear path's logits (B, K)."""
+        with torch.autocast(emg.device.type, enabled=False):
+            signal, covariance = self.normalise(emg, reference)
+            return self.tokenise(signal, covariance).mean(1), self.linear_logits(covariance)
+
+    def asked(self, windows: torch.Tensor) -> torch.Tensor:
+        """Tokens (…, D) of windows that are to be judged."""
+        return windows + self.gestures.weight[-1]
+
+    def kept(self, windows: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+        """Tokens (…, D) of windows that were judged, with the gestures that are told (…), or UNTOLD."""
+        return windows + self.gestures(torch.where(told == UNTOLD, len(self.config.class_codes), told))
 
     def tokenise(self, signal: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
         """(B, P, D): the tokens of each kind, one kind after the other."""
@@ -175,6 +225,15 @@ class EMGForSequenceClassification(PreTrainedModel):
             card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *(made.data.tags or [])]))
             card.save(new / "README.md")
         return super()._upload_modified_files(working_dir, *given, **named)
+
+
+def reading_order(windows: int, remembered: int | None, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """What each token of a sentence sees, (2N, 2N) bool: itself, and the kept ones of earlier windows; the positions
+    (2N,), which a window's two tokens share, and all windows that are not remembered."""
+    places, kept = torch.arange(windows, device=device).repeat_interleave(2), torch.tensor([False, True], device=device)
+    positions = places if remembered is None else places.clamp(max=remembered)
+    earlier = (positions[:, None] > positions) & kept.repeat(windows)
+    return earlier | torch.eye(2 * windows, dtype=torch.bool, device=device), positions
 
 
 def _check_arguments(named: dict) -> None:

@@ -44,6 +44,9 @@ def write_results(
     metrics |= facts_of_history(histories.first) | {"linear_path": linear_path}
     replace_file(run / "metrics.json", lambda path: write_json(path, metrics))
     logger.info(test_line(metrics))
+    for name, one in metrics.get("context", {}).items():
+        words = f"{one['balanced_accuracy']:.3f} on {one['windows']} windows, from {one['what']}"
+        logger.info(f"context {name}: balanced accuracy {words}")
     origin = {"split": task.split.description, "weights": metrics["weights"], "data_note": metrics["data_note"]}
     write_predictions(task.windows, task.split.test, test.probabilities, origin, run)
     use_format(settings.FIGURE_FORMAT)

@@ -47,6 +47,7 @@ from EMG_DATA_LOADER import Split, reference_groups, rows_to_measure, thin
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import replace_file, write_json
 from emg_gpt2.base.log import time_to_go, track
+from emg_gpt2.base.versions import versions
 from emg_gpt2.model.config import start_words
 from emg_gpt2.results.figures import draw_baselines, picture, shortened, use_format
 from emg_gpt2.results.report import write_report
@@ -57,7 +58,7 @@ from emg_gpt2.study.finished_run import load_split, read_metrics
 from emg_gpt2.study.options import BaselineSettings
 from emg_gpt2.training.task import fitted_split, log_data
 from emg_gpt2.windows.reading import WindowSet
-from EMG_utils import balanced_accuracy, compute_metrics, versions
+from EMG_utils import balanced_accuracy, compute_metrics
 
 logger = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import make_folder, replace_file, write_json
 from emg_gpt2.base.log import progress, track
 from emg_gpt2.base.text import in_short
+from emg_gpt2.base.versions import versions
 from emg_gpt2.model.build import load_model
 from emg_gpt2.model.config import start_words
 from emg_gpt2.model.model import EMGForSequenceClassification
@@ -41,7 +42,6 @@ from emg_gpt2.study.people import counted
 from emg_gpt2.training.device import keep_freed_memory
 from emg_gpt2.training.task import Task, fitted_split, make_task
 from emg_gpt2.windows.reading import WindowSet
-from EMG_utils import versions
 
 logger = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from onnxruntime.quantization.onnx_model import ONNXModel
 from torch import nn
 
 from emg_gpt2.base.errors import EMGError
+from emg_gpt2.base.versions import versions
 from emg_gpt2.model.backbone import BLOCK_WEIGHTS, run_lower, run_upper
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.model.normalise import SHRINKAGE, SPREAD_FLOOR, Reference, normalise
-from EMG_utils import versions
 
 ROOTS = 2  # square roots taken before the series: with 16 of its terms the fewest products for 1 to 64 channels
 TERMS = 16

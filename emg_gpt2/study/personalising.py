@@ -14,6 +14,7 @@ from rich.table import Table
 from EMG_DATA_LOADER import Split
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import make_folder, replace_folder, write_json
+from emg_gpt2.base.versions import versions
 from emg_gpt2.model.build import load_model
 from emg_gpt2.model.card import Facts, count_part, data_licence, model_card
 from emg_gpt2.model.config import MOST_DAYS, day_mark, start_words
@@ -33,7 +34,7 @@ from emg_gpt2.study.calibration import (
 )
 from emg_gpt2.study.features import FEATURE_SETS
 from emg_gpt2.windows.reading import WindowSet, load_windows
-from EMG_utils import compute_metrics, versions
+from EMG_utils import compute_metrics
 
 logger = logging.getLogger(__name__)
 

@@ -62,13 +62,20 @@ class AugmentedModel(nn.Module):
         super().__init__()
         self.model, self.augmentation = model, augmentation
 
-    def forward(self, emg: torch.Tensor, reference: Reference, draws: Draws | None = None) -> torch.Tensor:
-        """emg (B, T, C) → logits (B, K); draws: of the augmentation, None for no augmentation."""
+    def forward(
+        self,
+        emg: torch.Tensor,
+        reference: Reference,
+        told: torch.Tensor | None = None,
+        remembered: int | None = None,
+        draws: Draws | None = None,
+    ) -> torch.Tensor:
+        """emg (B, T, C) → logits (B, K); told, remembered: see `classify`; draws: of the augmentation, None without."""
         with torch.autocast(emg.device.type, enabled=False):
             signal, covariance = self.model.normalise(emg, reference)
             if draws is not None:
                 signal, covariance = self.augmentation(signal, covariance, draws)
-        return self.model.classify(signal, covariance)
+        return self.model.classify(signal, covariance, told, remembered)
 
 
 class UpperModel(nn.Module):

@@ -52,6 +52,9 @@ class ValidatedRow(HistoryRow):
     validation_loss: float
     validation_accuracy: float
     validation_balanced_accuracy: float
+    validation_none: float | None = None  # with CONTEXT, balanced accuracies in each of CONTEXTS
+    validation_unlabelled: float | None = None
+    validation_calibrated: float | None = None
 
 
 class Histories(NamedTuple):

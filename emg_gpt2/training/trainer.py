@@ -48,21 +48,25 @@ from emg_gpt2.training.history import EpochSums, best_epoch, epoch_line, epochs_
 from emg_gpt2.training.task import Task
 from emg_gpt2.training.tracker import Tracker
 from emg_gpt2.windows.feed import Batch, Feed
+from emg_gpt2.windows.sentences import Sentences, draw_sentences, sessions_of, single_windows
 
 logger = logging.getLogger(__name__)
 
+ALONE = 0.25  # share of the steps of a model with context whose windows have none
 STEPS_PER_LOOK = 10  # on a GPU, because reading a loss waits for all steps before it
 
 
 class TrainingBatch(NamedTuple):
-    """rows (B,): of the whole batch; own: this process's share of it; counts: whether it has one.
+    """whole: the batch; own: this process's share of it; counts: whether it has one.
 
-    draws: the augmentation of the share.
+    told (E, N), judged (b,), draws: of the share's windows; what they are told, which count, their augmentation.
     """
 
-    rows: np.ndarray
+    whole: Sentences
     own: Batch
     counts: bool
+    told: torch.Tensor
+    judged: torch.Tensor
     draws: Draws
 
 
@@ -93,7 +97,10 @@ class Trainer:
             model.backbone.compile()
         self.augmentation = Augmentation(model.config)
         self.samples, self.references = Feed(task.windows, self.device), task.references.to(self.device)
-        self.steps = -(-len(task.split.train) // settings.BATCH_SIZE)  # per epoch
+        length = settings.CONTEXT + 1
+        self.sentences_per_step = max(1, settings.BATCH_SIZE // length)
+        self.steps = -(-len(task.split.train) // (self.sentences_per_step * length))  # per epoch
+        self.sessions = sessions_of(task.windows, task.split.train) if settings.CONTEXT else []
         self._prepare(settings)
         self.class_weight = self._class_weight()
         self.history, self.sums, self.unchecked = [], EpochSums.zero(), []
@@ -129,7 +136,7 @@ class Trainer:
 
     def _class_weight(self) -> torch.Tensor:
         """(K,) the weight of each class in the loss."""
-        if self.settings.BALANCE != "weights":
+        if self.settings.BALANCE != "weights" or self.settings.CONTEXT:  # sentences have a random mix of gestures
             return torch.ones(self.task.classes, device=self.device)
         weight = class_weights(self.task.windows.targets[self.task.split.train], self.task.classes)
         return torch.from_numpy(weight).float().to(self.device)
@@ -147,16 +154,43 @@ class Trainer:
         return f"epoch {self.epoch}, step {self.sums.step}"
 
     def batches(self, bar: Progress) -> Iterator[TrainingBatch]:
-        """The rest of the epoch's batches; the windows are shuffled anew in every epoch."""
-        rng = np.random.default_rng([self.settings.SEED, len(self.history)])
-        order = rng.permutation(self.task.split.train)
-        parts = cut_rows(order, self.settings.BATCH_SIZE)[self.sums.step :]
+        """The rest of the epoch's batches."""
+        parts = self._sentences()
+        shares = [Sentences(*map(own_share, part)) for part in parts]
         shown = {"total": self.steps, "completed": self.sums.step, "loss": 0.0, "accuracy": 0.0}
         self.bar, self.shown = bar, bar.add_task(f"epoch {self.epoch}/{self.last}", **shown)
         self.clock = time.perf_counter()  # where the next step's time begins
-        for rows, own in zip(parts, self._timed(self.feed(map(own_share, parts))), strict=True):
-            yield TrainingBatch(rows, own, has_share(rows), self._sample(rows))
+        read = self._timed(self.feed(share.rows.ravel() for share in shares))
+        for part, share, own in zip(parts, shares, read, strict=True):
+            told, targets, judged = (
+                torch.from_numpy(one).to(self.device)
+                for one in (share.told, share.targets.ravel(), share.judged.ravel())
+            )
+            counts, draws = has_share(part.rows), self._sample(part.rows)
+            yield TrainingBatch(part, own._replace(targets=targets), counts, told, judged, draws)
         bar.remove_task(self.shown)
+
+    def _sentences(self) -> list[Sentences]:
+        """The rest of the epoch's batches: windows by themselves, shuffled anew, or sentences that are drawn anew."""
+        seed, settings = [self.settings.SEED, len(self.history)], self.settings
+        if settings.CONTEXT:
+            rngs = [np.random.default_rng([*seed, step]) for step in range(self.sums.step, self.steps)]
+            return [self._draw(rng) for rng in rngs]
+        order = np.random.default_rng(seed).permutation(self.task.split.train)
+        parts = cut_rows(order, settings.BATCH_SIZE)[self.sums.step :]
+        return [single_windows(self.task.windows, rows) for rows in parts]
+
+    def _draw(self, rng: np.random.Generator) -> Sentences:
+        """The sentences of a step; in some steps they are of one window."""
+        length = self.settings.CONTEXT + 1
+        size = (self.sentences_per_step * length, 1) if rng.random() < ALONE else (self.sentences_per_step, length)
+        return draw_sentences(self.sessions, *size, rng)
+
+    @property
+    def seen(self) -> int:
+        """Windows of the epoch so far."""
+        drawn = self.sums.step * self.sentences_per_step * (self.settings.CONTEXT + 1)
+        return drawn if self.settings.CONTEXT else min(drawn, len(self.task.split.train))
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches; the time that they take to arrive is added to `spent`."""
@@ -173,38 +207,44 @@ class Trainer:
         step = [self.settings.SEED, len(self.history), self.sums.step]
         dropout, augmentation = (int(word >> 1) for word in np.random.SeedSequence(step).generate_state(2, np.uint64))
         torch.manual_seed(dropout + self.accelerator.process_index)
-        mine = torch.from_numpy(own_share(np.arange(len(rows))))
-        return self.augmentation.sample(len(rows), augmentation).of(mine).to(self.device)
+        mine = torch.from_numpy(own_share(np.arange(rows.size).reshape(rows.shape)).ravel())
+        return self.augmentation.sample(len(rows), augmentation, rows.shape[1]).of(mine).to(self.device)
 
-    def logits(self, batch: Batch, draws: Draws | None = None) -> torch.Tensor:
-        """(B, K) of a batch of `feed`; draws: of the augmentation, None for no augmentation."""
+    def logits(
+        self,
+        batch: Batch,
+        told: torch.Tensor | None = None,
+        remembered: int | None = None,
+        draws: Draws | None = None,
+    ) -> torch.Tensor:
+        """(B, K) of a batch of `feed`; told, remembered: see `classify`; draws: of the augmentation, None without."""
         with self.accelerator.autocast():
             if self.linear_logits is not None:  # FREEZE: there is no augmentation
                 return self.module(batch.emg, self.linear_logits[batch.rows])
-            return self.module(batch.emg, self.references.of(batch.rows), draws)
+            return self.module(batch.emg, self.references.of(batch.rows), told, remembered, draws)
 
     def total_weight(self, batch: TrainingBatch) -> torch.Tensor:
         """Sum of the class weights of the whole batch, the shares of all processes together."""
-        targets = torch.from_numpy(self.task.windows.targets[batch.rows]).to(self.device)  # (B,)
-        return self.class_weight[targets].sum()
+        targets = batch.whole.targets[batch.whole.judged]
+        return self.class_weight[torch.from_numpy(targets).to(self.device)].sum()
 
     def end_step(self, batch: TrainingBatch, logits: torch.Tensor, loss: torch.Tensor, norm: torch.Tensor) -> None:
         """Add the step to the sums of the epoch; check it, show it, and stop or write a checkpoint if that is due.
 
         loss: this process's share of the batch's mean; norm: of the gradient.
         """
-        right = (logits.argmax(1) == batch.own.targets).sum() * batch.counts
+        rows, share_judged = batch.whole.rows, batch.whole.judged.mean()  # 1 for windows by themselves
+        right = (logits.argmax(1) == batch.own.targets)[batch.judged].sum() * batch.counts / share_judged
         lr = self.schedule.get_last_lr()[0]
-        self.sums.add(lr, loss.detach() * len(batch.rows), right)
-        self.unchecked.append(
-            Step(self.sums.step, own_share(batch.rows), logits.detach(), batch.own.targets, loss.detach(), norm)
-        )
+        self.sums.add(lr, loss.detach() * rows.size, right)
+        own = own_share(rows).ravel()
+        self.unchecked.append(Step(self.sums.step, own, logits.detach(), batch.own.targets, loss.detach(), norm))
         self.schedule.step()
         last, every = self.sums.step == self.steps, 1 if self.device.type == "cpu" else STEPS_PER_LOOK
         look = last or self.sums.step % every == 0
         if look:
             self._look(lr, float(loss.detach()) * self.processes)
-        self._count_time(len(batch.rows))
+        self._count_time(rows.size)
         if look:
             self.pause()
         self.clock = time.perf_counter()
@@ -213,8 +253,7 @@ class Trainer:
         """Check the steps since the last look; show and log the running figures, as this process sees them."""
         steps, self.unchecked = self.unchecked, []
         check_steps(steps, self.epoch, self.task.windows, self.run)
-        seen = min(self.sums.step * self.settings.BATCH_SIZE, len(self.task.split.train))
-        running = [self.processes * float(value) / seen for value in (self.sums.loss_sum, self.sums.right)]
+        running = [self.processes * float(value) / self.seen for value in (self.sums.loss_sum, self.sums.right)]
         self.bar.update(self.shown, completed=self.sums.step, loss=running[0], accuracy=running[1])
         if self.tracker and self.sums.step % STEPS_PER_LOOK == 0 and self.sums.step < self.steps:
             done = len(self.history) * self.steps + self.sums.step
@@ -233,10 +272,9 @@ class Trainer:
 
     def end_epoch(self, validated: dict) -> dict:
         """Add the row of history, and remember the weights where they are the best so far; returns the row."""
-        seen = len(self.task.split.train)
         loss, right = sum_over_processes(float(self.sums.loss_sum), float(self.sums.right))
         row = {"epoch": self.epoch, "lr": self.sums.lr_sum / self.steps}
-        row |= {"train_loss": loss / seen, "train_accuracy": right / seen, **validated}
+        row |= {"train_loss": loss / self.seen, "train_accuracy": right / self.seen, **validated}
         seconds = self.sums.seconds + time.perf_counter() - self.clock  # the validation included
         row |= {"seconds": seconds, "weights": self.model.config.weights}
         self.history.append(row)
