@@ -383,20 +383,29 @@ def test_verdict(people, expected):
 SEEDS = (-0.001, 0.0, 0.001)
 
 
-def found_for(means: dict[str, float], people: int = 2, seeds: tuple = SEEDS, shuffled: dict | None = None) -> dict:
-    """An ablation whose arms have these means; a person is 0.01 above the one before, and seeds move the arms apart."""
+def found_for(
+    means: dict[str, float],
+    people: int = 2,
+    seeds: tuple = SEEDS,
+    shuffled: dict | None = None,
+    tenth: dict | None = None,
+) -> dict:
+    """An ablation whose arms have these means; a person is 0.01 above the one before, and seeds move the arms apart.
+
+    tenth: the means with a tenth of the windows
+    """
     rows = []
-    for order, arms in ((IN_ORDER, means), (ALWAYS, shuffled or {})):
+    for share, order, arms in ((0.1, IN_ORDER, tenth or {}), (1.0, IN_ORDER, means), (1.0, ALWAYS, shuffled or {})):
         for place, (arm, mean) in enumerate(arms.items()):
             for seed, moved in enumerate(seeds):
                 for person in range(people):
                     value = mean + 0.01 * person + moved * (1 if place % 2 else -1) / 2
-                    about = {"arm": arm, "share": 1.0, "seed": seed, "order": order, "subject": f"{person:02d}"}
+                    about = {"arm": arm, "share": share, "seed": seed, "order": order, "subject": f"{person:02d}"}
                     about |= {"lr": 1e-3, "weights": "random", "parameters": 9, "trainable_parameters": 9, "epochs": 1}
                     rows.append(about | dict.fromkeys(METRICS, value) | {"windows": 100})
     missing = {name: "weights not available here (MODEL_NAME = x: none)" for name in TRAINED if name not in means}
     described = {
-        "shares": [1.0],
+        "shares": [0.1, 1.0] if tenth else [1.0],
         "seeds": list(range(len(seeds))),
         "rates_tried": [1e-3],
         "at_the_edge": [],
@@ -449,6 +458,16 @@ def test_without_weights_the_numbers_say_nothing_on_them():
     assert "Pretrained weights were not available here: these numbers say nothing on them." in said
     assert "Random, fully trained is ahead of small transformer (+0.020 ± 0.001), one block (+0.010 ± 0.000)" in said
     assert "he language model" not in said
+
+
+def test_smaller_shares_are_compared_with_the_twins_alone():
+    means = {"pretrained-full": 0.82, "shuffled-full": 0.82} | PLAIN
+    said = found_for(means, tenth=means | {"pretrained-full": 0.84})["sentence"]
+    assert "cannot be told. Pretrained, fully trained is ahead of small transformer" in said
+    assert said.endswith(
+        "With 10 % of the training windows: Pretrained, fully trained is ahead of random, fully trained "
+        "(+0.020 ± 0.001) and shuffled, fully trained (+0.020 ± 0.001)."
+    )
 
 
 def test_with_three_people_the_interval_is_theirs():

@@ -12,10 +12,11 @@ from emg_gpt2.results import figures
 from emg_gpt2.results.figures import accuracy_limits, draw_sweep, percent, plt, save, shortened, use_format
 from emg_gpt2.results.lanes import draw_channels
 from emg_gpt2.results.tables import wilson
-from emg_gpt2.study.differences import ALWAYS, IN_ORDER, draw_ablation
+from emg_gpt2.study.differences import ALWAYS, IN_ORDER
 from emg_gpt2.study.forearm import Filters, draw_filters, draw_importance
 from emg_gpt2.study.occlusion import Importance, Part
 from emg_gpt2.study.people import draw_people
+from emg_gpt2.study.showing_ablation import draw_ablation
 from emg_gpt2.training.history import Histories
 from EMG_utils import draw_confusion_matrix, draw_history
 

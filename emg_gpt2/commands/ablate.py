@@ -27,7 +27,7 @@ def run(given: AblationSettings) -> int:
 
         from emg_gpt2.base.log import start_log
         from emg_gpt2.study.ablation import ablate
-        from emg_gpt2.study.differences import print_ablation
+        from emg_gpt2.study.showing_ablation import print_ablation
     log = Console(stderr=True, highlight=False)
     start_log(log)
     found = ablate(given, log)

@@ -19,9 +19,10 @@ from emg_gpt2.results.figures import shortened, use_format
 from emg_gpt2.results.run import write_predictions, write_split
 from emg_gpt2.settings import Settings, settings_of_main
 from emg_gpt2.study.arms import Arm, arms_named, arms_of
-from emg_gpt2.study.differences import SHUFFLED_TEST, read_figures, results_of_ablation, write_ablation
+from emg_gpt2.study.differences import SHUFFLED_TEST, read_figures, results_of_ablation
 from emg_gpt2.study.options import ABLATED, AblationSettings
 from emg_gpt2.study.runs import Run, carry_out, check_identity, finished, identity, is_finished, locked, train_and_test
+from emg_gpt2.study.showing_ablation import write_ablation
 from emg_gpt2.study.shuffling import shuffle_patches
 from emg_gpt2.training.new_model import new_model
 from emg_gpt2.training.sweep import search

@@ -4,35 +4,18 @@ Arms are compared in pairs: the same person, the same seed, the same share of th
 """
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
 from scipy.stats import t
 
-from emg_gpt2.base.files import new_files, write_json
-from emg_gpt2.results.figures import (
-    GREY,
-    ORANGE,
-    PALE,
-    WIDTH,
-    accuracy_limits,
-    axis_note,
-    draw_chance,
-    finish,
-    plt,
-    shortened,
-)
 from emg_gpt2.study.people import (
     FEWEST_PEOPLE,
     METRICS,
     counted,
     interval,
-    new_table,
     over_people,
     read_json,
-    without_nan,
 )
 
 SHUFFLED_TEST = "shuffled_at_test.json"  # in a run's folder: its figures on shuffled test windows
@@ -73,7 +56,7 @@ def pick(figures: pd.DataFrame, arm: str, share: float, order: str = IN_ORDER) -
 
 
 def paired_differences(figures: pd.DataFrame, share: float) -> list[dict]:
-    """Every paired difference that the sentence may use, with its verdict.
+    """Every paired difference at this share that the sentence may use, with its verdict.
 
     Of an arm from another one: its lead. Of an arm from itself: what it gains when patches are shuffled. Of a shuffled
     arm from another one: how much more it gains than that one.
@@ -88,7 +71,10 @@ def paired_differences(figures: pd.DataFrame, share: float) -> list[dict]:
     found += [(arm, order, arm, gain) for order, each in gains.items() for arm, gain in each.items()]
     if CONTROL in present:
         found += [(arm, ALWAYS, CONTROL, gains[ALWAYS][arm] - gains[ALWAYS][CONTROL]) for arm in backbones]
-    named = [({"of": one, "order": order, "from": other}, pairs.dropna()) for one, order, other, pairs in found]
+    named = [
+        ({"of": one, "order": order, "from": other, "share": share}, pairs.dropna())
+        for one, order, other, pairs in found
+    ]
     return [names | over_pairs(difference) for names, difference in named if len(difference)]
 
 
@@ -119,12 +105,11 @@ def verdict(differences: pd.Series) -> str:
 
 def results_of_ablation(figures: pd.DataFrame, arms: tuple, facts: dict) -> tuple[dict, pd.DataFrame]:
     """The content of ablation.json, and the rows of ablation.csv: one per run and order of the patches in its test."""
-    share = facts["shares"][-1]
     found = facts | {
         "people": sorted(figures["subject"].unique()),
         "weights": sorted(figures["weights"].unique()),
         "arms": [results_of_arm(arm, figures, facts) for arm in arms],
-        "differences": paired_differences(figures, share),
+        "differences": [row for share in facts["shares"] for row in paired_differences(figures, share)],
     }
     keys = [name for name in figures if name not in {"subject", "windows", *METRICS}]
     table = figures.groupby(keys, sort=False, dropna=False)[list(METRICS)].mean().reset_index()
@@ -165,7 +150,8 @@ def statements(found: dict) -> list[str]:
     if len(found["seeds"]) < FEWEST_SEEDS:
         nothing = "With fewer than three seeds no difference can be told from chance: nothing is said."
         return [nothing, *on_missing_weights(found)]
-    return [f"{for_whom(found)} {on_weights(found)}", *on_random_backbones(found), *on_order(found)]
+    first = f"{for_whom(found)} {on_weights(found)}"
+    return [first, *on_random_backbones(found), *on_smaller_shares(found), *on_order(found)]
 
 
 def for_whom(found: dict) -> str:
@@ -189,6 +175,11 @@ def on_missing_weights(found: dict) -> list[str]:
     return [f"Pretrained weights {failed}: these numbers say nothing on them."]
 
 
+def reason(arm: dict) -> str:
+    """Why an arm has no figures, without the details: `weights not available here`."""
+    return arm["why_not"].partition(" (")[0].partition(":")[0]
+
+
 def on_weights(found: dict) -> str:
     """The language model helps where it is ahead of the same shape with random weights and of every simpler arm.
 
@@ -209,8 +200,22 @@ def on_weights(found: dict) -> str:
     return " ".join([f"{answer}.", *(sentence(arm, rivals, found) for arm, rivals in rows.items())])
 
 
-def rivals_of(arm: str, found: dict) -> list[dict]:
-    return [row for row in found["differences"] if row["of"] == arm != row["from"] and row["order"] == IN_ORDER]
+def rivals_of(arm: str, found: dict, share: float | None = None) -> list[dict]:
+    """The arm's differences from others at a share of the training part; None: the largest."""
+    share = share or found["shares"][-1]
+    pairs = [row for row in found["differences"] if row["share"] == share and row["order"] == IN_ORDER]
+    return [row for row in pairs if row["of"] == arm != row["from"]]
+
+
+def on_smaller_shares(found: dict) -> list[str]:
+    """What language weights are worth where the arms learnt from fewer windows."""
+    said = []
+    for share in found["shares"][:-1]:
+        rows = {arm: rivals_of(arm, found, share) for arm in TWINS}
+        twins = {arm: [row for row in each if row["from"] in TWINS[arm]] for arm, each in rows.items()}
+        told = " ".join(sentence(arm, each, found) for arm, each in twins.items() if each)
+        said += [f"With {100 * share:g} % of the training windows: {told}"] if told else []
+    return said
 
 
 def on_random_backbones(found: dict) -> list[str]:
@@ -232,7 +237,8 @@ def sentence(arm: str, rows: list[dict], found: dict) -> str:
 
 def on_order(found: dict) -> list[str]:
     """An arm uses the order of patches where shuffling costs it something, and more than the arm without a backbone."""
-    rows = {(row["of"], row["from"]): row for row in found["differences"] if row["order"] == ALWAYS}
+    whole = [row for row in found["differences"] if row["share"] == found["shares"][-1]]
+    rows = {(row["of"], row["from"]): row for row in whole if row["order"] == ALWAYS}
     titles = {arm["name"]: arm["title"] for arm in found["arms"]}
     arms = [arm for arm, other in rows if other == CONTROL != arm]
     if not arms:
@@ -263,126 +269,3 @@ def signed(value: float) -> str:
 
 def join(words: list[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-# ---- what is shown --------------------------------------------------------------------------------------------
-
-
-def write_ablation(found: dict, table: pd.DataFrame, out: Path) -> None:
-    """ablation.json, ablation.csv and ablation.png, each one whole."""
-    with new_files(out) as new:
-        write_json(new / "ablation.json", without_nan(found))
-        table.to_csv(new / "ablation.csv", index=False)
-        draw_ablation(found, new / "ablation.png")
-
-
-def origin(found: dict) -> str:
-    """Backbone, weights, budget, split and data."""
-    weights = " and ".join(one for one in found["weights"] if one != "none")
-    leaky = " (LEAKY split: random windows)" * (found["split"] == "random")
-    return (
-        f"{found['model']}, {counted(found['blocks'], 'block')}, {weights} weights, at most "
-        f"{counted(found['epochs'], 'epoch')}; chance {found['chance']:.3f}. "
-        f"{shortened(found['split_description'])}{leaky}. "
-        f"Data: {Path(found['data']).name}. {found['data_note']}".strip()
-    )
-
-
-def print_ablation(found: dict, console: Console) -> None:
-    """Print the table, the sentence, and what is missing."""
-    console.print("\nDoes the language model help?", style="bold")
-    console.print(origin(found), markup=False)
-    people, seeds = counted(len(found["people"]), "person"), counted(len(found["seeds"]), "seed")
-    title = f"Balanced accuracy on the test part, mean over {people} ± deviation over {seeds},\n"
-    title += "by share of the training windows; then what shuffled patches change"
-    shares = [f"{share:.0%}" for share in found["shares"]]
-    table = new_table(title, "arm", "trained\nat rate", *shares, "shuffled\nat test", "shuffled\nalways")
-    table.columns[0].min_width = 18
-    for arm in found["arms"]:
-        table.add_row(*cells(arm, found))
-    console.print(table)
-    edge = [arm["title"] for arm in found["arms"] if arm.get("lr_at_the_edge")]
-    if edge:
-        console.print(f"* the lowest or highest rate tried ({'; '.join(edge)}): try a wider range", markup=False)
-    console.print("", *found["statements"], sep="\n", markup=False)
-    if found["failed"]:
-        lines = (f"  {name}: {why}" for name, why in found["failed"].items())
-        console.print("\nFAILED, and missing above:", *lines, sep="\n", markup=False)
-
-
-def cells(arm: dict, found: dict) -> list[str]:
-    """One row of the table."""
-    if "why_not" in arm:
-        return [f"{arm['title']}\n({reason(arm)})"]
-    results = {one["share"]: one for one in arm["results"] if one["order"] == IN_ORDER}
-    gains = {row["order"]: row for row in found["differences"] if row["of"] == row["from"] == arm["name"]}
-    rate = f"\n{arm['lr']:g}{'*' * arm['lr_at_the_edge']}" if arm["lr"] else ""
-    return [
-        *(arm["title"], f"{arm['trainable_parameters']:,}{rate}"),
-        *(f"{one['mean']:.3f}{plus_minus(one)}" if one else "–" for one in map(results.get, found["shares"])),
-        *(f"{signed(gains[order]['mean'])}{plus_minus(gains[order])}" for order in SHUFFLED if order in gains),
-    ]
-
-
-def plus_minus(one: dict) -> str:
-    return "" if np.isnan(one["std_over_seeds"]) else f"\n± {one['std_over_seeds']:.3f}"
-
-
-def reason(arm: dict) -> str:
-    """Why an arm has no figures, without the details: `weights not available here`."""
-    return arm["why_not"].partition(" (")[0].partition(":")[0]
-
-
-def draw_ablation(found: dict, path: Path) -> None:
-    """A row per arm: its mean with an interval for each share of the training windows, and with shuffled patches."""
-    arms, shares = found["arms"], found["shares"]
-    figure, axes = plt.subplots(figsize=(WIDTH, 1.6 + len(arms) * (0.2 + 0.1 * len(shares))))
-    for row, arm in enumerate(arms):
-        if "why_not" in arm:
-            place = {"xy": (0.02, row), "xycoords": ("axes fraction", "data"), "va": "center"}
-            axes.annotate(reason(arm), **place, color=GREY)
-    drawn, colours = [], plt.cm.Blues(np.linspace(0.4, 1, len(shares)))
-    for share, colour, marker, place in zip(
-        shares, colours, itertools.cycle("^so"), offsets(len(shares)), strict=False
-    ):
-        drawn.append(draw_means(axes, found, share, IN_ORDER, place, colour, marker))
-    drawn.append(draw_means(axes, found, shares[-1], ALWAYS, 0.32, ORANGE, "x"))
-    low, high = accuracy_limits(np.concatenate(drawn))
-    axes.set(xlim=(low, high), xlabel=f"balanced accuracy, test part{axis_note(low)}")
-    axes.set_yticks(range(len(arms)), [arm["title"] for arm in arms])
-    axes.set_ylim(len(arms) - 0.5, -0.5)
-    axes.hlines(np.arange(len(arms) - 1) + 0.5, low, high, color=PALE, lw=0.5)
-    draw_chance(axes, found["chance"], across=False)
-    axes.grid(axis="x")
-    people, seeds = counted(len(found["people"]), "person"), counted(len(found["seeds"]), "seed")
-    bars = "95 % interval over people" if len(found["people"]) >= FEWEST_PEOPLE else "± deviation over seeds"
-    finish(figure, axes, f"Mean over {people} and {seeds}; bars: {bars}. {origin(found)}", path, columns=2)
-
-
-def draw_means(axes, found: dict, share: float, order: str, place: float, colour, marker: str) -> list[float]:
-    """Draw the mean and interval of every arm; returns what the axis must show."""
-    rows = [
-        (row + place, *ends(one))
-        for row, arm in enumerate(found["arms"])
-        for one in arm.get("results", [])
-        if (one["share"], one["order"]) == (share, order)
-    ]
-    if not rows:
-        return []
-    y, mean, low, high = np.array(rows).T
-    name = f"{100 * share:g} % of the training windows" + f", patches {order}" * (order != IN_ORDER)
-    looks = {"fmt": marker, "color": colour, "capsize": 2, "lw": 0.8, "ms": 4, "label": name}
-    axes.errorbar(mean, y, xerr=[mean - low, high - mean], **looks)
-    return [*low, *high]
-
-
-def ends(one: dict) -> tuple[float, float, float]:
-    """The mean and the ends of its interval: over people, else ± deviation over seeds, else none."""
-    margin = 0 if one["std_over_seeds"] is None or np.isnan(one["std_over_seeds"]) else one["std_over_seeds"]
-    low, high = (one["mean"] - margin, one["mean"] + margin) if one["low"] is None else (one["low"], one["high"])
-    return one["mean"], low, high
-
-
-def offsets(count: int) -> np.ndarray:
-    """Places of so many points in a row, from its middle."""
-    return np.linspace(-0.3, 0.12, count) if count > 1 else np.zeros(1)
