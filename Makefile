@@ -4,9 +4,12 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile  # on two cores: one process often waits
 
-.PHONY: run test nightly lint docs wheel
+.PHONY: run real test nightly lint docs wheel
 run: .venv/installed
 	$(BIN)/python main.py
+
+real: .venv/installed  # on real recordings: ten people, their earlier sessions → their last one
+	$(BIN)/python main.py --data-location MYO_10_people.parquet --split session
 
 test: .venv/tested
 	$(PYTEST)

@@ -18,11 +18,11 @@ from EMG_DATA_LOADER import read_emg, split_windows
 from emg_gpt2 import __version__
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.model.build import load_model
-from emg_gpt2.model.card import MAYBE_PUTEMG, PUTEMG, SIMULATED, UNKNOWN, data_licence, facts_of_run, model_card
+from emg_gpt2.model.card import MAYBE_PUTEMG, MYO, PUTEMG, SIMULATED, UNKNOWN, data_licence, facts_of_run, model_card
 from emg_gpt2.model.files import save_model
 from emg_gpt2.model.normalise import measure_reference
 from emg_gpt2.settings import Settings
-from emg_gpt2.windows.reading import load_windows
+from emg_gpt2.windows.reading import load_windows, open_windows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -141,10 +141,25 @@ def test_the_preprocessing_of_the_card_makes_such_windows(card, raw_folder, smal
         (["armband, real recordings"], ["mine-1"], UNKNOWN),
         (["SIMULATED", "putEMG"], RECORDINGS, PUTEMG),  # a model on simulated data, adapted to real ones
         (["SIMULATED", ""], ["mine-1"], UNKNOWN),
+        (["ten people of aljazfrancic/myo-readings-dataset"], RECORDINGS, MYO),
     ],
 )
 def test_licence_is_the_strictest_that_the_data_may_have(notes, recordings, licence):
     assert data_licence(notes, recordings) == licence
+
+
+def test_the_real_sample_names_its_people_and_its_licence():
+    """The file says where it comes from, the notice is beside it, and a card of a model on it says so too."""
+    path = ROOT / "MYO_10_people.parquet"
+    windows = open_windows(path)
+    assert path.stat().st_size < 15e6
+    assert sorted(windows.table["subject"].unique()) == [f"{person:02d}" for person in range(1, 11)]
+    assert (windows.table.groupby("subject")["session"].nunique() == 3).all()
+    note = windows.metadata["note"]
+    assert "aljazfrancic/myo-readings-dataset" in note
+    assert "Copyright (c) 2021 Aljaž, MIT License" in note
+    assert data_licence([note], windows.table["recording"].unique()) is MYO
+    assert "Copyright (c) 2021 Aljaž" in (ROOT / "docs" / "licences" / "myo-readings-dataset.txt").read_text()
 
 
 def test_licences_say_what_follows():

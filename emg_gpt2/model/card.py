@@ -45,6 +45,12 @@ PUTEMG = DataLicence(
     "putEMG is licensed **CC BY-NC 4.0**: name its authors (below), and make **no commercial use** of it, nor of this "
     "model, which was learnt from it.",
 )
+MYO = DataLicence(
+    "mit",
+    "myo-readings-dataset",
+    "The data are **real**: people of aljazfrancic/myo-readings-dataset, Copyright (c) 2021 Aljaž, MIT License. This "
+    "model, which was learnt from them, may be used under the same terms; keep the notice.",
+)
 UNKNOWN = DataLicence(
     "other",
     "unknown",
@@ -55,7 +61,7 @@ MAYBE_PUTEMG = UNKNOWN._replace(
     words=f"{UNKNOWN.words} The recordings are named as putEMG's are; if they are putEMG, CC BY-NC 4.0 holds: name its "
     "authors (below), no commercial use."
 )
-STRICTEST_FIRST = (PUTEMG, MAYBE_PUTEMG, UNKNOWN, SIMULATED)
+STRICTEST_FIRST = (PUTEMG, MAYBE_PUTEMG, UNKNOWN, MYO, SIMULATED)
 
 
 def data_licence(notes: Iterable[str], recordings: Iterable[str]) -> DataLicence:
@@ -68,6 +74,8 @@ def data_licence(notes: Iterable[str], recordings: Iterable[str]) -> DataLicence
 def _licence_of(note: str, unknown: DataLicence) -> DataLicence:
     if "simulated" in note:
         return SIMULATED
+    if MYO.name in note:
+        return MYO
     return PUTEMG if "putemg" in note else unknown
 
 
