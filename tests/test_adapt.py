@@ -117,8 +117,11 @@ def test_a_run_saves_a_plain_model_and_the_adapter_that_makes_it(small_file, tin
     """With REFIT, which begins with the same backbone. Only matrices below the adapted blocks and biases stay."""
     chosen = {"DATA_LOCATION": small_file, "MODEL_NAME": tiny_gpt2, "PRECISION": "fp32", "SAMPLING_RATIO": 0.2}
     chosen |= {"ADAPT": "lora", "BLOCKS": 3, "NUM_LAYERS": -2, "NUM_EPOCHS": 1, "LR": 3e-3, "TRACKER": "none"}
-    done = call("main.py", *flags(**chosen, RUN_DIR=tmp_path / "run"))
+    done = call("main.py", *flags(**chosen, RUN_DIR=tmp_path / "run", MODEL_SAVING_DIR=tmp_path / "kept"))
     assert (done.returncode, done.stderr) == (0, "")
+    places = [tmp_path / "run" / "best_model" / "adapter", tmp_path / "kept" / "adapter"]
+    first, second = ({file.name: file.read_bytes() for file in place.iterdir()} for place in places)
+    assert first == second
     figures = read(tmp_path / "run", "metrics.json")
     counts = f"{figures['parameters']:,} parameters, {figures['trainable_parameters']:,} trained"
     assert f"{tiny_gpt2}, pretrained weights, ADAPT = lora: {counts}" in done.stdout.replace("\n", " ")

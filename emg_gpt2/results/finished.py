@@ -1,9 +1,11 @@
 """The results of a run: metrics, predictions, figures, the model's card, the report."""
 
 import logging
+import shutil
+from functools import partial
 from pathlib import Path
 
-from emg_gpt2.base.files import replace_file, write_json
+from emg_gpt2.base.files import replace_file, replace_folder, write_json
 from emg_gpt2.model.card import facts_of_run, model_card
 from emg_gpt2.model.config import start_words
 from emg_gpt2.model.files import save_card, save_model
@@ -55,6 +57,9 @@ def write_results(
     save_card(card, run / "best_model")
     if settings.MODEL_SAVING_DIR:
         save_model(model, card, settings.MODEL_SAVING_DIR)
+        if (adapter := run / "best_model" / "adapter").is_dir():
+            copy = partial(shutil.copytree, adapter, dirs_exist_ok=True)
+            replace_folder(settings.MODEL_SAVING_DIR / "adapter", copy)
     write_report(run, task.windows)
     log_verdicts(run)
     drawn = ", ".join(picture(Path(name)).name for name in ("accuracy", "loss", "confusion_matrix"))
