@@ -16,6 +16,7 @@ from emg_gpt2.live.signals import every_window, read_signal
 from emg_gpt2.model.build import build_model, load_model
 from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.model import EMGForSequenceClassification, reading_order
+from emg_gpt2.model.plda import PLDA
 from emg_gpt2.windows.reading import WindowSet, open_windows
 from emg_gpt2.windows.sentences import (
     CONTEXTS,
@@ -351,3 +352,52 @@ def test_a_memory_forgets_its_older_half_and_keeps_the_calibration(model):
         if len(kept) == 8:  # of six, the two youngest stay
             kept = kept[:2] + kept[6:]
         kept.append(window)
+
+
+# ---- the path in closed form ------------------------------------------------------------------------------------
+
+
+def test_what_is_told_moves_the_mean_of_its_class_by_hand():
+    """One feature, classes at 0 and 2, variance 1 within a session and 3 between. After a window at 4 that is told to
+    be of the first class, its mean is (0 + 3·4) / (1 + 3) = 3, and its windows vary by 1 + 3/4."""
+    path = PLDA(1, 2)
+    path.means.copy_(torch.tensor([[0.0], [2.0]]))
+    path.between.fill_(3.0)
+    found = path(torch.tensor([[[4.0], [5.0]]]), torch.tensor([[0, UNTOLD]]))
+    first = [-0.5 * (4**2 / 4 + np.log(4)), -0.5 * (2**2 / 4 + np.log(4))]
+    second = [-0.5 * (2**2 / 1.75 + np.log(1.75)), -0.5 * (3**2 / 4 + np.log(4))]
+    torch.testing.assert_close(found, 0.3 * torch.tensor([[first, second]], dtype=torch.float32))
+
+
+def test_the_path_finds_how_classes_vary_within_and_between_sessions():
+    """Two classes, 400 sessions of 25 windows: variance 1 and 4 within a session, 9 and 0 between sessions."""
+    rng, sessions = np.random.default_rng(0), np.arange(400).repeat(50)
+    targets = np.tile(np.arange(2).repeat(25), 400)
+    moved = rng.normal(size=(400, 2)) * 3
+    first = moved[sessions, targets] + 5 * targets + rng.normal(size=len(targets))
+    path = PLDA(2, 2)
+    path.fit(np.stack([first, 2 * rng.normal(size=len(targets))], 1), targets, sessions)
+    assert path.between.tolist() == pytest.approx([0.04, 9], rel=0.15, abs=0.01)  # a mean of 25 windows varies by 1/25
+    assert (path.means[1] - path.means[0]).abs().tolist() == pytest.approx([0, 5], abs=0.7)
+    assert path.directions.abs().diagonal().tolist() == pytest.approx([0, 0], abs=0.05)  # the second feature first
+    assert path.directions.abs()[[0, 1], [1, 0]].tolist() == pytest.approx([1, 0.5], rel=0.05)
+
+
+def test_other_names_in_the_calibration_are_other_names_in_the_answers(windows):
+    """A closed-form model alone: told that the gestures have exchanged their names, it exchanges its answers."""
+    rng = np.random.default_rng(3)
+    path, targets = PLDA(2, 2), np.tile([0, 1], 300)
+    path.fit(rng.normal(size=(600, 2)) * [1, 0.1] + 3 * targets[:, None], targets, np.arange(600) // 6)
+    path.between.fill_(9.0)
+    asked = torch.tensor([[[0.0, 0.0], [3.0, 3.0], [0.2, 0.1], [2.9, 3.1]]])
+    answers = [
+        path(asked, torch.tensor([[*told, UNTOLD, UNTOLD]]))[0, 2:].argmax(1).tolist() for told in ([0, 1], [1, 0])
+    ]
+    assert answers == [[0, 1], [1, 0]]
+
+
+def test_what_is_not_there_yet_is_refused(run, small_file, tmp_path):
+    for command, more in (("export", []), ("personalise", [small_file, "--subject", "03", "--out", tmp_path / "new"])):
+        done = call(f"emg_gpt2.commands.{command}", run / "best_model", *more)
+        assert done.returncode == 1
+        assert "a model with context" in done.stderr

@@ -35,19 +35,23 @@ class Memory:
         self.spacing = math.ceil(round(made["STRIDE_MS"] * rate / 1000) / hop)
         self.judged, self.kept, self.calibrated = 0, [], 0
         self.cache = DynamicCache()
+        self.covariance = torch.empty(0, model.centre.shape[1], device=model.device)
+        self.told = torch.empty(0, dtype=torch.long, device=model.device)
         if calibration is not None:
             told = torch.from_numpy(calibration.gestures).to(model.device)
             windows = torch.from_numpy(calibration.windows).to(model.device)
-            tokens, _ = model.window_tokens(windows, model.reference)
-            self.kept = list(model.kept(tokens, told))
+            tokens, self.covariance = model.window_tokens(windows, model.reference)
+            self.kept, self.told = list(model.kept(tokens, told)), told
             self.calibrated = len(self.kept)
             self._read(self.kept)
 
     def __call__(self, windows: torch.Tensor, reference: Reference | None) -> torch.Tensor:
         """The next windows (n, T, C) → their logits (n, K)."""
-        tokens, linear = self.model.window_tokens(windows, reference or self.model.reference)
+        tokens, covariance = self.model.window_tokens(windows, reference or self.model.reference)
         hidden = torch.stack([self._judge(token) for token in tokens])  # (n, 1, D)
-        return self.model.classify_hidden(hidden, linear)
+        told = torch.cat([self.told, self.told.new_full((len(windows),), UNTOLD)])
+        linear = self.model.linear_logits(torch.cat([self.covariance, covariance]), told[None])
+        return self.model.classify_hidden(hidden, linear[self.calibrated :])
 
     def _judge(self, token: torch.Tensor) -> torch.Tensor:
         """The hidden state (1, D) of a window's token (D,), which is then kept."""

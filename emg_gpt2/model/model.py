@@ -23,8 +23,10 @@ from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.files import load_saved
 from emg_gpt2.model.layers import use_quick_dropout
 from emg_gpt2.model.normalise import Reference, normalise
+from emg_gpt2.model.plda import PLDA
 from emg_gpt2.windows.sentences import UNTOLD
 
+GESTURE_SCALE = 0.4  # of gestures in a sentence, about three times a window's token: else they are learnt late
 RESIDUAL_WEIGHT = 0.1  # of the backbone beside the linear path, before training
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 ONLY_VALUES = {  # arguments of from_pretrained that have one meaning here, and the values that mean it
@@ -65,8 +67,12 @@ class EMGForSequenceClassification(PreTrainedModel):
         use_quick_dropout(self.backbone)
         self.head = HEADS.load(config.head)(config)
         self.linear = nn.Linear(pairs, classes).requires_grad_(False) if config.linear_path else None
+        if config.linear_path and config.context:
+            self.linear = PLDA(pairs, classes)
         self.residual_weight = nn.Parameter(torch.tensor(RESIDUAL_WEIGHT if config.linear_path else 1.0))
         self.post_init()
+        if self.gestures is not None:
+            nn.init.normal_(self.gestures.weight, std=GESTURE_SCALE)
 
     def get_input_embeddings(self) -> None:
         """None: the tokens are patches of signal."""
@@ -117,7 +123,7 @@ class EMGForSequenceClassification(PreTrainedModel):
         else:
             hidden = self.read(tokens.mean(1).unflatten(0, told.shape), told, remembered)
             hidden = hidden.flatten(0, 1)[:, None]  # (B, 1, D)
-        return self.classify_hidden(hidden, self.linear_logits(covariance))
+        return self.classify_hidden(hidden, self.linear_logits(covariance, told))
 
     def read(self, windows: torch.Tensor, told: torch.Tensor, remembered: int | None = None) -> torch.Tensor:
         """Sentences of windows (E, N, D) → hidden (E, N, D), from which each window is judged.
@@ -133,10 +139,10 @@ class EMGForSequenceClassification(PreTrainedModel):
         return run_backbone(self.backbone, sentence.flatten(1, 2), seen, positions)[:, ::2]
 
     def window_tokens(self, emg: torch.Tensor, reference: Reference) -> tuple[torch.Tensor, torch.Tensor]:
-        """emg (B, T, C) → one token per window (B, D), to be asked or kept, and the linear path's logits (B, K)."""
+        """emg (B, T, C) → one token per window (B, D), to be asked or kept, and its log covariance (B, C(C+1)/2)."""
         with torch.autocast(emg.device.type, enabled=False):
             signal, covariance = self.normalise(emg, reference)
-            return self.tokenise(signal, covariance).mean(1), self.linear_logits(covariance)
+            return self.tokenise(signal, covariance).mean(1), covariance
 
     def asked(self, windows: torch.Tensor) -> torch.Tensor:
         """Tokens (…, D) of windows that are to be judged."""
@@ -155,12 +161,15 @@ class EMGForSequenceClassification(PreTrainedModel):
         """hidden (B, P, D) from the backbone, and the linear path's logits (B, K) → logits (B, K)."""
         return linear_logits + self.residual_weight * self.head(hidden).float()
 
-    def linear_logits(self, covariance: torch.Tensor) -> torch.Tensor:
-        """Log covariance (B, C(C+1)/2) → the linear path's logits (B, K); zeros without one."""
+    def linear_logits(self, covariance: torch.Tensor, told: torch.Tensor | None = None) -> torch.Tensor:
+        """Log covariance (B, C(C+1)/2) → the linear path's logits (B, K); zeros without one; told: see `classify`."""
         if self.linear is None:
             return covariance.new_zeros(covariance.shape[0], len(self.config.class_codes))
         with torch.autocast(covariance.device.type, enabled=False):
-            return self.linear(covariance)
+            if not self.config.context:
+                return self.linear(covariance)
+            told = covariance.new_full((len(covariance), 1), UNTOLD, dtype=torch.long) if told is None else told
+            return self.linear(covariance.unflatten(0, told.shape), told).flatten(0, 1)
 
     # ---- reference
 

@@ -242,7 +242,7 @@ def evaluate_linear_arm(run: ArmRun, task: Task) -> None:
     torch.nn.init.zeros_(model.residual_weight)
     metrics, probabilities = evaluate(model, fitted, run.settings)
     del metrics["seconds_per_window"]  # of the whole model
-    metrics |= UNTRAINED | {"parameters": sum(parameter.numel() for parameter in model.linear.parameters())}
+    metrics |= UNTRAINED | {"parameters": sum(tensor.numel() for tensor in model.linear.state_dict().values())}
     make_folder(run.folder)
     write_split(task, run.folder)
     draw_confusion_matrix(metrics, run.arm.title, shortened(task.split.description), run.folder)

@@ -50,9 +50,7 @@ def export(run: Path, out: Path) -> None:
     """Write model.onnx, model.int8.onnx where there is a backbone, and export.json; raises EMGError."""
     model = load_model(find_model(run))
     if model.config.context:
-        logger.warning(
-            "the exported model judges every window by itself; its context stays in PyTorch (predict, stream)"
-        )
+        raise EMGError(f"{run}: a model with context cannot be exported yet; use it with predict and stream")
     sample = sample_of_run(run, model)
     out.mkdir(parents=True, exist_ok=True)
     with new_files(out) as folder:

@@ -47,6 +47,8 @@ def personalise(args: argparse.Namespace, console: Console) -> None:
     """Adapt a model to a session and write the new folder; print the figures to `console`. Raises EMGError."""
     use_format(args.settings.FIGURE_FORMAT)
     began, model = time.perf_counter(), load_model(args.model)
+    if model.config.context:
+        raise EMGError(f"{args.model}: a model with context is told the gestures: predict RECORDING --calibrate FILE")
     windows, split, known = session_of(model, args)
     day = args.subject, windows.table["session"][0]
     out = args.out or Path("runs") / f"personalised-{'-'.join(day)}"

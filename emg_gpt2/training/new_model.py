@@ -109,7 +109,7 @@ def class_means_of(task: Task, seed: int) -> ClassMeans:
 
 
 def fit_linear_path(model: EMGForSequenceClassification, task: Task, seed: int) -> None:
-    """Fit the model's linear path to the training part in closed form: LDA on normalised log covariances.
+    """Fit the model's linear path to the training part in closed form: LDA on normalised log covariances, or PLDA.
 
     Every rotation of the rings that training will meet is learnt. LDA is too confident about the windows that it was
     fitted to, so its logits are scaled by LINEAR_WEIGHT.
@@ -119,7 +119,13 @@ def fit_linear_path(model: EMGForSequenceClassification, task: Task, seed: int) 
     parts = batches(task.windows, drawn, EVALUATION_BATCH)
     covariance = torch.cat([model.normalise(emg, task.references.of(rows))[1] for emg, _, rows in parts])
     targets = task.windows.targets[drawn].repeat(len(turns))
-    coefficients, intercepts = linear_discriminant(covariance[:, turns].flatten(0, 1), targets, task.classes)
+    turned = covariance[:, turns].flatten(0, 1)
+    if model.config.context:
+        days = task.windows.table.iloc[drawn].groupby(["subject", "session"]).ngroup().to_numpy()
+        sessions = days[:, None] + len(drawn) * np.arange(len(turns))  # a turned session is another one
+        model.linear.fit(turned.double().numpy(), targets, sessions.ravel())
+        return
+    coefficients, intercepts = linear_discriminant(turned, targets, task.classes)
     model.linear.weight.data.copy_(LINEAR_WEIGHT * coefficients)
     model.linear.bias.data.copy_(LINEAR_WEIGHT * intercepts)
 
