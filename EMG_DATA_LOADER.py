@@ -124,14 +124,13 @@ def _held_out(
     Groups are ordered by name, which is by date for sessions, by trajectory, date and time for recordings.
     Raises EMGError where a unit has a single group (`lenient`: it stays whole, unless all have), or too few folds.
     """
-    held = np.zeros(len(table), bool)
+    held, numbers = np.zeros(len(table), bool), table.groupby(groups).ngroup().to_numpy()  # in the order of the names
     units = table.groupby(inside).indices.items() if inside else [("the file", np.arange(len(table)))]
     for unit, rows in units:
-        keys = pd.MultiIndex.from_frame(table.iloc[rows][groups])
-        names = keys.unique().sort_values()
+        names = np.unique(numbers[rows])
         where = "/".join(map(str, unit)) if isinstance(unit, tuple) else unit
         if len(names) > 1:
-            held[rows] = keys.isin(names[choose(len(names), where)])
+            held[rows] = np.isin(numbers[rows], names[choose(len(names), where)])
         elif not lenient:
             raise EMGError(
                 f"{where} has a single {groups[-1]}, and nothing is left to train on when it is held out; "
