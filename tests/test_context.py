@@ -286,20 +286,21 @@ def test_predict_reads_what_came_before(run, recordings, tmp_path):
 
 def test_a_calibration_is_read_first(run, recordings, tmp_path):
     model = load_model(run / "best_model")
-    plain, _ = predicted(run / "best_model", recordings[0], tmp_path / "plain")
-    calibrated, said = predicted(run / "best_model", recordings[0], tmp_path / "told", "--calibrate", recordings[1])
+    plain, _ = predicted(run / "best_model", recordings[0], tmp_path / "plain", "--hop-ms", "250")
+    told = ["--hop-ms", "250", "--calibrate", recordings[1]]
+    calibrated, said = predicted(run / "best_model", recordings[0], tmp_path / "told", *told)
     assert "8 of them with a gesture" in said  # three quarters of twelve are nine: one of each gesture
     calibration = calibration_of(read_signal(recordings[1], model, "model"), model)
     assert calibration.gestures.tolist() == list(range(8))
     signal = read_signal(recordings[0], model, "model")
-    emg = torch.from_numpy(np.concatenate([calibration.windows, every_window(signal.samples, 250, 50)[:1]]))
+    emg = torch.from_numpy(np.concatenate([calibration.windows, every_window(signal.samples, 250, 250)[:1]]))
     expected = judge(model, emg, [*range(8), UNTOLD]).softmax(1)[-1]
     np.testing.assert_allclose(calibrated.filter(like="p_").to_numpy()[0], expected, atol=1e-4)
     assert not np.allclose(plain.filter(like="p_"), calibrated.filter(like="p_"))
 
 
 def test_a_stream_decides_as_predict_does(run, recordings, tmp_path):
-    told = ["--calibrate", recordings[1], "--smooth", "none"]
+    told = ["--calibrate", recordings[1], "--smooth", "none", "--hop-ms", "250"]
     table, _ = predicted(run / "best_model", recordings[0], tmp_path, "--filter", "causal", *told)
     done = call("emg_gpt2.commands.stream", recordings[0], "--model", run / "best_model", "--speed", "0", *told)
     assert done.returncode == 0, done.stderr

@@ -44,6 +44,7 @@ OTHER_VALUES = {
     "BLOCKS": "3",
     "NUM_LAYERS": "-3",
     "ADAPT": "lora",
+    "CONTEXT": "16",
     "SCALE": "training",
     "LINEAR_PATH": ("false", False),
     "TOKENS": ("raw,power", ["raw", "power"]),
