@@ -327,9 +327,9 @@ def draw_history(histories: Histories, chance: float, caption: str, run: Path) -
     axes.plot(first["epoch"], first["validation_accuracy"], "s--", color=BLUE, label="validation")
     balanced = first["validation_balanced_accuracy"]
     axes.plot(first["epoch"], balanced, "D-", color=ORANGE, ms=3, label="validation, balanced")
-    for name, line in (("none", ":"), ("calibrated", "-.")):  # of a model with context
+    for name, line, words in (("none", ":", "single windows"), ("calibrated", "-.", "calibrated")):  # with context
         if f"validation_{name}" in first:
-            axes.plot(first["epoch"], first[f"validation_{name}"], line, color=GREEN, label=f"balanced, context {name}")
+            axes.plot(first["epoch"], first[f"validation_{name}"], line, color=GREEN, label=f"balanced, {words}")
     draw_second_training(axes, histories, "train_accuracy")
     if histories.linear_path:
         alone = histories.linear_path["validation_balanced_accuracy"]
