@@ -118,7 +118,7 @@ def test_every_window_is_judged_once_from_those_before_it():
 
 def test_a_calibration_is_the_first_repetition_of_each_gesture(windows):
     (session,) = sessions_of(windows, np.arange(50))  # rows: idle 0–4, fist 5–14, flexion 15–29, pinch 30–49
-    told, left = first_repetitions(session, most=9)
+    told, left = first_repetitions(session, CONTEXT)
     assert told.tolist() == [5, 7, 9, 15, 17, 19, 30, 32, 34]  # three of five windows of each; idle has one repetition
     assert left.tolist() == [0, 1, 2, 3, 4, *range(10, 15), *range(20, 30), *range(35, 50)]
 

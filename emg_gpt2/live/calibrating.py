@@ -13,7 +13,7 @@ from emg_gpt2.live.signals import Signal, every_window, read_signal
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.raw.putemg import find_recordings
 from emg_gpt2.raw.recording import UNLABELLED
-from emg_gpt2.windows.sentences import JUDGED, first_repetitions
+from emg_gpt2.windows.sentences import first_repetitions
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def calibration_of(signal: Signal, model: EMGForSequenceClassification) -> Calib
         session.setdefault(codes.index(label), []).append(part.index.to_numpy())
     if not session:
         raise EMGError(f"{signal.name}: no window lies in a gesture that the model knows; {CHOOSE}")
-    rows, _ = first_repetitions(session, int(config.context * (1 - JUDGED)), fewest=1)
+    rows, _ = first_repetitions(session, config.context, fewest=1)
     if not np.ptp(windows[rows], axis=1).any():
         raise EMGError(f"{signal.name}: no channel changes in the calibration; {CHOOSE}")
     gestures = np.array([codes.index(label) for label in truth["label"].iloc[rows]])

@@ -66,9 +66,8 @@ class EMGForSequenceClassification(PreTrainedModel):
         self.backbone = new_backbone(config.shape)
         use_quick_dropout(self.backbone)
         self.head = HEADS.load(config.head)(config)
-        self.linear = nn.Linear(pairs, classes).requires_grad_(False) if config.linear_path else None
-        if config.linear_path and config.context:
-            self.linear = PLDA(pairs, classes)
+        kind = PLDA if config.context else nn.Linear
+        self.linear = kind(pairs, classes).requires_grad_(False) if config.linear_path else None
         self.residual_weight = nn.Parameter(torch.tensor(RESIDUAL_WEIGHT if config.linear_path else 1.0))
         self.post_init()
         if self.gestures is not None:
@@ -118,9 +117,8 @@ class EMGForSequenceClassification(PreTrainedModel):
             tokens = self.tokenise(signal, covariance)  # (B, P, D)
         if self.gestures is None:
             hidden = run_backbone(self.backbone, tokens)  # (B, P, D)
-        elif told is None:
-            hidden = run_backbone(self.backbone, self.asked(tokens.mean(1, keepdim=True)))  # (B, 1, D)
         else:
+            told = self.untold(tokens) if told is None else told
             hidden = self.read(tokens.mean(1).unflatten(0, told.shape), told, remembered)
             hidden = hidden.flatten(0, 1)[:, None]  # (B, 1, D)
         return self.classify_hidden(hidden, self.linear_logits(covariance, told))
@@ -143,6 +141,10 @@ class EMGForSequenceClassification(PreTrainedModel):
         with torch.autocast(emg.device.type, enabled=False):
             signal, covariance = self.normalise(emg, reference)
             return self.tokenise(signal, covariance).mean(1), covariance
+
+    def untold(self, windows: torch.Tensor) -> torch.Tensor:
+        """What is told (B, 1) of windows (B, …) that stand by themselves: nothing."""
+        return windows.new_full((len(windows), 1), UNTOLD, dtype=torch.long)
 
     def asked(self, windows: torch.Tensor) -> torch.Tensor:
         """Tokens (…, D) of windows that are to be judged."""
@@ -168,7 +170,7 @@ class EMGForSequenceClassification(PreTrainedModel):
         with torch.autocast(covariance.device.type, enabled=False):
             if not self.config.context:
                 return self.linear(covariance)
-            told = covariance.new_full((len(covariance), 1), UNTOLD, dtype=torch.long) if told is None else told
+            told = self.untold(covariance) if told is None else told
             return self.linear(covariance.unflatten(0, told.shape), told).flatten(0, 1)
 
     # ---- reference

@@ -13,8 +13,8 @@ from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.results.run import trained_recordings
 from emg_gpt2.windows.cut import RATE_TOLERANCE
 from emg_gpt2.windows.reading import WindowSet
+from emg_gpt2.windows.sentences import DATE_TIME
 
-DATE_TIME = len("2018-05-11-11-05-00-695")  # at the end of every recording's name
 SHAPING = ("FILTER", "BAND_HZ")  # settings that change the samples of a window, not its rate and length
 
 

@@ -126,7 +126,7 @@ def questions(windows: WindowSet, rows: np.ndarray, context: int) -> dict[str, l
         whole = in_time_order(windows.table, np.concatenate([row for each in session.values() for row in each]))
         asked["none"] += [_question(some, 0) for some in np.split(whole, range(AT_ONCE, len(whole), AT_ONCE))]
         asked["unlabelled"] += [_question(some, len(some), first) for some, first in pieces(whole, context)]
-        told, left = first_repetitions(session, int(context * (1 - JUDGED)))
+        told, left = first_repetitions(session, context)
         for some in np.split(left, range(AT_ONCE, len(left), AT_ONCE)):
             together = np.concatenate([told, some])
             gestures = np.where(np.arange(len(together)) < len(told), windows.targets[together], UNTOLD)
@@ -150,12 +150,13 @@ def pieces(rows: np.ndarray, context: int) -> Iterator[tuple[np.ndarray, int]]:
         yield rows[start : start + context + 1], kept if start else 0
 
 
-def first_repetitions(session: Session, most: int, fewest: int = 2) -> tuple[np.ndarray, np.ndarray]:
+def first_repetitions(session: Session, context: int, fewest: int = 2) -> tuple[np.ndarray, np.ndarray]:
     """Rows of a session's calibration, gesture after gesture, and of the windows that are left to judge.
 
-    The calibration has up to `most` windows: of every gesture with `fewest` repetitions or more as many of the first
-    one, evenly spread.
+    The calibration leaves JUDGED of the context free: of every gesture with `fewest` repetitions or more it has as many
+    windows of the first one, evenly spread.
     """
+    most = int(context * (1 - JUDGED))
     told = {target: repetitions[0] for target, repetitions in session.items() if len(repetitions) >= fewest}
     told = dict(list(told.items())[:most])
     each = most // max(1, len(told))
