@@ -9,7 +9,7 @@ run: .venv/installed
 	$(BIN)/python main.py
 
 real: .venv/installed  # on real recordings: ten people, their earlier sessions → their last one
-	$(BIN)/python main.py --data-location MYO_10_people.parquet --split session
+	$(BIN)/python main.py --data-location MYO_10_people.parquet --split session --model-name models/gpt2-compact
 
 test: .venv/tested
 	$(PYTEST)
