@@ -27,8 +27,9 @@ LEVELS = {  # split → the columns that tell its groups apart, and those inside
     "repetition": (REPETITION, ["subject", "session", "recording", "TRAJ_GT"]),
 }
 VALIDATION_LEVELS = LEVELS | {"repetition": (REPETITION, ["subject", "session", "TRAJ_GT"])}
+MANY_PEOPLE = 5  # to train on: so many can spare some to validate, who are as unknown as those of the test part
 NEXT_FINER = {  # split → what the validation part is cut by, the first that the training part can give
-    "subject": ["session", "trajectory", "repetition"],
+    "subject": ["subject", "session", "trajectory", "repetition"],
     "session": ["trajectory", "repetition"],
     "trajectory": ["repetition", "trajectory"],
     "repetition": ["repetition", "trajectory"],
@@ -221,7 +222,8 @@ def _cut_validation(
         chosen = _random_share(len(rest), settings.VALIDATION_SHARE, rng)
         return rest[~chosen], rest[chosen], "random"
     part, problem = table.iloc[rest].reset_index(drop=True), None
-    for level in NEXT_FINER[settings.SPLIT]:
+    few = settings.SPLIT == "subject" and part["subject"].nunique() < MANY_PEOPLE
+    for level in NEXT_FINER[settings.SPLIT][few:]:
         try:
             choose = partial(_spread, share=settings.VALIDATION_SHARE)
             held = _held_out(part, *VALIDATION_LEVELS[level], choose, lenient=level == "repetition")

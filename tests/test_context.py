@@ -16,7 +16,7 @@ from emg_gpt2.live.signals import every_window, read_signal
 from emg_gpt2.model.build import build_model, load_model
 from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.model import EMGForSequenceClassification, reading_order
-from emg_gpt2.model.plda import PLDA
+from emg_gpt2.model.session_path import SessionPath
 from emg_gpt2.windows.reading import WindowSet, open_windows
 from emg_gpt2.windows.sentences import (
     CONTEXTS,
@@ -358,39 +358,96 @@ def test_a_memory_forgets_its_older_half_and_keeps_the_calibration(model):
 # ---- the path in closed form ------------------------------------------------------------------------------------
 
 
+def new_path(channels: int, classes: int, ring: int = 1, **values: list) -> SessionPath:
+    """A path for a context of eight windows, whose means move after every window."""
+    names = [str(number) for number in range(max(channels, classes))]
+    classes = {"class_codes": range(classes), "class_names": names[:classes]}
+    config = EMGConfig(channels=names[:channels], ring=ring, context=8, **classes)
+    path = SessionPath(config)
+    for name, value in values.items():
+        getattr(path, name).copy_(torch.tensor(value))
+    return path
+
+
+def likelihoods(window: float, *classes: tuple[float, float]) -> list[float]:
+    return [-0.5 * 0.3 * ((window - mean) ** 2 / variance + np.log(variance)) for mean, variance in classes]
+
+
 def test_what_is_told_moves_the_mean_of_its_class_by_hand():
-    """One feature, classes at 0 and 2, variance 1 within a session and 3 between. After a window at 4 that is told to
-    be of the first class, its mean is (0 + 3·4) / (1 + 3) = 3, and its windows vary by 1 + 3/4."""
-    path = PLDA(1, 2)
-    path.means.copy_(torch.tensor([[0.0], [2.0]]))
-    path.between.fill_(3.0)
-    found = path(torch.tensor([[[4.0], [5.0]]]), torch.tensor([[0, UNTOLD]]))
-    first = [-0.5 * (4**2 / 4 + np.log(4)), -0.5 * (2**2 / 4 + np.log(4))]
-    second = [-0.5 * (2**2 / 1.75 + np.log(1.75)), -0.5 * (3**2 / 4 + np.log(4))]
-    torch.testing.assert_close(found, 0.3 * torch.tensor([[first, second]], dtype=torch.float32))
+    """One feature, classes at 0 and 2, whose own means vary by 3 from session to session. A window at 4 counts half, so
+    the mean of its class becomes 3 · (4 / 2) / (1 + 3 / 2) = 2.4, and its windows vary by 1 + 3 / (1 + 3 / 2) = 2.2."""
+    path = new_path(1, 2, means=[[0.0], [2.0]], own=[3.0], shared=[1e-9])
+    found = path(torch.tensor([[[4.0], [5.0]]]), torch.tensor([[0, UNTOLD]]))[0, 1]
+    expected = torch.tensor(likelihoods(5, (2.4, 2.2), (2, 4)))
+    torch.testing.assert_close(found - found[0], expected - expected[0], check_dtype=False, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_told_of_one_class_moves_the_others_by_what_they_share():
+    """As above, but the offset of the session varies by 3 and nothing else: both means move by 2 / (1/3 + 1/2) = 2.4,
+    and the offset still varies by 1.2."""
+    path = new_path(1, 2, means=[[0.0], [2.0]], own=[1e-9], shared=[3.0])
+    found = path(torch.tensor([[[4.0], [5.0]]]), torch.tensor([[0, UNTOLD]]))[0, 1]
+    expected = torch.tensor(likelihoods(5, (2.4, 2.2), (4.4, 2.2)))
+    torch.testing.assert_close(found - found[0], expected - expected[0], check_dtype=False, rtol=1e-4, atol=1e-4)
+
+
+def test_windows_that_are_not_told_move_the_means_too():
+    """Classes at 0 and 8; the session lies 3 to the right. A window at 5 looks like the second class at first, and like
+    the first one after windows around 3 and 11."""
+    path = new_path(1, 2, means=[[0.0], [8.0]], own=[0.05], shared=[9.0])
+    read = torch.tensor([3.0, 11.0, 2.8, 11.1, 3.2, 10.9, 3.0, 11.0])
+    asked = path(torch.tensor([[5.0]])[:, None], torch.tensor([[UNTOLD]]))[0, -1]
+    after = path(torch.cat([read, torch.tensor([5.0])])[None, :, None], torch.full((1, 9), UNTOLD))[0, -1]
+    assert (asked.argmax(), after.argmax()) == (1, 0)
+
+
+@pytest.fixture(scope="module")
+def turned_arms() -> tuple[SessionPath, np.ndarray]:
+    """A path that was fitted to 40 sessions of a ring of four electrodes, on arms turned by 0 to 3; and the centres of
+    its three classes."""
+    rng, centres = np.random.default_rng(1), 6 * np.random.default_rng(0).normal(size=(3, 10))
+    path, turns = new_path(4, 3, ring=4), rng.choice(4, 40, p=[0.7, 0.1, 0.1, 0.1])
+    orders = path.pairs.numpy()
+    targets, sessions = np.tile(np.arange(3).repeat(20), 40), np.arange(40).repeat(60)
+    windows = (centres + rng.normal(size=(40, 3, 10)))[sessions, targets] + rng.normal(size=(2400, 10))
+    path.fit(np.take_along_axis(windows, orders[turns[sessions]], 1), targets, sessions)
+    return path, centres
+
+
+def test_the_fit_turns_the_sessions_towards_each_other(turned_arms):
+    path, _ = turned_arms
+    assert sorted(path.shares.tolist())[-1] == pytest.approx(0.7, abs=0.12)
+    assert path.directions.shape == (10, 10)
+    assert (path.shared + path.own).mean() == pytest.approx(1, rel=0.2)  # with variance 1 within a session
+
+
+def test_how_an_arm_is_turned_is_found_from_windows_that_are_not_told(turned_arms):
+    path, centres = turned_arms
+    rng = np.random.default_rng(2)
+    targets = np.tile([0, 1, 2], 20)
+    windows = centres[targets] + rng.normal(size=(60, 10))
+    whole = torch.from_numpy(windows[:, path.pairs.numpy()[2]]).float()[None]
+    found = path(whole, torch.full((1, 60), UNTOLD))[0].argmax(1).numpy()
+    assert (found == targets)[9:].mean() > 0.95
 
 
 def test_the_path_finds_how_classes_vary_within_and_between_sessions():
-    """Two classes, 400 sessions of 25 windows: variance 1 and 4 within a session, 9 and 0 between sessions."""
-    rng, sessions = np.random.default_rng(0), np.arange(400).repeat(50)
-    targets = np.tile(np.arange(2).repeat(25), 400)
-    moved = rng.normal(size=(400, 2)) * 3
-    first = moved[sessions, targets] + 5 * targets + rng.normal(size=len(targets))
-    path = PLDA(2, 2)
-    path.fit(np.stack([first, 2 * rng.normal(size=len(targets))], 1), targets, sessions)
-    assert path.between.tolist() == pytest.approx([0.04, 9], rel=0.15, abs=0.01)  # a mean of 25 windows varies by 1/25
-    assert (path.means[1] - path.means[0]).abs().tolist() == pytest.approx([0, 5], abs=0.7)
-    assert path.directions.abs().diagonal().tolist() == pytest.approx([0, 0], abs=0.05)  # the second feature first
-    assert path.directions.abs()[[0, 1], [1, 0]].tolist() == pytest.approx([1, 0.5], rel=0.05)
+    """Two classes, 400 sessions of 25 windows each: variance 1 within a session, of an offset of both 4, and of their
+    own ones 9."""
+    rng, sessions, targets = np.random.default_rng(0), np.arange(400).repeat(50), np.tile(np.arange(2).repeat(25), 400)
+    moved = 3 * rng.normal(size=(400, 2)) + 2 * rng.normal(size=(400, 1))
+    path = new_path(1, 2)
+    path.fit((moved[sessions, targets] + 5 * targets + rng.normal(size=len(targets)))[:, None], targets, sessions)
+    assert path.own.tolist() == pytest.approx([9], rel=0.15)
+    assert path.shared.tolist() == pytest.approx([4], rel=0.25)
+    assert (path.means[1] - path.means[0]).abs().tolist() == pytest.approx([5], abs=0.7)
+    assert float(path.directions.abs()) == pytest.approx(1, rel=0.05)
 
 
-def test_other_names_in_the_calibration_are_other_names_in_the_answers(windows):
+def test_other_names_in_the_calibration_are_other_names_in_the_answers():
     """A closed-form model alone: told that the gestures have exchanged their names, it exchanges its answers."""
-    rng = np.random.default_rng(3)
-    path, targets = PLDA(2, 2), np.tile([0, 1], 300)
-    path.fit(rng.normal(size=(600, 2)) * [1, 0.1] + 3 * targets[:, None], targets, np.arange(600) // 6)
-    path.between.fill_(9.0)
-    asked = torch.tensor([[[0.0, 0.0], [3.0, 3.0], [0.2, 0.1], [2.9, 3.1]]])
+    path = new_path(1, 2, means=[[0.0], [3.0]], own=[9.0], shared=[1.0])
+    asked = torch.tensor([[[0.0], [3.0], [0.2], [2.9]]])
     answers = [
         path(asked, torch.tensor([[*told, UNTOLD, UNTOLD]]))[0, 2:].argmax(1).tolist() for told in ([0, 1], [1, 0])
     ]

@@ -23,7 +23,7 @@ from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.files import load_saved
 from emg_gpt2.model.layers import use_quick_dropout
 from emg_gpt2.model.normalise import Reference, normalise
-from emg_gpt2.model.plda import PLDA
+from emg_gpt2.model.session_path import SessionPath, State
 from emg_gpt2.windows.sentences import UNTOLD
 
 GESTURE_SCALE = 0.4  # of gestures in a sentence, about three times a window's token: else they are learnt late
@@ -66,8 +66,8 @@ class EMGForSequenceClassification(PreTrainedModel):
         self.backbone = new_backbone(config.shape)
         use_quick_dropout(self.backbone)
         self.head = HEADS.load(config.head)(config)
-        kind = PLDA if config.context else nn.Linear
-        self.linear = kind(pairs, classes).requires_grad_(False) if config.linear_path else None
+        linear = SessionPath(config) if config.context else nn.Linear(pairs, classes)
+        self.linear = linear.requires_grad_(False) if config.linear_path else None
         self.residual_weight = nn.Parameter(torch.tensor(RESIDUAL_WEIGHT if config.linear_path else 1.0))
         self.post_init()
         if self.gestures is not None:
@@ -108,10 +108,12 @@ class EMGForSequenceClassification(PreTrainedModel):
         covariance: torch.Tensor,
         told: torch.Tensor | None = None,
         remembered: int | None = None,
+        path: SessionPath | None = None,
     ) -> torch.Tensor:
         """Normalised signal (B, T, C) and log covariance (B, C(C+1)/2) → logits (B, K).
 
         told, remembered: (E, N) with E · N = B, where the windows make up E sentences; see `read`
+        path: takes the place of the model's own closed-form path
         """
         with torch.autocast(signal.device.type, enabled=False):  # powers span 60 dB: more than bfloat16 resolves
             tokens = self.tokenise(signal, covariance)  # (B, P, D)
@@ -121,7 +123,7 @@ class EMGForSequenceClassification(PreTrainedModel):
             told = self.untold(tokens) if told is None else told
             hidden = self.read(tokens.mean(1).unflatten(0, told.shape), told, remembered)
             hidden = hidden.flatten(0, 1)[:, None]  # (B, 1, D)
-        return self.classify_hidden(hidden, self.linear_logits(covariance, told))
+        return self.classify_hidden(hidden, self.linear_logits(covariance, told, remembered, path))
 
     def read(self, windows: torch.Tensor, told: torch.Tensor, remembered: int | None = None) -> torch.Tensor:
         """Sentences of windows (E, N, D) → hidden (E, N, D), from which each window is judged.
@@ -163,15 +165,40 @@ class EMGForSequenceClassification(PreTrainedModel):
         """hidden (B, P, D) from the backbone, and the linear path's logits (B, K) → logits (B, K)."""
         return linear_logits + self.residual_weight * self.head(hidden).float()
 
-    def linear_logits(self, covariance: torch.Tensor, told: torch.Tensor | None = None) -> torch.Tensor:
-        """Log covariance (B, C(C+1)/2) → the linear path's logits (B, K); zeros without one; told: see `classify`."""
+    def linear_logits(
+        self,
+        covariance: torch.Tensor,
+        told: torch.Tensor | None = None,
+        remembered: int | None = None,
+        path: SessionPath | None = None,
+    ) -> torch.Tensor:
+        """Log covariance (B, C(C+1)/2) → the linear path's logits (B, K); zeros without one; others: see `classify`."""
         if self.linear is None:
             return covariance.new_zeros(covariance.shape[0], len(self.config.class_codes))
         with torch.autocast(covariance.device.type, enabled=False):
             if not self.config.context:
                 return self.linear(covariance)
             told = self.untold(covariance) if told is None else told
-            return self.linear(covariance.unflatten(0, told.shape), told).flatten(0, 1)
+            return (path or self.linear)(self._whole(covariance).unflatten(0, told.shape), told, remembered).flatten(
+                0, 1
+            )
+
+    def session_state(self, covariance: torch.Tensor, told: torch.Tensor) -> State | None:
+        """What the closed-form path knows after log covariances (N, C(C+1)/2) and the gestures told of them (N,)."""
+        if self.linear is None:
+            return None
+        reads = torch.tensor([[len(told)]], device=told.device)
+        return self.linear.read(self._whole(covariance)[None], told[None], reads)
+
+    def state_logits(self, covariance: torch.Tensor, state: State | None) -> torch.Tensor:
+        """Log covariances (N, C(C+1)/2) of a session with that state → the linear path's logits (N, K)."""
+        if state is None:
+            return self.linear_logits(covariance)
+        return self.linear.judge(self._whole(covariance)[None], state)[0]
+
+    def _whole(self, covariance: torch.Tensor) -> torch.Tensor:
+        """Normalised log covariances → as they were before: where rings are turned, entries change places."""
+        return covariance * self.spread + self.centre
 
     # ---- reference
 

@@ -15,6 +15,8 @@ EVALUATED = PLACES | {"FOLD", "SEED"}  # set for every run of an evaluation
 ABLATED = PLACES | {"PRETRAINED", "NUM_LAYERS", "ADAPT", "LR", "SAMPLING_RATIO", "SEED"}  # and of an ablation
 ABLATED |= Settings.with_role(Role.SEARCH) - {"NUM_EPOCHS_FOR_VALIDATION"}
 
+PROMPTED = EVALUATED | {"SPLIT", "TRAIN_ON", "TEST_ON"}  # and of a study of prompts
+
 
 class SeveralSeeds(Settings):
     SEEDS: list[int] = [0, 1, 2]
@@ -68,6 +70,35 @@ class AblationSettings(SeveralSeeds):
     def _are_shares(cls, values):
         if not values or not all(0 < value <= 1 for value in values):
             raise ValueError("should be one number or more, each 0 < x ≤ 1")
+        return sorted(set(values))
+
+
+class PromptSettings(SeveralSeeds):
+    """People that the model has never met: accuracy against the number of people it learnt from, the seconds it has
+    read of a new one, and the windows of each gesture in a calibration. The same command goes on after an
+    interruption."""
+
+    OUT: Path = Path("runs/prompt")
+    """Folder of the results."""
+
+    PEOPLE: list[int] = [5, 10, 15, 20]
+    """Numbers of people to learn from, each at least 2."""
+
+    SECONDS: list[float] = [2.5, 5, 10, 15]
+    """Seconds of unlabelled signal to read, as far as CONTEXT reaches."""
+
+    SHOTS: list[int] = [1, 2, 4, 8]
+    """Windows of each gesture in a calibration, as far as CONTEXT reaches."""
+
+    FOLDS: int = Field(0, ge=0)
+    """How many folds of the people to hold out, from the first; 0: all."""
+
+    @field_validator("PEOPLE", "SECONDS", "SHOTS")
+    @classmethod
+    def _are_amounts(cls, values, info):
+        least = 2 if info.field_name == "PEOPLE" else 0
+        if not values or min(values) < least or min(values) == 0:
+            raise ValueError(f"should be one number or more, each {f'at least {least}' if least else 'above 0'}")
         return sorted(set(values))
 
 

@@ -13,6 +13,7 @@ from emg_gpt2.model.augment import Augmentation, Draws
 from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.model.normalise import Reference
+from emg_gpt2.model.session_path import SessionPath
 from emg_gpt2.settings import Settings
 from emg_gpt2.training.lora import add_updates
 from emg_gpt2.training.task import Task
@@ -58,9 +59,9 @@ def count_parameters(config: EMGConfig, settings: Settings) -> tuple[int, int]:
 class AugmentedModel(nn.Module):
     """A model whose normalised windows are augmented in training."""
 
-    def __init__(self, model: EMGForSequenceClassification, augmentation: Augmentation):
+    def __init__(self, model: EMGForSequenceClassification, augmentation: Augmentation, paths: list[SessionPath]):
         super().__init__()
-        self.model, self.augmentation = model, augmentation
+        self.model, self.augmentation, self.paths = model, augmentation, nn.ModuleList(paths)
 
     def forward(
         self,
@@ -69,13 +70,18 @@ class AugmentedModel(nn.Module):
         told: torch.Tensor | None = None,
         remembered: int | None = None,
         draws: Draws | None = None,
+        group: int | None = None,
     ) -> torch.Tensor:
-        """emg (B, T, C) → logits (B, K); told, remembered: see `classify`; draws: of the augmentation, None without."""
+        """emg (B, T, C) → logits (B, K); told, remembered: see `classify`; draws: of the augmentation, None without.
+
+        group: of the windows' sessions, whose path was fitted without them; None: the model's own path
+        """
         with torch.autocast(emg.device.type, enabled=False):
             signal, covariance = self.model.normalise(emg, reference)
             if draws is not None:
                 signal, covariance = self.augmentation(signal, covariance, draws)
-        return self.model.classify(signal, covariance, told, remembered)
+        path = None if group is None else self.paths[group]
+        return self.model.classify(signal, covariance, told, remembered, path)
 
 
 class UpperModel(nn.Module):

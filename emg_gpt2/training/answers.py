@@ -28,7 +28,7 @@ def answers(logits_of: LogitsOf, feed: Feed, windows: WindowSet, rows: np.ndarra
     """The answers on the windows `rows` in each of CONTEXTS; of a model without context those of `none`."""
     if not context:
         return {"none": Answers(rows, predict(logits_of, feed, rows))}
-    return {name: _answer(logits_of, feed, asked) for name, asked in questions(windows, rows, context).items()}
+    return {name: answer(logits_of, feed, asked) for name, asked in questions(windows, rows, context).items()}
 
 
 def usual_context(found: dict[str, Answers]) -> str:
@@ -50,7 +50,7 @@ def predict(logits_of: LogitsOf, feed: Feed, rows: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def _answer(logits_of: LogitsOf, feed: Feed, asked: list[Question]) -> Answers:
+def answer(logits_of: LogitsOf, feed: Feed, asked: list[Question]) -> Answers:
     rows, found = [], []
     read = feed(question.rows for question in asked)
     for question, batch in track(zip(asked, read, strict=True), "predicting", len(asked)):

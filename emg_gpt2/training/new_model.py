@@ -15,6 +15,7 @@ from emg_gpt2.model.class_means import ClassMeans, log_rms, measure_classes
 from emg_gpt2.model.config import MOST_DAYS, EMGConfig, day_mark, start_words
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.model.normalise import measure_reference, normalise
+from emg_gpt2.model.session_path import SessionPath
 from emg_gpt2.settings import Settings
 from emg_gpt2.training.adapt import choose_trained, count_parameters
 from emg_gpt2.training.task import Task, scale_of
@@ -43,7 +44,9 @@ def new_model(task: Task, settings: Settings) -> EMGForSequenceClassification:
         )
     model.set_reference(measure_reference(emg))
     model.set_class_means(class_means_of(task, settings.SEED))
-    if settings.LINEAR_PATH:
+    if settings.LINEAR_PATH and settings.CONTEXT:
+        fit_session_path(model.linear, model, task, task.split.train, settings.SEED)
+    elif settings.LINEAR_PATH:
         fit_linear_path(model, task, settings.SEED)
     if settings.FREEZE:
         measure_norms(model, task, settings.SEED)
@@ -109,25 +112,33 @@ def class_means_of(task: Task, seed: int) -> ClassMeans:
 
 
 def fit_linear_path(model: EMGForSequenceClassification, task: Task, seed: int) -> None:
-    """Fit the model's linear path to the training part in closed form: LDA on normalised log covariances, or PLDA.
+    """Fit the model's linear path to the training part in closed form: LDA on normalised log covariances.
 
     Every rotation of the rings that training will meet is learnt. LDA is too confident about the windows that it was
     fitted to, so its logits are scaled by LINEAR_WEIGHT.
     """
     turns = Augmentation(model.config).pairs  # (turns, C(C+1)/2)
     drawn = draw_rows(task.split.train, seed, LINEAR_WINDOWS // len(turns))
-    parts = batches(task.windows, drawn, EVALUATION_BATCH)
-    covariance = torch.cat([model.normalise(emg, task.references.of(rows))[1] for emg, _, rows in parts])
-    targets = task.windows.targets[drawn].repeat(len(turns))
-    turned = covariance[:, turns].flatten(0, 1)
-    if model.config.context:
-        days = task.windows.table.iloc[drawn].groupby(["subject", "session"]).ngroup().to_numpy()
-        sessions = days[:, None] + len(drawn) * np.arange(len(turns))  # a turned session is another one
-        model.linear.fit(turned.double().numpy(), targets, sessions.ravel())
-        return
-    coefficients, intercepts = linear_discriminant(turned, targets, task.classes)
+    turned = covariances(model, task, drawn)[:, turns].flatten(0, 1)
+    coefficients, intercepts = linear_discriminant(turned, task.windows.targets[drawn].repeat(len(turns)), task.classes)
     model.linear.weight.data.copy_(LINEAR_WEIGHT * coefficients)
     model.linear.bias.data.copy_(LINEAR_WEIGHT * intercepts)
+
+
+def fit_session_path(
+    path: SessionPath, model: EMGForSequenceClassification, task: Task, rows: np.ndarray, seed: int
+) -> None:
+    """Fit a closed-form path of a model with context to the windows `rows`."""
+    drawn = draw_rows(rows, seed, LINEAR_WINDOWS)
+    covariance = (covariances(model, task, drawn) * model.spread + model.centre).double().numpy()
+    sessions = task.windows.table.iloc[drawn].groupby(["subject", "session"]).ngroup().to_numpy()
+    path.fit(covariance, task.windows.targets[drawn], sessions)
+
+
+def covariances(model: EMGForSequenceClassification, task: Task, rows: np.ndarray) -> torch.Tensor:
+    """(n, C(C+1)/2) normalised log covariances of the windows `rows`."""
+    parts = batches(task.windows, rows, EVALUATION_BATCH)
+    return torch.cat([model.normalise(emg, task.references.of(numbers))[1] for emg, _, numbers in parts])
 
 
 def linear_discriminant(

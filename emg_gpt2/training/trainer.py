@@ -34,6 +34,7 @@ from emg_gpt2.training.checkpoint import (
     read_progress,
     readable,
 )
+from emg_gpt2.training.crossed import crossed
 from emg_gpt2.training.device import (
     device_line,
     has_share,
@@ -48,7 +49,7 @@ from emg_gpt2.training.history import EpochSums, best_epoch, epoch_line, epochs_
 from emg_gpt2.training.task import Task
 from emg_gpt2.training.tracker import Tracker
 from emg_gpt2.windows.feed import Batch, Feed
-from emg_gpt2.windows.sentences import Sentences, draw_sentences, sessions_of, single_windows
+from emg_gpt2.windows.sentences import Sentences, draw_sentences, single_windows
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class TrainingBatch(NamedTuple):
     """whole: the batch; own: this process's share of it; counts: whether it has one.
 
     told (E, N), judged (b,), draws: of the share's windows; what they are told, which count, their augmentation.
+    group: of the sessions (`crossed`), or None
     """
 
     whole: Sentences
@@ -68,6 +70,7 @@ class TrainingBatch(NamedTuple):
     told: torch.Tensor
     judged: torch.Tensor
     draws: Draws
+    group: int | None
 
 
 class Trainer:
@@ -100,7 +103,7 @@ class Trainer:
         length = settings.CONTEXT + 1
         self.sentences_per_step = max(1, settings.BATCH_SIZE // length)
         self.steps = -(-len(task.split.train) // (self.sentences_per_step * length))  # per epoch
-        self.sessions = sessions_of(task.windows, task.split.train) if settings.CONTEXT else []
+        self.groups, self.paths = crossed(model, task, settings.SEED) if settings.CONTEXT else ([], [])
         self._prepare(settings)
         self.class_weight = self._class_weight()
         self.history, self.sums, self.unchecked = [], EpochSums.zero(), []
@@ -119,7 +122,7 @@ class Trainer:
         total = self.steps * self.epochs
         self.schedule = get_cosine_schedule_with_warmup(optimizer, round(settings.WARMUP * total), total)
         self.feed, self.linear_logits = self.samples, None
-        module = AugmentedModel(self.model, self.augmentation)
+        module = AugmentedModel(self.model, self.augmentation, self.paths)
         if settings.FREEZE:
             self.feed, self.linear_logits = self._feed_of_lower()
             module = UpperModel(self.model, frozen_blocks(self.model, settings))
@@ -156,35 +159,36 @@ class Trainer:
     def batches(self, bar: Progress) -> Iterator[TrainingBatch]:
         """The rest of the epoch's batches."""
         parts = self._sentences()
-        shares = [Sentences(*map(own_share, part)) for part in parts]
+        shares = [Sentences(*map(own_share, part)) for part, _ in parts]
         shown = {"total": self.steps, "completed": self.sums.step, "loss": 0.0, "accuracy": 0.0}
         self.bar, self.shown = bar, bar.add_task(f"epoch {self.epoch}/{self.last}", **shown)
         self.clock = time.perf_counter()  # where the next step's time begins
         read = self._timed(self.feed(share.rows.ravel() for share in shares))
-        for part, share, own in zip(parts, shares, read, strict=True):
+        for (part, group), share, own in zip(parts, shares, read, strict=True):
             told, targets, judged = (
                 torch.from_numpy(one).to(self.device)
                 for one in (share.told, share.targets.ravel(), share.judged.ravel())
             )
             counts, draws = has_share(part.rows), self._sample(part.rows)
-            yield TrainingBatch(part, own._replace(targets=targets), counts, told, judged, draws)
+            yield TrainingBatch(part, own._replace(targets=targets), counts, told, judged, draws, group)
         bar.remove_task(self.shown)
 
-    def _sentences(self) -> list[Sentences]:
-        """The rest of the epoch's batches: windows by themselves, shuffled anew, or sentences that are drawn anew."""
+    def _sentences(self) -> list[tuple[Sentences, int | None]]:
+        """The rest of the epoch's batches: windows by themselves, shuffled anew, or sentences that are drawn anew, and
+        the group of their sessions."""
         seed, settings = [self.settings.SEED, len(self.history)], self.settings
         if settings.CONTEXT:
             rngs = [np.random.default_rng([*seed, step]) for step in range(self.sums.step, self.steps)]
             return [self._draw(rng) for rng in rngs]
         order = np.random.default_rng(seed).permutation(self.task.split.train)
         parts = cut_rows(order, settings.BATCH_SIZE)[self.sums.step :]
-        return [single_windows(self.task.windows, rows) for rows in parts]
+        return [(single_windows(self.task.windows, rows), None) for rows in parts]
 
-    def _draw(self, rng: np.random.Generator) -> Sentences:
-        """The sentences of a step; in some steps they are of one window."""
-        length = self.settings.CONTEXT + 1
+    def _draw(self, rng: np.random.Generator) -> tuple[Sentences, int | None]:
+        """The sentences of a step, of one group of sessions; in some steps they are of one window."""
+        length, group = self.settings.CONTEXT + 1, int(rng.integers(len(self.groups)))
         size = (self.sentences_per_step * length, 1) if rng.random() < ALONE else (self.sentences_per_step, length)
-        return draw_sentences(self.sessions, *size, rng)
+        return draw_sentences(self.groups[group], *size, rng), group if self.paths else None
 
     @property
     def seen(self) -> int:
@@ -216,12 +220,13 @@ class Trainer:
         told: torch.Tensor | None = None,
         remembered: int | None = None,
         draws: Draws | None = None,
+        group: int | None = None,
     ) -> torch.Tensor:
-        """(B, K) of a batch of `feed`; told, remembered: see `classify`; draws: of the augmentation, None without."""
+        """(B, K) of a batch of `feed`; told, remembered: see `classify`; draws, group: see `AugmentedModel`."""
         with self.accelerator.autocast():
             if self.linear_logits is not None:  # FREEZE: there is no augmentation
                 return self.module(batch.emg, self.linear_logits[batch.rows])
-            return self.module(batch.emg, self.references.of(batch.rows), told, remembered, draws)
+            return self.module(batch.emg, self.references.of(batch.rows), told, remembered, draws, group)
 
     def total_weight(self, batch: TrainingBatch) -> torch.Tensor:
         """Sum of the class weights of the whole batch, the shares of all processes together."""
