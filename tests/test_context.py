@@ -87,6 +87,13 @@ def test_some_calibrations_lack_gestures_and_some_have_other_names(windows):
     assert set(told) == {0, 1, 2, 3}  # idle has a single repetition, which is judged
 
 
+def test_a_sentence_of_one_window_is_of_any_gesture_and_nothing_is_told(windows):
+    drawn = draw_sentences(sessions_of(windows, np.arange(len(windows.table))), 400, 1, np.random.default_rng(0))
+    assert drawn.judged.all()
+    assert (drawn.targets == windows.targets[drawn.rows]).all()
+    assert min(np.bincount(drawn.targets.ravel())) > 70  # 100 of each of four gestures, whatever their repetitions
+
+
 def test_the_order_of_the_protocol_cannot_be_learnt(windows):
     """The same session played backwards gives the same sentences of gestures: only the dice decide their order."""
     backwards = windows.table.assign(start=windows.table["start"].to_numpy()[::-1].copy())

@@ -5,6 +5,7 @@ repetition has windows of both kinds.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -47,8 +48,17 @@ def single_windows(windows: WindowSet, rows: np.ndarray) -> Sentences:
 def draw_sentences(sessions: list[Session], count: int, length: int, rng: np.random.Generator) -> Sentences:
     """`count` sentences of `length` windows, each of one of the sessions; of one window, nothing is told."""
     chosen = rng.integers(len(sessions), size=count)
-    drawn = [_draw_sentence(sessions[number], length, rng) for number in chosen]
+    draw = partial(_draw_sentence, length=length) if length > 1 else _draw_window
+    drawn = [draw(sessions[number], rng=rng) for number in chosen]
     return Sentences(*map(np.stack, zip(*drawn, strict=True)))
+
+
+def _draw_window(session: Session, rng: np.random.Generator) -> Sentences:
+    """A window of a random gesture and repetition."""
+    target = list(session)[rng.integers(len(session))]
+    repetition = session[target][rng.integers(len(session[target]))]
+    row = repetition[rng.integers(len(repetition))]
+    return Sentences(np.array([row]), np.array([UNTOLD]), np.array([target]))
 
 
 def _draw_sentence(session: Session, length: int, rng: np.random.Generator) -> Sentences:
