@@ -57,19 +57,14 @@ def fitted_split(split: Split, settings: Settings) -> Split:
 
 
 def session_references(windows: WindowSet, split: Split, settings: Settings) -> References:
-    """Each person's day measured on its own windows, its test part apart, or all windows on the training part."""
+    """All windows measured on the training part, or each person's day on its own windows, its test part apart."""
     groups = reference_groups(windows, split)
-    if scale_of(settings) == "training":
+    if settings.SCALE == "training":
         groups = np.minimum(groups, 0)  # one group for all
     rows = rows_to_measure(groups, split)
     drawn = (draw_rows(one, settings.SEED) for one in track(rows, "references"))
     each = [measure_reference(read_emg(windows, few)) for few in drawn]
     return References(Reference(*map(torch.cat, zip(*each, strict=True))), torch.from_numpy(groups))
-
-
-def scale_of(settings: Settings) -> str:
-    """SCALE; with CONTEXT a window's past takes the place of its session's signal as a whole."""
-    return "training" if settings.CONTEXT else settings.SCALE
 
 
 # ---- log --------------------------------------------------------------------------------------------------------
