@@ -137,7 +137,8 @@ def test_the_picture_shows_the_run_and_both_scalings_the_best_first(added, writt
     [axes] = plt.gcf().axes
     names = [text.get_text() for text in axes.get_yticklabels()]
     lines = {line.get_label(): line for line in axes.get_lines()}
-    run, training, session = lines[names[0]], lines["scale of the training part"], lines["scale of the session (transductive)"]
+    run, training = lines[names[0]], lines["scale of the training part"]
+    session = lines["scale of the session (transductive)"]
     assert list(run.get_xdata()) == [metrics["balanced_accuracy"]]
     for place, name in enumerate(names[1:]):
         features, kind = name.split(", ")

@@ -380,6 +380,11 @@ def test_a_leaky_split_is_announced(finished, tmp_path):
     assert "LEAKY split" not in text_of(finished)
 
 
+def test_filtering_that_crosses_the_split_is_told(finished, tmp_path):
+    assert "filtering crosses the split" in text_of(changed(finished, tmp_path / "run", filter_crosses_split=True))
+    assert "filtering crosses" not in text_of(finished)
+
+
 def test_a_transductive_test_is_announced_and_not_compared_with_an_honest_one(finished, tmp_path):
     """Of an older run, whose metrics do not say it, by its settings."""
     one = changed(finished, tmp_path / "one", transductive=True)

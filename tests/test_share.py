@@ -192,7 +192,8 @@ def test_the_card_of_a_transductive_test_says_so(small_file, trained):
     """Also where the hub shows nothing but the metric's name; its code measures the day."""
     settings = Settings(DATA_LOCATION=small_file)
     windows, metrics = load_windows(settings), json.loads((trained / "metrics.json").read_text(encoding="utf-8"))
-    facts = facts_of_run(windows, split_windows(windows, settings), metrics | {"transductive": True}, settings)
+    metrics |= {"transductive": True, "filter_crosses_split": True}
+    facts = facts_of_run(windows, split_windows(windows, settings), metrics, settings)
     config = load_model(trained / "best_model").config
     config.scale = "session"
     made = model_card(config, facts)
@@ -201,6 +202,7 @@ def test_the_card_of_a_transductive_test_says_so(small_file, trained):
         "accuracy, transductive", "balanced accuracy, transductive", "macro F1, transductive"
     }  # fmt: skip
     assert "model(emg=emg, reference=measure_reference(emg))" in made.text
+    assert "filtering crosses the split" in made.text
 
 
 # ---- loading and pushing --------------------------------------------------------------------------------------

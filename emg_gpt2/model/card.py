@@ -13,7 +13,7 @@ import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from EMG_DATA_LOADER import Split
+from EMG_DATA_LOADER import CROSSED, Split
 from emg_gpt2.base.command_line import as_written, flag
 from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.shapes import FAMILIES
@@ -131,6 +131,7 @@ def _protocol(metrics: dict) -> list[str]:
     again = "Then a new model was trained on training and validation part together, for the same number of epochs."
     return [
         f"Split: {metrics['split_description']}.",
+        *([f"{CROSSED[0].upper()}{CROSSED[1:]}."] if metrics.get("filter_crosses_split") else []),
         f"The validation part chose epoch {metrics['best_epoch']} of {metrics['epochs']} by its loss.",
         *([again] if metrics["refit"] else ["The validation part was not trained on."]),
         "The test part was read once, after the last choice.",

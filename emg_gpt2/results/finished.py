@@ -5,6 +5,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+from EMG_DATA_LOADER import filter_crosses
 from emg_gpt2.base.files import replace_file, replace_folder, write_json
 from emg_gpt2.model.card import facts_of_run, model_card
 from emg_gpt2.model.config import start_words
@@ -79,6 +80,7 @@ def facts_of_task(task: Task, settings: Settings) -> dict:
         "data": str(settings.DATA_LOCATION),
         "data_note": task.windows.metadata["note"],
         "bad_channels": bad_channels(task.windows.metadata.get("sources", [])),
+        "filter_crosses_split": filter_crosses(task.windows, split),
         "refit": settings.REFIT,
     }
 

@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
+from EMG_DATA_LOADER import CROSSED
 from emg_gpt2.base.files import replace_file
 from emg_gpt2.model.config import start_words
 from emg_gpt2.results.examples import confused_pairs, examples_of
@@ -75,6 +76,7 @@ def contents(run: FinishedRun, windows: WindowSet | None) -> dict:
         "run": run,
         "metrics": run.metrics,
         "transductive": TRANSDUCTIVE,
+        "crossed": CROSSED,
         "start": start_words(run.metrics.get("weights", "unknown")),
         "name": run.folder.resolve().name,
         "date": begin_date(run.folder),

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from EMG_DATA_LOADER import Split, draw_rows, read_emg, reference_groups, rows_to_measure, split_windows
+from EMG_DATA_LOADER import (
+    CROSSED,
+    Split,
+    draw_rows,
+    filter_crosses,
+    read_emg,
+    reference_groups,
+    rows_to_measure,
+    split_windows,
+)
 from emg_gpt2.base.command_line import as_written
 from emg_gpt2.base.log import track
 from emg_gpt2.model.normalise import Reference, References, measure_reference
@@ -83,6 +92,8 @@ def log_data(windows: WindowSet, split: Split, settings: Settings) -> None:
         logger.info(about["note"])
     warn_of_other_windows(about["settings"], settings)
     logger.info(split.description)
+    if filter_crosses(windows, split):
+        logger.warning(f"{CROSSED}; --split trajectory keeps recordings whole")
     for part in ("validation", "test"):
         absent = set(range(len(windows.classes))) - set(windows.targets[getattr(split, part)])
         if absent:
