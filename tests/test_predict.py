@@ -163,7 +163,7 @@ def test_the_reference_is_that_of_all_recordings_of_the_day(day, trained):
 
 def test_what_comes_after_a_window_is_not_looked_at_unless_it_is_asked_for(day, trained, causal_model):
     def transductive(model: Path, *more: str | Path) -> bool:
-        return Setup(parse([*map(str, [day[0], "--model", model, *more])])).is_transductive([day[0].stem])
+        return Setup(parse([*map(str, [day[0], "--model", model, *more])])).is_transductive([DAY[0]])
 
     assert Setup(parse([str(day[0]), "--model", str(trained / "best_model")])).reference == "model"
     assert Setup(parse([str(day[0]), "--model", str(causal_model)])).reference == "running"  # SCALE was "session"

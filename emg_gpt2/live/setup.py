@@ -44,8 +44,8 @@ class Setup:
             limits = f"from {1000 / rate:.2g} to {1000 * window / rate:.0f}, the length of a window"
             raise EMGError(f"--hop-ms {self.hop_ms:g}: should be {limits}")
         self.reference = args.reference or ("running" if self.model.config.scale == "session" else "model")
-        self.measured, self.fixed = frozenset(), self._fixed_reference()
-        self.calibration = read_calibration(args, self.model)
+        self.measured: frozenset[str] = frozenset()
+        self.fixed, self.calibration = self._fixed_reference(), read_calibration(args, self.model)
 
     def _fixed_reference(self) -> FixedReference | None:
         if self.reference == "model":

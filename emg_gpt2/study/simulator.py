@@ -5,7 +5,8 @@ columns, the file names, the clock, the programme of prompts, the label rules an
 Inferred: the order of the holds in repeats_long and sequential, of the pinches, and the CSV's details.
 Invented: every waveform. Muscles are noise sources in a cylindrical forearm, mixed into rings of electrodes.
 A person is an anatomy, a session is a new placement of the electrodes, and every repetition has its own
-force and its own mixture of muscles. Scores on such data say nothing about real people.
+force and its own mixture of muscles. At a difficulty above 1 gestures grow alike in their muscles and differ in
+how they drive them, which no covariance shows. Scores on such data say nothing about real people.
 """
 
 import argparse
@@ -71,7 +72,7 @@ CLASSES = tuple(EFFORT)
 # Above difficulty 1 gestures use more and more the same muscles. What tells the pinches apart is then how they drive
 # them: with motor units whose spectrum peaks twice as high, with a tremor, or both.
 FAST, TREMBLING = (7, 9), (8, 9)
-FAST_RATIO, TREMOR_HZ = 2.0, 6.0
+FAST_RATIO, TREMOR_HZ, DRIVE = 2.0, 6.0, 4.0  # times the spectrum's peak; Hz; strength of both, times `alike`
 LIMB_RADIUS, LIMB_LENGTH = 4.0, 8.0  # cm, elbow ring to wrist ring
 LINES = {30: 3.0, 49.99: 9.0, 60: 1.5, 90: 1.5, 150: 4.0}  # Hz: typical amplitude in counts
 
@@ -245,8 +246,8 @@ def synthesise(setup: Setup, movements: list[Segment], clock: Array, rate: float
     effort = efforts(movements, setup, slow, rng)
     (own,) = rng.spawn(1)  # so that an easy recording does not depend on what follows
     tremor = np.sin(2 * np.pi * TREMOR_HZ * slow + own.uniform(0, 2 * np.pi)) * driven(movements, TREMBLING, slow)
-    effort *= np.exp(2 * setup.alike * tremor)[:, None]
-    fast = np.interp(clock, slow, min(1, 2 * setup.alike) * driven(movements, FAST, slow)).astype(np.float32)
+    effort *= np.exp(DRIVE * setup.alike * tremor)[:, None]
+    fast = np.interp(clock, slow, min(1, DRIVE * setup.alike) * driven(movements, FAST, slow)).astype(np.float32)
     sources = np.empty((len(MUSCLES), rows), np.float32)
     for muscle, centre in enumerate(setup.centre):
         noise = coloured_noise(rng, rows, rate, partial(muscle_gain, centre=centre))
