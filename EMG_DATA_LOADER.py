@@ -27,12 +27,11 @@ LEVELS = {  # split → the columns that tell its groups apart, and those inside
     "repetition": (REPETITION, ["subject", "session", "recording", "TRAJ_GT"]),
 }
 VALIDATION_LEVELS = LEVELS | {"repetition": (REPETITION, ["subject", "session", "TRAJ_GT"])}
-MANY_PEOPLE = 5  # to train on: so many can spare some to validate, who are as unknown as those of the test part
-NEXT_FINER = {  # split → what the validation part is cut by, the first that the training part can give
-    "subject": ["subject", "session", "trajectory", "repetition"],
-    "session": ["trajectory", "repetition"],
-    "trajectory": ["repetition", "trajectory"],
-    "repetition": ["repetition", "trajectory"],
+VALIDATED_ON = {  # what is held out → levels to cut the validation part by, and the fewest groups that a unit must have
+    "subject": [("subject", 5), ("session", 2), ("trajectory", 2), ("repetition", 2)],
+    "session": [("session", 3), ("trajectory", 2), ("repetition", 2)],
+    "trajectory": [("trajectory", 3), ("repetition", 2), ("trajectory", 2)],
+    "repetition": [("repetition", 2), ("trajectory", 2)],
 }
 WORDS = {  # level → its groups, in words
     "subject": "people",
@@ -41,6 +40,10 @@ WORDS = {  # level → its groups, in words
     "repetition": "whole repetitions",
     "random": "random windows",
 }
+CROSSED = (
+    "whole recordings were filtered forward and backward before they were split, so filtering crosses the split: test "
+    "windows share filtered samples with their neighbours in the other parts"
+)
 PARTS = ("train", "validation", "test")
 MIN_TRAINING_WINDOWS = 5  # per class; fewer cannot be told from noise
 EVALUATION_BATCH = 256  # windows; no gradients are kept, so it may be larger than BATCH_SIZE
@@ -84,7 +87,8 @@ def split_windows(windows: WindowSet, settings: Settings) -> Split:
         rest, test, description = _named_parts(windows.identity, settings)
     else:
         rest, test, description = _held_out_parts(table, settings, rng)
-    train, validation, level = _cut_validation(table, rest, settings, rng)
+    held = _level_apart(table, rest, test) if named else settings.SPLIT
+    train, validation, level = _cut_validation(table, rest, held, settings.VALIDATION_SHARE, rng)
     if settings.SPLIT == "random":
         train, validation = _without_overlap(windows, train, validation, test)
         _check_left(train, validation)
@@ -118,19 +122,19 @@ def _held_out_parts(table: pd.DataFrame, settings: Settings, rng) -> tuple[np.nd
 
 
 def _held_out(
-    table: pd.DataFrame, groups: list[str], inside: list[str], choose: Callable, lenient: bool = False
+    table: pd.DataFrame, groups: list[str], inside: list[str], choose: Callable, lenient: bool = False, fewest: int = 2
 ) -> np.ndarray:
     """(n,) whether a window belongs to the groups that `choose` picks inside each unit.
 
-    Groups are ordered by name, which is by date for sessions, by trajectory, date and time for recordings.
-    Raises EMGError where a unit has a single group (`lenient`: it stays whole, unless all have), or too few folds.
+    Groups are ordered by name, which is by date for sessions, by trajectory, date and time for recordings. Raises
+    EMGError where a unit has fewer groups than `fewest` (`lenient`: it stays whole, unless all have), or too few folds.
     """
     held, numbers = np.zeros(len(table), bool), table.groupby(groups).ngroup().to_numpy()  # in the order of the names
     units = table.groupby(inside).indices.items() if inside else [("the file", np.arange(len(table)))]
     for unit, rows in units:
         names = np.unique(numbers[rows])
         where = "/".join(map(str, unit)) if isinstance(unit, tuple) else unit
-        if len(names) > 1:
+        if len(names) >= fewest:
             held[rows] = np.isin(numbers[rows], names[choose(len(names), where)])
         elif not lenient:
             raise EMGError(
@@ -214,19 +218,31 @@ def _matches(identity: pd.Series, patterns: list[str], name: str) -> np.ndarray 
     return identity.isin(chosen).to_numpy()
 
 
+def _level_apart(table: pd.DataFrame, rest: np.ndarray, test: np.ndarray) -> str:
+    """What named parts hold out: the coarsest level of which they share no group."""
+    for level in ("subject", "session"):
+        columns = table[LEVELS[level][0]]
+        if not set(columns.iloc[rest].itertuples(index=False)) & set(columns.iloc[test].itertuples(index=False)):
+            return level
+    return "trajectory"
+
+
 def _cut_validation(
-    table: pd.DataFrame, rest: np.ndarray, settings: Settings, rng
+    table: pd.DataFrame, rest: np.ndarray, held_out: str, share: float, rng
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """Cut whole groups of the next finer level that every unit of the training part can give; the level comes last."""
-    if settings.SPLIT == "random":
-        chosen = _random_share(len(rest), settings.VALIDATION_SHARE, rng)
+    """Cut whole groups of the first level that every unit of the training part can give; the level comes last.
+
+    held_out: for the test. The validation part asks the same where enough is left to train on, so later days choose for
+    later days. Else it asks the next finer: repetitions of recordings that were trained on are easy.
+    """
+    if held_out == "random":
+        chosen = _random_share(len(rest), share, rng)
         return rest[~chosen], rest[chosen], "random"
     part, problem = table.iloc[rest].reset_index(drop=True), None
-    few = settings.SPLIT == "subject" and part["subject"].nunique() < MANY_PEOPLE
-    for level in NEXT_FINER[settings.SPLIT][few:]:
+    for level, fewest in VALIDATED_ON[held_out]:
+        choose = partial(_last if held_out == level == "session" else _spread, share=share)
         try:
-            choose = partial(_spread, share=settings.VALIDATION_SHARE)
-            held = _held_out(part, *VALIDATION_LEVELS[level], choose, lenient=level == "repetition")
+            held = _held_out(part, *VALIDATION_LEVELS[level], choose, level == "repetition", fewest)
             return rest[~held], rest[held], _level_of(part, held)
         except EMGError as error:
             problem = error
@@ -266,6 +282,16 @@ def _without_overlap(windows: WindowSet, train, validation, test) -> tuple[np.nd
             keep[first[part[first] < part[second]]] = False
             keep[second[part[second] < part[first]]] = False
     return train[keep[train]], validation[keep[validation]]
+
+
+def filter_crosses(windows: WindowSet, split: Split) -> bool:
+    """Whether test windows share filtered samples with their neighbours in the training or validation part.
+
+    FILTER = putemg runs forward and backward over whole recordings, and a split inside recordings comes after it.
+    """
+    names, rest = windows.table["recording"], np.concatenate([split.train, split.validation])
+    shared = not set(names.iloc[rest]).isdisjoint(names.iloc[split.test])
+    return shared and windows.metadata["settings"].get("FILTER") == "putemg"
 
 
 def seconds_apart(windows: WindowSet) -> np.ndarray:

@@ -214,6 +214,7 @@ def evaluate(model: EMGForSequenceClassification, task: Task, settings: Settings
     probabilities = found[usual_context(found)].probabilities
     seconds = of_main_process(seconds_per_window(logits_of, feed, rows) if is_main_process() else None)
     metrics = compute_metrics(task.windows, rows, probabilities) | {"seconds_per_window": seconds}
+    metrics["transductive"] = settings.SCALE == "session"  # the test part's signal as a whole was looked at
     if settings.CONTEXT:
         metrics["context"] = {name: context_figures(name, one, task.windows, settings) for name, one in found.items()}
     return Evaluation(metrics | facts_of_device(accelerator), probabilities)

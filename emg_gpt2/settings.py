@@ -156,8 +156,8 @@ class Settings(BaseModel):
     CONTEXT: Annotated[int, Role.MODEL] = Field(0, ge=0, le=100_000)
     """Windows of the session that the model reads before the one it judges, and the gestures it is told; x ≥ 0."""
 
-    SCALE: Annotated[Literal["session", "training"], Role.MODEL] = "session"
-    """What a window is measured against: the signal of its day (no labels), or (always with CONTEXT) of training."""
+    SCALE: Annotated[Literal["training", "session"], Role.MODEL] = "training"
+    """What a window is measured against: the training part, or (transductive, not with CONTEXT) all of its session."""
 
     LINEAR_PATH: Annotated[bool, Role.MODEL] = True
     """Add the logits of a linear classifier on log covariances, fitted in closed form, to the backbone's."""
@@ -288,6 +288,11 @@ class Settings(BaseModel):
         if not tokens or len(set(tokens)) < len(tokens):
             raise ValueError("should name at least one kind of tokens, and none twice")
         return tokens
+
+    @field_validator("SCALE")
+    @classmethod
+    def _is_past_only_with_context(cls, scale, info):
+        return "training" if info.data.get("CONTEXT") else scale  # a window's past takes the place of its session
 
     @field_validator("SWEEP_NUM_LAYERS", "SWEEP_LR")
     @classmethod

@@ -150,12 +150,13 @@ def trained(small_file, tiny_gpt2, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def causal_model(trained, tmp_path_factory) -> Path:
-    """The same model, as if its data had been filtered causally."""
+    """The same model, as if its data had been filtered causally and each session measured by itself."""
     folder = tmp_path_factory.mktemp("causal") / "best_model"
     shutil.copytree(trained / "best_model", folder)
     path = folder / "config.json"
     config = json.loads(path.read_text())
     config["preprocessing"] |= {"FILTER": "causal"}
+    config["scale"] = "session"
     path.write_text(json.dumps(config))
     return folder
 

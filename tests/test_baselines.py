@@ -21,7 +21,7 @@ from emg_gpt2.settings import Settings
 from emg_gpt2.study import baselines
 from emg_gpt2.study.baselines import (
     CLASSIFIERS,
-    SCALINGS,
+    SCALES,
     channel_deviation,
     draw_beside_run,
     evaluate_baselines,
@@ -30,7 +30,7 @@ from emg_gpt2.study.baselines import (
 from emg_gpt2.study.features import FEATURE_SETS, compute_features
 from emg_gpt2.windows.reading import WindowSet, load_windows
 
-ALL = {(name, kind, scaling) for name in FEATURE_SETS for kind in CLASSIFIERS for scaling in SCALINGS}
+ALL = {(name, kind, scaling) for name in FEATURE_SETS for kind in CLASSIFIERS for scaling in SCALES}
 
 
 def by_name(baselines: list[dict]) -> dict[tuple, dict]:
@@ -76,9 +76,9 @@ def test_the_table_shows_each_figure_and_marks_the_best_of_each_column(added, wr
     assert len(rows) == 20
     for name, kind in [(name, kind) for name in FEATURE_SETS for kind in CLASSIFIERS]:
         row = next(row for row in rows if row[: 1 + len(kind.split())] == [name, *kind.split()])
-        figures = [by_name(written["baselines"])[name, kind, scaling]["balanced_accuracy"] for scaling in SCALINGS]
+        figures = [by_name(written["baselines"])[name, kind, scaling]["balanced_accuracy"] for scaling in SCALES]
         assert [word for word in row if word.startswith("0.")] == [f"{figure:.3f}" for figure in figures]
-    best = [max(one["balanced_accuracy"] for one in written["baselines"] if one["scaling"] == s) for s in SCALINGS]
+    best = [max(one["balanced_accuracy"] for one in written["baselines"] if one["scaling"] == s) for s in SCALES]
     marked = [word for row in rows for word, after in zip(row, [*row[1:], ""], strict=True) if after == "*"]
     assert set(marked) == {f"{figure:.3f}" for figure in best}
 
@@ -123,7 +123,8 @@ def test_the_verdict_names_the_best_baseline_of_the_validation_part(added, writt
     right = np.array(best["predicted"]) == validation["TRAJ_GT"]
     assert best["balanced_accuracy"] == pytest.approx(right.groupby(validation["TRAJ_GT"]).mean().mean())
     assert best["tried"] == 40
-    name = f"from {best['classifier']} on {best['features']}, the best of 40 baselines"
+    scale = {"training": "training part", "session": "session (transductive)"}[best["scaling"]]
+    name = f"from {best['classifier']} on {best['features']}, scale of the {scale}, the best of 40 baselines"
     assert name in added[1].stderr
     assert name in (added[0] / "report.html").read_text(encoding="utf-8")
 
@@ -136,7 +137,8 @@ def test_the_picture_shows_the_run_and_both_scalings_the_best_first(added, writt
     [axes] = plt.gcf().axes
     names = [text.get_text() for text in axes.get_yticklabels()]
     lines = {line.get_label(): line for line in axes.get_lines()}
-    run, training, session = lines[names[0]], lines["scale of the training part"], lines["scale of the session"]
+    run, training = lines[names[0]], lines["scale of the training part"]
+    session = lines["scale of the session (transductive)"]
     assert list(run.get_xdata()) == [metrics["balanced_accuracy"]]
     for place, name in enumerate(names[1:]):
         features, kind = name.split(", ")

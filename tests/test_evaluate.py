@@ -89,8 +89,11 @@ class Evaluated(NamedTuple):
 
 @pytest.fixture(scope="session", params=["session", pytest.param("trajectory", marks=pytest.mark.nightly)])
 def evaluated(small_file, tiny_gpt2, tmp_path_factory, request) -> Evaluated:
-    """One fold of days, at night two of recordings; one epoch and one more of the second training each."""
-    out, split = tmp_path_factory.mktemp("evaluated"), ["--split", request.param]
+    """One fold of days, at night two of recordings; one epoch and one more of the second training each.
+
+    Each session is measured by itself.
+    """
+    out, split = tmp_path_factory.mktemp("evaluated"), ["--split", request.param, "--scale", "session"]
     done = call("emg_gpt2.commands.evaluate", *flags(small_file, tiny_gpt2, out, "--seeds", "0,1", *split))
     assert done.returncode == 0, done.stderr
     return Evaluated(out, done, split, ["fold0"] if request.param == "session" else ["fold0", "fold1"])
@@ -560,6 +563,20 @@ def test_windows_of_all_folds_are_pooled(tmp_path):
         table.to_parquet(runs[fold, 7] / "predictions.parquet")
     figures = per_subject_and_seed(read_predictions(runs)).loc["03", 7]
     assert (figures["accuracy"], figures["balanced_accuracy"], figures["windows"]) == (0.25, 0.25, 4)
+
+
+def test_every_figure_of_a_transductive_evaluation_says_so(evaluated):
+    found, run = read(evaluated.out), evaluated.out / "runs" / "fold0-seed0"
+    assert found["transductive"]
+    assert found["title"].endswith(", transductive")  # which the table, the picture and per_subject.csv show
+    assert f"\n{found['title']}\n" in evaluated.done.stdout
+    assert json.loads((run / "metrics.json").read_text())["transductive"]
+    for name, words in (
+        ("log.txt", "test (transductive): accuracy"),
+        ("report.html", "<strong>Transductive.</strong>"),
+        ("best_model/README.md", "The figures are **transductive**"),
+    ):
+        assert words in (run / name).read_text(encoding="utf-8")
 
 
 def test_baselines_are_run_once_per_split_and_shown(evaluated, small_file, tiny_gpt2, tmp_path, capsys):

@@ -28,6 +28,7 @@ from EMG_DATA_LOADER import (
 )
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.settings import Settings
+from emg_gpt2.training.task import log_data
 from emg_gpt2.windows.feed import Feed
 from emg_gpt2.windows.reading import WindowSet, load_windows
 
@@ -281,6 +282,17 @@ def test_repetition_holds_out_a_repetition_of_every_gesture_of_every_recording(r
     assert {key[:2] for key in test} == groups(repeats, slice(None), "recording", "TRAJ_GT")
 
 
+@pytest.mark.parametrize(
+    ("split", "kind", "crosses"),
+    [("repetition", "putemg", 1), ("repetition", "causal", 0), ("trajectory", "putemg", 0)],
+)
+def test_filtering_that_crosses_the_split_is_warned_of(repeats, split, kind, crosses, caplog):
+    about = repeats.metadata | {"settings": repeats.metadata["settings"] | {"FILTER": kind}}
+    windows, settings = WindowSet(repeats.emg, repeats.table, about), Settings(SPLIT=split)
+    log_data(windows, split_windows(windows, settings), settings)
+    assert caplog.text.count("filtering crosses the split") == crosses
+
+
 @pytest.mark.parametrize(("share", "held"), [(0.1, 1), (0.3, 1), (0.49, 2), (0.5, 2), (0.7, 3), (0.99, 3)])
 def test_the_share_of_recordings_is_rounded(share, held):
     """Of 4 recordings a day 0.4, 1.2, 1.96, 2, 2.8 → 0, 1, 2, 2, 3; at least one, and one stays for training."""
@@ -380,14 +392,16 @@ def test_patterns_that_cannot_be_followed_are_refused(windows, patterns, words):
     [
         ("subject", {"subjects": 3, "days": 2}, "session", ["subject", "session"]),
         ("subject", {"subjects": 3, "recordings": 2}, "trajectory", ["recording"]),
-        ("session", {"days": 3, "recordings": 2}, "trajectory", ["recording"]),
+        ("session", {"days": 3, "recordings": 2}, "trajectory", ["recording"]),  # two days are left to train on
+        ("session", {"days": 4}, "session", ["subject", "session"]),
         ("session", {"days": 3}, "repetition", ["recording", "TRAJ_GT", "repetition"]),
         ("trajectory", {"recordings": 3}, "repetition", ["recording", "TRAJ_GT", "repetition"]),
         ("trajectory", {"recordings": 3, "repetitions": 1}, "trajectory", ["recording"]),
+        ("trajectory", {"recordings": 4}, "trajectory", ["recording"]),
         ("repetition", {"repetitions": 3}, "repetition", ["recording", "TRAJ_GT", "repetition"]),
     ],
 )
-def test_validation_is_cut_by_whole_groups_of_the_next_finer_level(name, shape, level, columns):
+def test_validation_is_cut_by_whole_groups_of_the_same_or_the_next_finer_level(name, shape, level, columns):
     """Several recordings of a day with one repetition each still give one to validation, which is a whole recording."""
     windows = made_up(**shape)
     split = split_windows(windows, Settings(SPLIT=name))
@@ -397,6 +411,20 @@ def test_validation_is_cut_by_whole_groups_of_the_next_finer_level(name, shape, 
     assert validation
     assert not train & validation
     assert set(windows.table["TRAJ_GT"].iloc[split.validation]) == {0, 1}
+
+
+def test_a_later_day_chooses_for_later_days():
+    """Of five days round(1.5) = 2 are the test, and of the three others round(0.6) = 1, the last, is the validation."""
+    windows = made_up(subjects=2, days=5, recordings=2)
+    for settings in (Settings(SPLIT="session"), Settings(TEST_ON=["*/2020-01-0[45]/*"])):  # named parts ask the same
+        split = split_windows(windows, settings)
+        assert groups(windows, split.test, "session") == {("2020-01-04",), ("2020-01-05",)}
+        assert groups(windows, split.validation, "session") == {("2020-01-03",)}
+        assert groups(windows, split.train, "session") == {("2020-01-01",), ("2020-01-02",)}
+    of_each = split_windows(windows, Settings(TEST_ON=["*/rec-?-?-1"]))  # a recording of every day is the test
+    assert of_each.description.endswith("validation on whole repetitions")
+    people = split_windows(windows, Settings(TEST_ON=["00/*"]))
+    assert groups(windows, people.validation, "session") == {("2020-01-03",)}  # of five, in the middle
 
 
 def test_no_validation_part_is_an_error():

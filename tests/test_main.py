@@ -25,7 +25,6 @@ from EMG_DATA_LOADER import read_emg
 from emg_gpt2 import __version__
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.model.build import load_model
-from emg_gpt2.model.normalise import measure_reference
 from emg_gpt2.results.figures import finish
 from emg_gpt2.results.run import open_run, resumed_settings
 from emg_gpt2.settings import Role, Settings, read_settings
@@ -177,6 +176,7 @@ def test_metrics_hold_what_the_readme_promises(finished, tiny_gpt2):
     assert metrics["seconds"] == pytest.approx(pd.read_csv(finished / "history.csv")["seconds"].sum())
     assert 1e-5 < metrics["seconds_per_window"] < 1
     assert "leaky" not in metrics["split_description"]
+    assert metrics["transductive"] is False
 
 
 def test_metrics_follow_from_the_predictions(finished, predictions):
@@ -217,22 +217,16 @@ def test_split_and_predictions_tell_the_same_windows(finished, split, prediction
 
 
 @torch.inference_mode()
-def predict_again(folder: Path, part: str, measured_on: str, windows: WindowSet, split: pd.DataFrame) -> np.ndarray:
-    """(n, 8) probabilities of the saved model; every day is measured on its windows of the part `measured_on`."""
-    model, days = load_model(folder / "best_model"), windows.table["subject"] + windows.table["session"]
-    rows, measured = np.flatnonzero(split["part"] == part), split["part"] == measured_on
-    found = np.zeros((len(windows.table), 8))
-    for day in days.unique():
-        reference = measure_reference(read_emg(windows, np.flatnonzero(measured & (days == day))))
-        own = rows[days[rows] == day]
-        found[own] = model(emg=read_emg(windows, own), reference=reference).logits.softmax(1)
-    return found[rows]
+def predict_again(folder: Path, part: str, windows: WindowSet, split: pd.DataFrame) -> np.ndarray:
+    """(n, 8) probabilities of the saved model, each from nothing but its window."""
+    model, rows = load_model(folder / "best_model"), np.flatnonzero(split["part"] == part)
+    return model(emg=read_emg(windows, rows)).logits.softmax(1).numpy()
 
 
 def test_the_probabilities_are_those_of_the_saved_model(finished, split, predictions, windows):
     """The saved model, on the samples of the file, gives the same probabilities again."""
     columns = [f"p_{code}" for code in CODES]
-    again = predict_again(finished, "test", "test", windows, split)
+    again = predict_again(finished, "test", windows, split)
     assert np.allclose(predictions[columns], again, atol=1e-4)
     assert np.allclose(predictions[columns].sum(axis=1), 1, atol=1e-5)
     assert (np.array(CODES)[again.argmax(1)] == predictions["predicted"]).mean() > 0.999
@@ -271,7 +265,7 @@ def test_without_refit_the_epoch_that_is_best_on_the_validation_part_is_kept(und
     split, rows = pd.read_csv(undisturbed / "split.csv"), history(undisturbed)
     best = rows["validation_loss"].argmin()
     assert read(undisturbed, "metrics.json")["best_epoch"] == best + 1
-    found = predict_again(undisturbed, "validation", "train", windows, split)
+    found = predict_again(undisturbed, "validation", windows, split)
     true = windows.targets[split["part"] == "validation"]
     losses = -np.log(found[np.arange(len(true)), true])
     loss = np.mean([losses[true == label].mean() for label in range(8)])
@@ -294,6 +288,8 @@ def test_the_log_tells_the_run(finished):
     assert all(f"epoch {epoch}/2: " in log for epoch in (1, 2))
     assert f"balanced accuracy {read(finished, 'metrics.json')['balanced_accuracy']:.3f} (chance 0.125)" in log
     assert "leaky" not in log
+    for name in ("log.txt", "report.html", "best_model/README.md"):
+        assert "ransductive" not in (finished / name).read_text(encoding="utf-8")
     assert "on the validation part: the backbone adds " in log
     assert f"no baseline was run beside it (python -m emg_gpt2 baselines --add-to {finished})" in log
 

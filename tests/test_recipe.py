@@ -17,7 +17,7 @@ from emg_gpt2.windows.reading import WindowSet
 
 @pytest.fixture(scope="module")
 def settings(small_file, tiny_gpt2) -> Settings:
-    return Settings(DATA_LOCATION=small_file, MODEL_NAME=str(tiny_gpt2), SPLIT="session", RING=8)
+    return Settings(DATA_LOCATION=small_file, MODEL_NAME=str(tiny_gpt2), SPLIT="session", SCALE="session", RING=8)
 
 
 @pytest.fixture(scope="module")

@@ -380,6 +380,24 @@ def test_a_leaky_split_is_announced(finished, tmp_path):
     assert "LEAKY split" not in text_of(finished)
 
 
+def test_filtering_that_crosses_the_split_is_told(finished, tmp_path):
+    assert "filtering crosses the split" in text_of(changed(finished, tmp_path / "run", filter_crosses_split=True))
+    assert "filtering crosses" not in text_of(finished)
+
+
+def test_a_transductive_test_is_announced_and_not_compared_with_an_honest_one(finished, tmp_path):
+    """Of an older run, whose metrics do not say it, by its settings."""
+    one = changed(finished, tmp_path / "one", transductive=True)
+    older = changed(finished, tmp_path / "older", ("transductive",), {"SCALE": "session"})
+    for folder in (one, older):
+        assert "<strong>Transductive.</strong> Each window was measured" in text_of(folder)
+    assert "ransductive" not in text_of(finished)
+    assert report.main([str(one), str(finished), "--out", str(tmp_path / "both.html")]) == 0
+    page = (tmp_path / "both.html").read_text(encoding="utf-8")
+    assert "The information differs" in page
+    assert "later windows included): one" in page
+
+
 @pytest.mark.parametrize(
     ("new", "said"),
     [

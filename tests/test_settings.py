@@ -45,7 +45,7 @@ OTHER_VALUES = {
     "NUM_LAYERS": "-3",
     "ADAPT": "lora",
     "CONTEXT": "16",
-    "SCALE": "training",
+    "SCALE": "session",
     "LINEAR_PATH": ("false", False),
     "TOKENS": ("raw,power", ["raw", "power"]),
     "PATCH_MS": "10",

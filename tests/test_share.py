@@ -20,7 +20,6 @@ from emg_gpt2.base.errors import EMGError
 from emg_gpt2.model.build import load_model
 from emg_gpt2.model.card import MAYBE_PUTEMG, MYO, PUTEMG, SIMULATED, UNKNOWN, data_licence, facts_of_run, model_card
 from emg_gpt2.model.files import save_model
-from emg_gpt2.model.normalise import measure_reference
 from emg_gpt2.settings import Settings
 from emg_gpt2.windows.reading import load_windows, open_windows
 
@@ -116,7 +115,7 @@ def test_the_code_of_the_card_runs(trained, small_file, run_card):
     day = np.flatnonzero(windows.table["session"] == windows.table["session"][0])  # one person
     emg = read_emg(windows, day)
     with torch.no_grad():
-        expected = model(emg=emg, reference=measure_reference(emg)).logits.argmax(1)[:5]
+        expected = model(emg=emg).logits.argmax(1)[:5]
     assert printed == [windows.class_names[index] for index in expected]
 
 
@@ -186,6 +185,24 @@ def test_card_of_pretrained_weights_on_putemg_and_a_leaky_split(small_file, trai
     assert made.text.index("**leaky**") < made.text.index("## Figures")
     assert "no commercial use" in made.text
     assert "a new model was trained on training and validation part together" in made.text
+    assert "ransductive" not in made.text
+
+
+def test_the_card_of_a_transductive_test_says_so(small_file, trained):
+    """Also where the hub shows nothing but the metric's name; its code measures the day."""
+    settings = Settings(DATA_LOCATION=small_file)
+    windows, metrics = load_windows(settings), json.loads((trained / "metrics.json").read_text(encoding="utf-8"))
+    metrics |= {"transductive": True, "filter_crosses_split": True}
+    facts = facts_of_run(windows, split_windows(windows, settings), metrics, settings)
+    config = load_model(trained / "best_model").config
+    config.scale = "session"
+    made = model_card(config, facts)
+    assert made.text.index("**transductive**") < made.text.index("## Figures")
+    assert {one.metric_name for one in made.data.eval_results} == {
+        "accuracy, transductive", "balanced accuracy, transductive", "macro F1, transductive"
+    }  # fmt: skip
+    assert "model(emg=emg, reference=measure_reference(emg))" in made.text
+    assert "filtering crosses the split" in made.text
 
 
 # ---- loading and pushing --------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from argparse import Namespace
 
 import numpy as np
 import pandas as pd
@@ -128,3 +129,20 @@ def test_without_pytables_hdf5_is_one_sentence_and_csv_goes_on(tmp_path, monkeyp
     assert 'pip install "emg-gpt2[simulate]"' in capsys.readouterr().err
     assert simulate.main([str(tmp_path), *SMALL, "--format", "csv"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == [f"{STEM}.zip"]
+
+
+def test_a_hard_person_tells_pinches_apart_by_how_the_muscles_are_driven():
+    """Two of them fire faster, two tremble: in the mean frequency, and in what the power of 40 ms does in a window."""
+    given = {"seed": 0, "difficulty": 2.0, "channels": 3, "sampling_rate": 1000.0, "repetitions": 2}
+    table = simulator.simulate(Namespace(**given), 3, 1, "sequential")
+    emg, labels = table.filter(like="EMG_").to_numpy(), table["TRAJ_GT"].to_numpy()
+    starts = [s for s in range(0, len(emg) - 240, 240) if len(set(labels[s : s + 240])) == 1]
+    windows, label = np.stack([emg[s : s + 240] for s in starts]), labels[starts]  # (n, 240, 3)
+    spectrum = np.abs(np.fft.rfft(windows, axis=1))[:, 5:] ** 2  # from 20 Hz
+    frequency = (spectrum * np.arange(5, 121)[:, None]).sum(1).mean(1) / spectrum.sum(1).mean(1)
+    swing = np.log(windows.reshape(len(windows), 6, 40, 3).var(2)).std(1).mean(1)
+    fast, trembling = ([np.median(one[np.isin(label, some)]) for some in pairs] for one, pairs in (
+        (frequency, ((6, 8), (7, 9))), (swing, ((6, 7), (8, 9)))
+    ))  # fmt: skip
+    assert fast[1] > 1.25 * fast[0]
+    assert trembling[1] > 1.5 * trembling[0]

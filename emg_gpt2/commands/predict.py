@@ -5,11 +5,12 @@
 Every recording is filtered, resampled and scaled as the model's training data were. Every HOP_MS a window is
 classified, whether it lies at rest, in a gesture or between two. `--reference` says what windows are measured against:
 
-  session    all recordings given of that person and day, without labels, as in training (the default where the model
-             was trained so). It uses samples that come after the window.
-  running    the session so far, as in a stream. The recordings of a day follow each other in the order of time.
   model      what is stored in the model: the training part, or the session that `personalise` adapted it to.
+  running    the session so far, as in a stream. The recordings of a day follow each other in the order of time. It is
+             the default for a model that was trained with SCALE = "session"; `model` is that for others.
   FILE       another recording or a folder of them, usually of the same person and day and with every gesture.
+  session    all recordings given of that person and day, without labels. It uses samples that come after the window,
+             so its figures are called transductive; so are those of a recording that is its own FILE.
 
 With `--filter causal --reference running` the decisions are those of `stream` on the same samples.
 

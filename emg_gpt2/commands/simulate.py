@@ -46,7 +46,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     files = "STEM.hdf5, STEM.zip or both (%(default)s)"
     add("--format", choices=("hdf5", "csv", "both"), default="hdf5", help=files)
     add("--repetitions", type=count, metavar="N", help="first N per gesture; sequential: N blocks (all)")
-    spread = "spread between days and between repetitions, 0 to 5 (%(default)s)"
+    spread = "spread between days and between repetitions, 0 to 5; above 1 gestures share their muscles (%(default)s)"
     add("--difficulty", type=between(float, 0, 5), default=1.0, metavar="X", help=spread)
     rings = "number of electrodes, in rings of eight (%(default)s)"
     add("--channels", type=between(int, 1, 256), default=24, metavar="C", help=rings)

@@ -19,8 +19,8 @@ docs/use.md has a sender.
 
 Samples must be in the unit that the model was trained in. They go through the causal filter, whichever filter the model
 was trained with. Every HOP_MS a window is classified and a line written, with the decisions that `predict` makes with
-`--filter causal --reference running`. By default windows are measured against the session so far (`running`), which
-starts from the training part.
+`--filter causal`. Windows are measured against the training part (`model`); those of a model that was trained with
+SCALE = "session" against the session so far (`running`), which starts from the training part.
 
 Faults do not end the stream. They are counted in the summary and logged, at most once a second for each kind:
 * Lost samples are filled with the last one that came. A packet that comes after its place was filled is dropped.

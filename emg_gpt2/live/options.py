@@ -15,7 +15,7 @@ def add_decision_flags(parser: argparse.ArgumentParser) -> None:
     hop = f"step from one window to the next, at most one window (ms; {HOP_MS}, or the window where it is shorter)"
     add("--hop-ms", type=between(float, 1, 10_000), metavar="X", help=hop)
     reference = "what windows are measured against: session, running, model, or a recording of the same day"
-    add("--reference", metavar="REF", help=f"{reference} (session or model, as the model was trained)")
+    add("--reference", metavar="REF", help=f"{reference} (model; running, where SCALE = session in training)")
     calibrate = "a labelled recording of the person and day, whose gestures a model with context is told"
     add("--calibrate", metavar="RECORDING", help=calibrate)
     smooth = "average the probabilities of the last windows, count their votes, or take each alone (%(default)s)"

@@ -26,6 +26,7 @@ from emg_gpt2.model.config import EMGConfig, start_words
 from emg_gpt2.raw.putemg import find_recordings
 from emg_gpt2.raw.recording import UNLABELLED
 from emg_gpt2.results.figures import use_format
+from emg_gpt2.results.reading import TRANSDUCTIVE
 from emg_gpt2.results.run import trained_recordings
 
 logger = logging.getLogger(__name__)
@@ -165,6 +166,7 @@ def draw_decisions(signal: Signal, decided: Decided, setup: Setup, path: Path) -
     caption = f"Model trained on: {trained}; recording: {signal.name}.\n"
     caption += f"A decision stands from the end of its window to the next; {setup}. "
     caption += "Judged: windows inside one repetition, less its trimmed edges. " if decided.truth else ""
+    caption += f"Transductive: {TRANSDUCTIVE}. " if setup.is_transductive([signal.name]) else ""
     caption += f"Model: {setup.args.model}, {start_words(config.weights)}."
     draw_timeline(signal, decisions, names, config.unit, caption, path)
 
@@ -177,7 +179,9 @@ def report(done: list[Decided], setup: Setup, out: Path, console: Console) -> No
     labelled, config = [one for one in done if one.has_truth], setup.model.config
     metrics = {"model": str(setup.args.model), "weights": config.weights, "data_note": config.data_note}
     seen = sorted(trained_recordings(Path(setup.args.model)) & {one.name for one in done})
-    metrics |= {"ways": str(setup), "trained_on": seen, "recordings": {}, "versions": versions()}
+    transductive = setup.is_transductive(one.name for one in done)
+    metrics |= {"ways": str(setup), "transductive": transductive, "trained_on": seen}
+    metrics |= {"recordings": {}, "versions": versions()}
     if labelled:
         metrics["recordings"] = {one.name: with_and_without([one]) for one in labelled}
         metrics["all"] = with_and_without(labelled)
@@ -186,6 +190,8 @@ def report(done: list[Decided], setup: Setup, out: Path, console: Console) -> No
         warn_of_guessing(metrics["all"]["without"], config)
     replace_file(out / "metrics.json", lambda path: write_json(path, metrics))
     print(setup)
+    if transductive:
+        print(f"transductive: {TRANSDUCTIVE}")
     if seen:
         print(f"the model was trained on {len(seen)} of these recordings (split.csv): their figures are too good")
     print(f"{out}: tables, pictures, metrics.json")

@@ -1,6 +1,7 @@
 """How decisions are made: a trained model with the flags of live/options.py."""
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,9 @@ PASSES = 3  # of probabilities and reference in turn; more change nothing
 class Setup:
     """A trained model, and how its decisions are made; raises EMGError where the flags do not fit the model.
 
-    hop_ms, hop: step from one window to the next, in ms and in samples; reference: as --reference has it, or what
-    the model was trained with; fixed: that reference where all recordings share it, else None; calibration: that
-    of --calibrate, else None.
+    hop_ms, hop: step from one window to the next, in ms and in samples; reference: as --reference has it, else the
+    model's own, or that of the session so far where SCALE was "session"; measured: names of the recordings of
+    --reference; fixed: the reference where all recordings share one, else None; calibration: that of --calibrate.
     """
 
     def __init__(self, args: argparse.Namespace):
@@ -42,7 +43,8 @@ class Setup:
         if not 1 <= self.hop <= window:
             limits = f"from {1000 / rate:.2g} to {1000 * window / rate:.0f}, the length of a window"
             raise EMGError(f"--hop-ms {self.hop_ms:g}: should be {limits}")
-        self.reference = args.reference or ("session" if self.model.config.scale == "session" else "model")
+        self.reference = args.reference or ("running" if self.model.config.scale == "session" else "model")
+        self.measured: frozenset[str] = frozenset()
         self.fixed, self.calibration = self._fixed_reference(), read_calibration(args, self.model)
 
     def _fixed_reference(self) -> FixedReference | None:
@@ -52,7 +54,12 @@ class Setup:
             return None
         paths = find_recordings([Path(self.reference)])
         signals = [read_signal(path, self.model, self.args.filter) for path in paths]
+        self.measured = frozenset(signal.name for signal in signals)
         return FixedReference(reference_of_signals(self.reference, signals, self.model))
+
+    def is_transductive(self, names: Iterable[str]) -> bool:
+        """Whether windows of the recordings `names` are measured against signal that comes after them."""
+        return self.reference == "session" or not self.measured.isdisjoint(names)
 
     def new_smoother(self) -> Smoother:
         """A smoother for the start of a signal."""
@@ -67,7 +74,7 @@ class Setup:
         reference = f"reference {self.reference}"
         if most := self.model.config.context:
             told = f"{len(self.calibration.gestures)} of them" if self.calibration else "none"
-            reference = f"from at most {most} windows before it, {told} with a gesture"
+            reference += f", from at most {most} windows before it, {told} with a gesture"
         return f"filter {kind}, {reference}, a window every {self.hop_ms:g} ms, {smoothed}{rejected}"
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from EMG_DATA_LOADER import Split
+from EMG_DATA_LOADER import CROSSED, Split
 from emg_gpt2.base.command_line import as_written, flag
 from emg_gpt2.model.config import EMGConfig
 from emg_gpt2.model.shapes import FAMILIES
@@ -21,6 +21,10 @@ from emg_gpt2.settings import Settings
 from emg_gpt2.windows.reading import WindowSet
 
 METRICS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"}
+TRANSDUCTIVE = (
+    "The figures are **transductive**: each test window was measured against the signal of its whole session, later "
+    "windows included, which nobody has in use."
+)
 METRIC_TYPES = {"accuracy": "accuracy", "balanced_accuracy": "balanced_accuracy", "macro_f1": "f1"}  # the hub's names
 PUTEMG_RECORDING = r"emg_gestures-\d\d-\w+-\d{4}(-\d\d){5}-\d{3}"
 
@@ -116,7 +120,7 @@ def facts_of_run(windows: WindowSet, split: Split, metrics: dict, settings: Sett
         protocol=_protocol(metrics),
         notes=[note],
         licence=licence,
-        warnings=leak if split.name == "random" else [],
+        warnings=leak * (split.name == "random") + [TRANSDUCTIVE] * metrics["transductive"],
         base=settings.MODEL_NAME if hub_name else None,
     )
 
@@ -127,6 +131,7 @@ def _protocol(metrics: dict) -> list[str]:
     again = "Then a new model was trained on training and validation part together, for the same number of epochs."
     return [
         f"Split: {metrics['split_description']}.",
+        *([f"{CROSSED[0].upper()}{CROSSED[1:]}."] if metrics.get("filter_crosses_split") else []),
         f"The validation part chose epoch {metrics['best_epoch']} of {metrics['epochs']} by its loss.",
         *([again] if metrics["refit"] else ["The validation part was not trained on."]),
         "The test part was read once, after the last choice.",
@@ -154,6 +159,7 @@ def model_card(config: EMGConfig, facts: Facts) -> ModelCard:
         warnings=[*facts.warnings, *([SIMULATED.words] if facts.licence is SIMULATED else [])],
         metrics=METRICS,
         versions=", ".join(f"{name} {version}" for name, version in facts.figures["versions"].items()),
+        own_reference=bool(facts.session) or config.scale == "training",
         chance=1 / len(config.class_names),
         rate=f"{config.sampling_rate:.4g}",
         milliseconds=f"{1000 * config.window / config.sampling_rate:.4g}",
@@ -180,7 +186,7 @@ def card_data(config: EMGConfig, facts: Facts) -> ModelCardData:
             dataset_type=dataset,
             dataset_name=facts.notes[-1] or dataset,
             metric_type=METRIC_TYPES[name],
-            metric_name=words,
+            metric_name=words + ", transductive" * facts.figures.get("transductive", False),
             metric_value=round(facts.figures[name], 4),
         )
         for name, words in METRICS.items()
@@ -235,7 +241,7 @@ safetensors are read.
 
 ```python
 import torch
-{% if facts.session %}
+{% if own_reference %}
 from emg_gpt2 import EMGForSequenceClassification, Settings, load_windows, read_emg
 {% else %}
 from emg_gpt2 import EMGForSequenceClassification, Settings, load_windows, measure_reference, read_emg
@@ -251,8 +257,8 @@ subject, session = windows.table[["subject", "session"]].iloc[0]  # one person a
 day = (windows.table["subject"] == subject) & (windows.table["session"] == session)
 emg = read_emg(windows, day.to_numpy().nonzero()[0])  # (B, T, C), {{ config.unit }}
 with torch.inference_mode():
-{% if facts.session %}
-    logits = model(emg=emg).logits  # (B, K); the model has the reference of its session
+{% if own_reference %}
+    logits = model(emg=emg).logits  # (B, K); measured against the model's own reference
 {% else %}
     logits = model(emg=emg, reference=measure_reference(emg)).logits  # (B, K)
 {% endif %}
@@ -262,6 +268,8 @@ print([model.config.class_names[index] for index in logits.argmax(1)[:5]])
 {% if facts.session %}
 The model's own reference is that of subject {{ facts.session[0] }}, session {{ facts.session[1] }}: it predicts for
 that person and day alone.
+{% elif own_reference %}
+The model's own reference is that of its training part: nothing of a new session has to be known.
 {% else %}
 `measure_reference` measures a person's day on its own windows, without labels. These windows should hold all gestures,
 in shares like those of the training. Without `reference` the windows are measured against the training part, which
@@ -327,9 +335,14 @@ Compare only figures of the same protocol, and never accuracy with balanced accu
 
 * People it was tested on: {{ facts.parts.test.people }}. Its accuracy for others is not known. What is learned from one
   person seldom fits another.
+{% if facts.session %}
+* A window is measured against the session's calibration part, in the figures above too.
+{% elif own_reference %}
+* A window is measured against the training part, in the figures above too. Another gain or unit makes poor predictions.
+{% else %}
 * A window is measured against the reference of its person and day. A poor reference (few windows, one gesture) makes
-  poor predictions. The figures above are of test windows that were measured against
-  {{ "the session's calibration part" if facts.session else "their day's whole test part, later windows included" }}.
+  poor predictions.
+{% endif %}
 * The electrodes must be where they were in training, in the same order. A shift around the arm costs accuracy
 {% if config.rotation %}
   (turns of up to ± {{ config.rotation }} electrodes were trained for).

@@ -13,7 +13,7 @@ from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.files import make_folder
 from emg_gpt2.model.config import start_words
 from emg_gpt2.results.plots import confusion_matrix, overlaid_curves
-from emg_gpt2.results.reading import IDENTITY, FinishedRun, read_run
+from emg_gpt2.results.reading import IDENTITY, TRANSDUCTIVE, FinishedRun, read_run
 from emg_gpt2.results.report import write_page
 from emg_gpt2.results.tables import calibration, model_size
 from emg_gpt2.results.used_settings import shown, used_settings
@@ -58,9 +58,11 @@ def contents(runs: dict[str, FinishedRun]) -> dict:
 
 
 def notes_of(runs: dict[str, FinishedRun]) -> list[str]:
-    """The notes on the origin of the data, and which runs have a leaky split."""
-    leaky = [f"LEAKY split (random windows): {name}" for name, run in runs.items() if run.is_leaky]
-    return [*dict.fromkeys(filter(None, (run.metrics.get("data_note") for run in runs.values()))), *leaky]
+    """The notes on the origin of the data, and which runs have a leaky split or a transductive test."""
+    found = list(dict.fromkeys(filter(None, (run.metrics.get("data_note") for run in runs.values()))))
+    found += [f"LEAKY split (random windows): {name}" for name, run in runs.items() if run.is_leaky]
+    transductive = [name for name, run in runs.items() if run.is_transductive]
+    return found + [f"Transductive ({TRANSDUCTIVE}): {', '.join(transductive)}"] * bool(transductive)
 
 
 def comparison_plots(runs: dict[str, FinishedRun]) -> dict[str, Figure]:
@@ -90,6 +92,7 @@ def why_not_comparable(runs: dict[str, FinishedRun]) -> list[str]:
     checks = {
         "The data differ: the runs have other windows, or windows that were made otherwise": _same_data,
         "The split differs: the runs were not tested on the same windows": _same_test,
+        "The information differs: some models saw the signal of the whole test session and some did not": _same_scale,
         "The weights differ: some backbones were pretrained and some were random before training": _same_weights,
     }
     return [sentence for sentence, same in checks.items() if not all(same(first, other) for other in others)]
@@ -112,6 +115,11 @@ def _same_data(one: FinishedRun, other: FinishedRun) -> bool:
 def _same_test(one: FinishedRun, other: FinishedRun) -> bool:
     """Whether the test windows and the kind of split are the same."""
     return _same_rows(one.predictions, other.predictions) and one.metrics.get("split") == other.metrics.get("split")
+
+
+def _same_scale(one: FinishedRun, other: FinishedRun) -> bool:
+    """Whether both tests, or none, are transductive."""
+    return one.is_transductive == other.is_transductive
 
 
 def _same_weights(one: FinishedRun, other: FinishedRun) -> bool:
@@ -139,6 +147,7 @@ def figures_of(runs: dict[str, FinishedRun], comparable: bool) -> list[dict]:
         ("expected calibration error", errors, "{:.3f}", LOWER),
         ("chance, balanced", [one["chance"] for one in known], "{:.3f}", None),
         ("weights before training", [one.get("weights") for one in known], "{}", None),
+        ("transductive", ["yes" if run.is_transductive else "no" for run in runs.values()], "{}", None),
         ("split", [one.get("split") for one in known], "{}", None),
         ("test windows", [one.get("n_test") for one in known], "{:,}", None),
         ("training windows", [one.get("n_train") for one in known], "{:,}", None),

@@ -5,12 +5,14 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+from EMG_DATA_LOADER import filter_crosses
 from emg_gpt2.base.files import replace_file, replace_folder, write_json
 from emg_gpt2.model.card import facts_of_run, model_card
 from emg_gpt2.model.config import start_words
 from emg_gpt2.model.files import save_card, save_model
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.results.figures import picture, use_format
+from emg_gpt2.results.reading import TRANSDUCTIVE, caveats
 from emg_gpt2.results.report import write_report
 from emg_gpt2.results.run import add_to_validation, write_predictions
 from emg_gpt2.results.verdicts import log_verdicts
@@ -78,6 +80,7 @@ def facts_of_task(task: Task, settings: Settings) -> dict:
         "data": str(settings.DATA_LOCATION),
         "data_note": task.windows.metadata["note"],
         "bad_channels": bad_channels(task.windows.metadata.get("sources", [])),
+        "filter_crosses_split": filter_crosses(task.windows, split),
         "refit": settings.REFIT,
     }
 
@@ -97,24 +100,20 @@ def facts_of_model(model: EMGForSequenceClassification, settings: Settings) -> d
 def test_line(metrics: dict) -> str:
     """The result in one line."""
     return (
-        f"test{leaky(metrics)}: accuracy {metrics['accuracy']:.3f}, balanced accuracy "
+        f"test{caveats(metrics)}: accuracy {metrics['accuracy']:.3f}, balanced accuracy "
         f"{metrics['balanced_accuracy']:.3f} (chance {1 / len(metrics['classes']):.3f}), "
         f"macro F1 {metrics['macro_f1']:.3f}"
     )
 
 
-def leaky(metrics: dict) -> str:
-    """The warning beside every figure of a leaky split; else nothing."""
-    return " (LEAKY split: random windows)" if metrics["split"] == "random" else ""
-
-
 def draw_figures(metrics: dict, histories: Histories, settings: Settings, run: Path) -> None:
     """Draw accuracy.png, loss.png and confusion_matrix.png, or those of another FIGURE_FORMAT."""
     origin = f"{settings.DATA_LOCATION.name}. {metrics['data_note']}".strip()
-    model, split = f"{settings.MODEL_NAME}, {start_words(metrics['weights'])}", f"{metrics['split']}{leaky(metrics)}"
+    model, split = f"{settings.MODEL_NAME}, {start_words(metrics['weights'])}", f"{metrics['split']}{caveats(metrics)}"
     note = f"{model}, split: {split}. Data: {origin}"
+    note += f" Transductive: {TRANSDUCTIVE}." if metrics["transductive"] else ""
     title = (
-        f"Test{leaky(metrics)}: balanced accuracy {metrics['balanced_accuracy']:.3f}, "
+        f"Test{caveats(metrics)}: balanced accuracy {metrics['balanced_accuracy']:.3f}, "
         f"accuracy {metrics['accuracy']:.3f}, {metrics['n_test']} windows"
     )
     draw_history(histories, 1 / len(metrics["classes"]), note, run)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.results.comparison import HIGHER, cells, names_of, notes_of, why_not_comparable
-from emg_gpt2.results.reading import FinishedRun, read_run
+from emg_gpt2.results.reading import SCALES, FinishedRun, read_run
 from emg_gpt2.results.used_settings import shown, used_settings
 
 METRICS = {"balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "macro_f1": "macro F1"}
@@ -142,25 +142,27 @@ def repeated(runs: list[FinishedRun]) -> str:
 
 
 def table_of_evaluation(folder: Path) -> PaperTable:
-    """A row for this project, and where baselines were run, one for each with the better of its two scales."""
+    """A row for this project, and where baselines were run, one for each with the same information: its scale."""
     try:
         found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     except ValueError:
         raise EMGError(f"{folder / 'evaluation.json'}: the file cannot be read; run evaluate anew") from None
-    people, methods = len(found["per_subject"]), {}
-    for row in found["baselines"] or [found["overall"] | {"features": "ours", "classifier": "", "scaling": ""}]:
-        methods.setdefault((row["features"], row["classifier"]), row)  # the best one comes first
+    people = len(found["per_subject"])
+    methods = found["baselines"] or [found["overall"] | {"features": "ours", "classifier": "", "scaling": ""}]
+    own = next(row["scaling"] for row in methods if row["features"] == "ours")
     kinds, whom = (("mean", "std"), f"{people} people") if people > 1 else (("mean", "std_over_seeds"), "seeds")
     rows = [
         {"evaluation": found["title"]}
-        | {"method": f"{classifier} on {features}" if classifier else "this project", "scale": row["scaling"]}
+        | {"method": f"{row['classifier']} on {row['features']}" if row["classifier"] else "this project"}
         | with_deviations(*({name: row[name].get(kind) for name in METRICS} for kind in kinds))
-        for (features, classifier), row in methods.items()
+        for row in methods
+        if row["scaling"] == own
     ]
     table = pd.DataFrame(rows)
     more = " ± standard deviation" if table[f"accuracy{DEVIATION}"].notna().any() else ""
     sentences = [f"{found['title']}.", f"Mean{more} over {whom}.", found["origin"], f"Chance: {found['chance']:.3f}."]
-    return PaperTable(table, True, sentences, ["Each baseline with the better of two scales."] if len(rows) > 1 else [])
+    notes = [f"All methods at the scale of the {SCALES[own]}."] if len(rows) > 1 else []
+    return PaperTable(table, True, sentences, notes)
 
 
 # ---- text -----------------------------------------------------------------------------------------------------
@@ -171,7 +173,7 @@ def as_texts(table: PaperTable) -> tuple[pd.DataFrame, pd.DataFrame]:
     rows = table.rows
     words = [name for name in rows if name.removesuffix(DEVIATION) not in METRICS and name != "evaluation"]
     texts = rows[words].astype(str)
-    texts = texts.loc[:, ~(texts.isin(["", "1"]).all())]  # no scale, or single runs
+    texts = texts.loc[:, ~(texts == "1").all()]  # single runs
     best = pd.DataFrame(False, rows.index, [*texts, *METRICS.values()])
     for name, title in METRICS.items():
         found = cells(list(rows[name]), "{:.3f}", HIGHER if table.comparable else None)

@@ -12,6 +12,8 @@ from emg_gpt2.base.errors import EMGError
 from emg_gpt2.base.text import in_short
 
 NEEDED = ("accuracy", "balanced_accuracy", "macro_f1", "per_class", "per_subject", "confusion_matrix", "classes")
+TRANSDUCTIVE = "each window was measured against the signal of its whole session, later windows included"
+SCALES = {"training": "training part", "session": "session (transductive)"}  # SCALE → the signal that it is of
 IDENTITY = ["subject", "session", "recording", "TRAJ_GT", "start"]  # columns that tell windows apart
 HELD_OUT = {
     "trajectory": "Whole recordings were held out: the model saw other recordings of the same people and days.",
@@ -69,6 +71,19 @@ class FinishedRun:
     def is_leaky(self) -> bool:
         """Whether neighbours of the test windows were trained on."""
         return self.metrics.get("split") == "random"
+
+    @property
+    def is_transductive(self) -> bool:
+        """Whether the test part's signal as a whole was looked at; of an older run by its settings."""
+        of_settings = self.settings.get("SCALE") == "session" and not self.settings.get("CONTEXT")
+        return self.metrics.get("transductive", of_settings)
+
+
+def caveats(metrics: dict) -> str:
+    """The warnings beside every figure of a leaky split or of a transductive test, in brackets; else nothing."""
+    leaky, transductive = metrics["split"] == "random", metrics["transductive"]
+    found = ["LEAKY split: random windows"] * leaky + ["transductive"] * transductive
+    return f" ({'; '.join(found)})" if found else ""
 
 
 def read_run(folder: Path) -> FinishedRun:

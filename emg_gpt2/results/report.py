@@ -14,11 +14,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
+from EMG_DATA_LOADER import CROSSED
 from emg_gpt2.base.files import replace_file
 from emg_gpt2.model.config import start_words
 from emg_gpt2.results.examples import confused_pairs, examples_of
 from emg_gpt2.results.plots import accuracy_curves, confusion_matrix, loss_curves, reliability
-from emg_gpt2.results.reading import FinishedRun, read_run
+from emg_gpt2.results.reading import TRANSDUCTIVE, FinishedRun, read_run
 from emg_gpt2.results.tables import BINS, baseline_rows, calibration, parts_table, size_and_speed, sweep_rows
 from emg_gpt2.results.used_settings import changed_settings, repeat_command
 from emg_gpt2.results.verdicts import verdicts_of
@@ -74,6 +75,8 @@ def contents(run: FinishedRun, windows: WindowSet | None) -> dict:
     return {
         "run": run,
         "metrics": run.metrics,
+        "transductive": TRANSDUCTIVE,
+        "crossed": CROSSED,
         "start": start_words(run.metrics.get("weights", "unknown")),
         "name": run.folder.resolve().name,
         "date": begin_date(run.folder),

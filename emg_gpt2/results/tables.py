@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from EMG_DATA_LOADER import PARTS
-from emg_gpt2.results.reading import FinishedRun
+from emg_gpt2.results.reading import SCALES, FinishedRun
 from emg_gpt2.results.used_settings import shown
 
 BINS = 15  # of the confidence, as in Guo et al. (2017)
@@ -136,9 +136,10 @@ def baseline_rows(run: FinishedRun) -> dict:
         return {}
     table = pd.DataFrame(run.baselines["baselines"])
     table = table.pivot_table("balanced_accuracy", ["features", "classifier"], "scaling", sort=False)
-    best = table.max()
+    best = table.max()  # of each scaling
     rows = [(*key, [(value, value == best[name]) for name, value in row.items()]) for key, row in table.iterrows()]
-    return {"scalings": list(table.columns), "rows": rows, "best": float(best.max())}
+    tops = [f"{value:.3f}, scale of the {SCALES[scaling]}" for scaling, value in best.items()]
+    return {"scalings": [SCALES[scaling] for scaling in table.columns], "rows": rows, "best": "; ".join(tops)}
 
 
 def sweep_rows(run: FinishedRun) -> dict:

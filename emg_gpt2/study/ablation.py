@@ -107,6 +107,7 @@ def facts_of_ablation(given: AblationSettings, settings: Settings, windows: Wind
         "data_note": windows.metadata["note"],
         "split": split.name,
         "split_description": split.description,
+        "transductive": settings.SCALE == "session",
         "chance": 1 / len(windows.classes),
         "seeds": given.SEEDS,
         "shares": given.SHARES,

@@ -6,8 +6,8 @@ test part, so it is flattering. For the verdict on a run they are fitted to the 
 on the validation part is compared with the model there.
 
 Scalings: "training" keeps one scale per channel, that of the training part. "session" divides each channel by its
-standard deviation over the windows of that person and day, as the model does: without labels, and the windows of the
-test part by themselves. A StandardScaler, fitted to the training part, follows both.
+standard deviation over the windows of that person and day, as SCALE = "session" does: without labels, and the windows
+of the test part by themselves. So it is transductive. A StandardScaler, fitted to the training part, follows both.
 
 Thresholds of ZC, SSC and WAMP are 30 counts, 16 counts² and 10 counts, as in putEMG's own features, where the samples
 are in counts: unit "count" and scaling "training". Everywhere else channels are divided by their standard deviation
@@ -50,6 +50,7 @@ from emg_gpt2.base.log import time_to_go, track
 from emg_gpt2.base.versions import versions
 from emg_gpt2.model.config import start_words
 from emg_gpt2.results.figures import draw_baselines, picture, shortened, use_format
+from emg_gpt2.results.reading import SCALES
 from emg_gpt2.results.report import write_report
 from emg_gpt2.results.run import resumed_settings
 from emg_gpt2.results.verdicts import log_verdicts
@@ -64,7 +65,6 @@ logger = logging.getLogger(__name__)
 
 QDA_REGULARISATION = 0.3
 SLOW, FEW_WINDOWS = ("kNN", "SVM"), 20_000  # their time grows with the square of the training windows
-SCALINGS = {"training": "training part", "session": "session"}
 TYPICAL_COUNTS = 10  # standard deviation of a putEMG channel, about
 STILL = 1e-9  # of a channel's level: what rounding leaves of a standard deviation of 0
 KEPT = ("accuracy", "balanced_accuracy", "macro_f1", "per_class", "per_subject")
@@ -87,7 +87,7 @@ CLASSIFIERS = {
     "kNN": KNeighborsClassifier(5),
     "SVM": SVC(C=50, gamma="auto"),
 }
-FITS = list(product(SCALINGS, FEATURE_SETS, CLASSIFIERS))
+FITS = list(product(SCALES, FEATURE_SETS, CLASSIFIERS))
 
 
 def evaluate_baselines(windows: WindowSet, split: Split, seed: int = 0) -> list[dict]:
@@ -106,7 +106,7 @@ def evaluate_baselines(windows: WindowSet, split: Split, seed: int = 0) -> list[
             reached = ", ".join(f"{one['classifier']} {one['balanced_accuracy']:.3f}" for one in scored)
             left = len(FITS) - len(results)
             to_go = time_to_go(time.monotonic() - began, len(results), left) if left else ""
-            logger.info(f"{name}, scale of the {SCALINGS[scaling]}: {reached}{to_go}")
+            logger.info(f"{name}, scale of the {SCALES[scaling]}: {reached}{to_go}")
     return results
 
 
@@ -262,10 +262,10 @@ def facts_of_baselines(baselines: list[dict], windows: WindowSet, split: Split, 
 def print_table(baselines: list[dict], facts: dict, console: Console) -> None:
     """Print the balanced accuracy of every baseline, the best of each scaling marked."""
     reached = {(one["features"], one["classifier"], one["scaling"]): one["balanced_accuracy"] for one in baselines}
-    best = {scaling: max(value for key, value in reached.items() if key[2] == scaling) for scaling in SCALINGS}
-    table = Table("features", "classifier", *SCALINGS.values(), box=None)
+    best = {scaling: max(value for key, value in reached.items() if key[2] == scaling) for scaling in SCALES}
+    table = Table("features", "classifier", *SCALES.values(), box=None)
     for name, kind in product(FEATURE_SETS, CLASSIFIERS):
-        values = [(reached[name, kind, scaling], best[scaling]) for scaling in SCALINGS]
+        values = [(reached[name, kind, scaling], best[scaling]) for scaling in SCALES]
         table.add_row(name, kind, *(f"[bold]{v:.3f} *[/]" if v == top else f"{v:.3f}" for v, top in values))
     console.print("Balanced accuracy on the test part, by scale (* best of the column)")
     console.print(table)
@@ -288,7 +288,7 @@ def draw_beside_run(baselines: list[dict], facts: dict, metrics: dict, path: Pat
     groups = [f"{name}, {kind}" for name, kind in product(FEATURE_SETS, CLASSIFIERS)]
     values = {
         f"scale of the {words}": [one["balanced_accuracy"] for one in baselines if one["scaling"] == scaling]
-        for scaling, words in SCALINGS.items()
+        for scaling, words in SCALES.items()
     }
     run = (f"this run, {start_words(metrics['weights'])}", metrics["balanced_accuracy"])
     draw_baselines(groups, values, run, facts["chance"], "; ".join(about), path)

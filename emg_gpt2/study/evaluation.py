@@ -87,11 +87,13 @@ def facts_of_evaluation(
     leaky = settings.SPLIT == "random" and not named
     title = "Named training and test part" if named else f"Split {settings.SPLIT}, every fold"
     title = f"Protocol {given.PROTOCOL}: {protocol.title}" if protocol else title + LEAKY * leaky
+    transductive = settings.SCALE == "session"
     return {
-        "title": title,
+        "title": title + ", transductive" * transductive,
         "protocol": given.PROTOCOL,
         "source": protocol.source if protocol else "",
         "leaky": leaky,
+        "transductive": transductive,
         "model": settings.MODEL_NAME,
         "data": str(settings.DATA_LOCATION),
         "data_note": note,

@@ -19,6 +19,7 @@ from emg_gpt2.model.build import load_model
 from emg_gpt2.model.config import start_words
 from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.results.figures import picture, shortened, use_format
+from emg_gpt2.results.reading import TRANSDUCTIVE
 from emg_gpt2.settings import Settings
 from emg_gpt2.study.finished_run import load_split, read_metrics
 from emg_gpt2.study.forearm import Filters, draw_filters, draw_importance, read_filters
@@ -135,6 +136,7 @@ def facts_of_explanation(
         "run": str(args.run),
         "part": args.part,
         "split_description": split.description,
+        "transductive": model.config.scale == "session",
         "weights": model.config.weights,
         "data_note": windows.metadata["note"],
         "method": METHOD,
@@ -219,6 +221,7 @@ def captions_of(found: dict) -> list[str]:
         f"{sum(found['windows'].values())} windows, {people}, {days}, {repetitions}; {found['part']} part; balanced "
         f"accuracy {found['balanced_accuracy']:.3f}; {start_words(found['weights'])} at the start. "
         f"{shortened(found['split_description'])}.",
+        *([f"Transductive: {TRANSDUCTIVE}."] if found["transductive"] else []),
     ]
 
 

@@ -104,13 +104,14 @@ def sample_of_run(run: Path, model: EMGForSequenceClassification) -> Sample:
 
 
 def sample_of_test_part(run: Path, settings: Settings) -> Sample:
-    """Up to STATISTICS_WINDOWS of the test part, each with its session's reference; raises EMGError."""
+    """Up to STATISTICS_WINDOWS of the test part, each with the reference of the run's test; raises EMGError."""
     task = load_task(settings)
     if not is_split_of(run, task.windows, task.split):
         raise EMGError(f"{settings.DATA_LOCATION} holds other windows than the run's split.csv")
     task = fitted_task(task, settings)
     rows = draw_rows(task.split.test, settings.SEED, STATISTICS_WINDOWS)
     description = f"{len(rows)} of the {len(task.split.test)} test windows of {settings.DATA_LOCATION.name}"
+    description += " (transductive)" if settings.SCALE == "session" else ""
     reference = task.references.of(torch.from_numpy(rows))
     return Sample(read_emg(task.windows, rows), reference, task.windows.targets[rows], description)
 

@@ -20,6 +20,7 @@ from emg_gpt2.results.figures import (
     plt,
     shortened,
 )
+from emg_gpt2.results.reading import caveats
 from emg_gpt2.study.differences import ALWAYS, IN_ORDER, SHUFFLED, join, reason, signed
 from emg_gpt2.study.people import FEWEST_PEOPLE, counted, new_table, without_nan
 
@@ -35,11 +36,10 @@ def write_ablation(found: dict, table: pd.DataFrame, out: Path) -> None:
 def origin(found: dict) -> str:
     """Backbone, weights, budget, split and data."""
     weights = join([one for one in found["weights"] if one != "none"])
-    leaky = " (LEAKY split: random windows)" * (found["split"] == "random")
     return (
         f"{found['model']}, {counted(found['blocks'], 'block')}, {weights} weights, at most "
         f"{counted(found['epochs'], 'epoch')}; chance {found['chance']:.3f}. "
-        f"{shortened(found['split_description'])}{leaky}. "
+        f"{shortened(found['split_description'])}{caveats(found)}. "
         f"Data: {Path(found['data']).name}. {found['data_note']}".strip()
     )
 

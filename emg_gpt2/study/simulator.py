@@ -5,7 +5,8 @@ columns, the file names, the clock, the programme of prompts, the label rules an
 Inferred: the order of the holds in repeats_long and sequential, of the pinches, and the CSV's details.
 Invented: every waveform. Muscles are noise sources in a cylindrical forearm, mixed into rings of electrodes.
 A person is an anatomy, a session is a new placement of the electrodes, and every repetition has its own
-force and its own mixture of muscles. Scores on such data say nothing about real people.
+force and its own mixture of muscles. At a difficulty above 1 gestures grow alike in their muscles and differ in
+how they drive them, which no covariance shows. Scores on such data say nothing about real people.
 """
 
 import argparse
@@ -68,6 +69,10 @@ EFFORT = {
     9: (18, 42, 17, 9, 8, 7, 8, 30, 5, 11, 15, 20, 18, 22),
 }
 CLASSES = tuple(EFFORT)
+# Above difficulty 1 gestures use more and more the same muscles. What tells the pinches apart is then how they drive
+# them: with motor units whose spectrum peaks twice as high, with a tremor, or both.
+FAST, TREMBLING = (7, 9), (8, 9)
+FAST_RATIO, TREMOR_HZ, DRIVE = 2.0, 6.0, 4.0  # times the spectrum's peak; Hz; strength of both, times `alike`
 LIMB_RADIUS, LIMB_LENGTH = 4.0, 8.0  # cm, elbow ring to wrist ring
 LINES = {30: 3.0, 49.99: 9.0, 60: 1.5, 90: 1.5, 150: 4.0}  # Hz: typical amplitude in counts
 
@@ -89,6 +94,7 @@ class Setup(NamedTuple):
     noise: Array  # (C,) counts RMS of the electrode and amplifier
     line_gain: Array  # (C,)
     spread: float  # difficulty
+    alike: float  # 0 … 1: how far the gestures share their muscles, and differ in how they drive them
 
 
 def programme(trajectory: str, repetitions: int | None = None) -> list[Segment]:
@@ -113,6 +119,9 @@ def prepare(args: argparse.Namespace, subject: int, session: int, trajectory: st
     Each has its own generator, so that a recording does not depend on which others are written.
     """
     spread, channels, muscles = args.difficulty, args.channels, len(MUSCLES)
+    alike = 1 - 1 / max(1, spread)
+    typical = np.array(list(EFFORT.values())) / 100
+    typical[1:] += alike * (typical[1:].mean(0) - typical[1:])
     body = np.random.default_rng([args.seed, subject])
     day = np.random.default_rng([args.seed, subject, session])
     now = np.random.default_rng([args.seed, subject, session, TRAJECTORIES.index(trajectory), 1])
@@ -135,11 +144,12 @@ def prepare(args: argparse.Namespace, subject: int, session: int, trajectory: st
     return Setup(
         # 0.03 is the far field that a monopolar electrode picks up from everywhere
         mixing=(contact * strength * (1 / distance2 + 0.03)).astype(np.float32),
-        effort=habit * np.array(list(EFFORT.values())) / 100,
+        effort=habit * typical,
         centre=body.uniform(60, 90, muscles).astype(np.float32),
         noise=day.uniform(3.5, 5, channels).astype(np.float32),
         line_gain=day.lognormal(0, 0.3, channels).astype(np.float32),
         spread=spread,
+        alike=alike,
     )
 
 
@@ -177,6 +187,11 @@ def efforts(movements: list[Segment], setup: Setup, clock: Array, rng: Rng) -> A
         rest = 0.12 * rng.lognormal(0, 0.6 * spread) * np.exp(-np.clip(clock - stop, 0, None) / 1.5)
         effort += (force * rise * (fall + (1 - fall) * rest))[:, None] * mixture
     return effort * np.exp(0.15 * spread * slow_noise(rng, shape, 0.3))
+
+
+def driven(movements: list[Segment], gestures: tuple[int, ...], clock: Array) -> Array:
+    """(time,) 1 while the hand does one of the gestures, else 0."""
+    return np.isin(label_samples(movements, clock, 0), gestures)
 
 
 def coloured_noise(rng: Rng, rows: int, rate: float, gain: Callable[[Array], Array]) -> Array:
@@ -229,9 +244,16 @@ def synthesise(setup: Setup, movements: list[Segment], clock: Array, rate: float
     rows, channels = len(clock), len(setup.noise)
     slow = np.arange(clock[0], clock[-1] + 1 / ENVELOPE_RATE, 1 / ENVELOPE_RATE)
     effort = efforts(movements, setup, slow, rng)
+    (own,) = rng.spawn(1)  # so that an easy recording does not depend on what follows
+    tremor = np.sin(2 * np.pi * TREMOR_HZ * slow + own.uniform(0, 2 * np.pi)) * driven(movements, TREMBLING, slow)
+    effort *= np.exp(DRIVE * setup.alike * tremor)[:, None]
+    fast = np.interp(clock, slow, min(1, DRIVE * setup.alike) * driven(movements, FAST, slow)).astype(np.float32)
     sources = np.empty((len(MUSCLES), rows), np.float32)
     for muscle, centre in enumerate(setup.centre):
         noise = coloured_noise(rng, rows, rate, partial(muscle_gain, centre=centre))
+        if setup.alike:
+            other = coloured_noise(own, rows, rate, partial(muscle_gain, centre=FAST_RATIO * centre))
+            noise = np.sqrt(1 - fast) * noise + np.sqrt(fast) * other
         sources[muscle] = np.interp(clock, slow, effort[:, muscle]) * noise
     emg = setup.mixing @ sources
     lines, common = interference(rng, clock, rate)

@@ -18,7 +18,7 @@ from emg_gpt2.model.normalise import measure_reference, normalise
 from emg_gpt2.model.session_path import SessionPath
 from emg_gpt2.settings import Settings
 from emg_gpt2.training.adapt import choose_trained, count_parameters
-from emg_gpt2.training.task import Task, scale_of
+from emg_gpt2.training.task import Task
 from emg_gpt2.windows.reading import WindowSet
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def new_config(windows: WindowSet, settings: Settings) -> EMGConfig:
         channels=about["channels"],
         preprocessing=about["settings"],
         unit=about["unit"],
-        scale=scale_of(settings),
+        scale=settings.SCALE,
         data_note=about["note"],
     )
 

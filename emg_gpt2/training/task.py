@@ -6,7 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from EMG_DATA_LOADER import Split, draw_rows, read_emg, reference_groups, rows_to_measure, split_windows
+from EMG_DATA_LOADER import (
+    CROSSED,
+    Split,
+    draw_rows,
+    filter_crosses,
+    read_emg,
+    reference_groups,
+    rows_to_measure,
+    split_windows,
+)
 from emg_gpt2.base.command_line import as_written
 from emg_gpt2.base.log import track
 from emg_gpt2.model.normalise import Reference, References, measure_reference
@@ -57,19 +66,14 @@ def fitted_split(split: Split, settings: Settings) -> Split:
 
 
 def session_references(windows: WindowSet, split: Split, settings: Settings) -> References:
-    """Each person's day measured on its own windows, its test part apart, or all windows on the training part."""
+    """All windows measured on the training part, or each person's day on its own windows, its test part apart."""
     groups = reference_groups(windows, split)
-    if scale_of(settings) == "training":
+    if settings.SCALE == "training":
         groups = np.minimum(groups, 0)  # one group for all
     rows = rows_to_measure(groups, split)
     drawn = (draw_rows(one, settings.SEED) for one in track(rows, "references"))
     each = [measure_reference(read_emg(windows, few)) for few in drawn]
     return References(Reference(*map(torch.cat, zip(*each, strict=True))), torch.from_numpy(groups))
-
-
-def scale_of(settings: Settings) -> str:
-    """SCALE; with CONTEXT a window's past takes the place of its session's signal as a whole."""
-    return "training" if settings.CONTEXT else settings.SCALE
 
 
 # ---- log --------------------------------------------------------------------------------------------------------
@@ -88,6 +92,8 @@ def log_data(windows: WindowSet, split: Split, settings: Settings) -> None:
         logger.info(about["note"])
     warn_of_other_windows(about["settings"], settings)
     logger.info(split.description)
+    if filter_crosses(windows, split):
+        logger.warning(f"{CROSSED}; --split trajectory keeps recordings whole")
     for part in ("validation", "test"):
         absent = set(range(len(windows.classes))) - set(windows.targets[getattr(split, part)])
         if absent:
