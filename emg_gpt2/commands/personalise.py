@@ -18,6 +18,10 @@ repetition, without LDA), else the model as it came. --keep personalised keeps t
 is read on the test part once, after that: is the adapted model better than the one that came, beyond chance (sign-flip
 test over repetitions)? It changes nothing; where it contradicts what was kept, a sentence says so.
 
+A model with context is compared in three ways on the same calibration, each test window alone: prompted (told the
+calibration, no gradient step), fine-tuned (100 steps on single windows) and LDA. With two repetitions or more the
+fine-tuned model is kept where it does better than the prompt on repetitions that were held out.
+
 A day that the model was trained on is refused. The model's config knows these days, or split.csv beside its folder;
 where neither does, the results say that it cannot be checked. The folder also holds the card, and personalise.json and
 a picture with the figures before, after, and of LDA fitted to the same calibration windows alone: the lead over it is
