@@ -142,25 +142,28 @@ def repeated(runs: list[FinishedRun]) -> str:
 
 
 def table_of_evaluation(folder: Path) -> PaperTable:
-    """A row for this project, and where baselines were run, one for each with the better of its two scales."""
+    """Rows for this project, and where baselines were run, for the one of each level that is best on validation."""
     try:
         found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     except ValueError:
         raise EMGError(f"{folder / 'evaluation.json'}: the file cannot be read; run evaluate anew") from None
     people, methods = len(found["per_subject"]), {}
-    for row in found["baselines"] or [found["overall"] | {"features": "ours", "classifier": "", "scaling": ""}]:
-        methods.setdefault((row["features"], row["classifier"]), row)  # the best one comes first
+    for row in found["baselines"] or [found["overall"] | {"features": "ours", "classifier": "", "level": ""}]:
+        methods.setdefault((row["features"] == "ours", row["level"]), row)  # the best one on validation comes first
     kinds, whom = (("mean", "std"), f"{people} people") if people > 1 else (("mean", "std_over_seeds"), "seeds")
     rows = [
         {"evaluation": found["title"]}
-        | {"method": f"{classifier} on {features}" if classifier else "this project", "scale": row["scaling"]}
+        | {
+            "method": f"{row['classifier']} on {row['features']}" if row["classifier"] else "this project",
+            "session": row["level"],
+        }
         | with_deviations(*({name: row[name].get(kind) for name in METRICS} for kind in kinds))
-        for (features, classifier), row in methods.items()
+        for row in methods.values()
     ]
     table = pd.DataFrame(rows)
     more = " ± standard deviation" if table[f"accuracy{DEVIATION}"].notna().any() else ""
     sentences = [f"{found['title']}.", f"Mean{more} over {whom}.", found["origin"], f"Chance: {found['chance']:.3f}."]
-    return PaperTable(table, True, sentences, ["Each baseline with the better of two scales."] if len(rows) > 1 else [])
+    return PaperTable(table, True, sentences, ["Baselines: the best on the validation part."] if len(rows) > 1 else [])
 
 
 # ---- text -----------------------------------------------------------------------------------------------------

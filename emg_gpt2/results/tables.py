@@ -128,17 +128,21 @@ def windows_per_second(run: FinishedRun) -> float | None:
 
 
 def baseline_rows(run: FinishedRun) -> dict:
-    """`scalings` and `rows` of baselines.json; empty without it.
+    """`levels`, `rows` and `best` of baselines.json; empty without it, or of an older version.
 
-    A row: features, classifier, and per scaling the balanced accuracy and whether it is the best of its column.
+    A row: features, classifier, and per level the balanced accuracy (None where it has none) and whether this
+    classifier is the best of the level on the validation part.
     """
-    if not run.baselines:
+    if not run.baselines or "best" not in run.baselines:
         return {}
-    table = pd.DataFrame(run.baselines["baselines"])
-    table = table.pivot_table("balanced_accuracy", ["features", "classifier"], "scaling", sort=False)
-    best = table.max()
-    rows = [(*key, [(value, value == best[name]) for name, value in row.items()]) for key, row in table.iterrows()]
-    return {"scalings": list(table.columns), "rows": rows, "best": float(best.max())}
+    best, reached = run.baselines["best"], {}
+    for one in run.baselines["baselines"]:
+        reached.setdefault((one["features"], one["classifier"]), {})[one["level"]] = one["balanced_accuracy"]
+    rows = [
+        (*name, [(found.get(level), name == (top["features"], top["classifier"])) for level, top in best.items()])
+        for name, found in reached.items()
+    ]
+    return {"levels": run.baselines["levels"], "rows": rows, "best": best}
 
 
 def sweep_rows(run: FinishedRun) -> dict:

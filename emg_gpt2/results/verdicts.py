@@ -130,7 +130,8 @@ def over_baselines(run: FinishedRun, unit: str) -> str:
     if not best:
         return f"no baseline was run beside it (python -m emg_gpt2 baselines --add-to {run.folder})"
     found = compare(run.validation, run.validation["predicted"], np.array(best["predicted"]), unit)
-    name = f"{best['classifier']} on {best['features']}, the best of {best['tried']} baselines"
+    level = f", {best['level']}" if "level" in best else ""
+    name = f"{best['classifier']} on {best['features']}{level}, the best of {best['tried']} baselines"
     return f"the model is {found.first - found.second:+.3f} from {name} ({found.sentence})"
 
 
