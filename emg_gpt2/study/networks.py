@@ -77,7 +77,7 @@ class MiniRocket(Channels):
 
 
 def convolutional(channels: int, time: int, classes: int) -> nn.Module:
-    """The fully convolutional network of Wang, Yan and Oates (IJCNN 2017), half as wide, first kernel 7 long. (B, C, T)."""
+    """The fully convolutional network of Wang, Yan and Oates (IJCNN 2017), half as wide. Input (B, C, T)."""
     widths, sizes, layers = (channels, 64, 128, 64), (7, 5, 3), []
     for before, after, size in zip(widths, widths[1:], sizes, strict=False):
         layers += [nn.Conv1d(before, after, size, padding="same"), nn.BatchNorm1d(after), nn.ReLU()]

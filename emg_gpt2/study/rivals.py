@@ -111,7 +111,8 @@ class Network(Rival):
     def fit(self, bench: Bench, over: str, setting, few: int):
         judged, level = None, "inductive" if over == "all" else "unlabelled"
         if over not in self.epochs:
-            judged = bench.judged(self.features, level, self.strengths(level)[0]), bench.targets_of(level)
+            middle = self.strengths(level)[len(self.strengths(level)) // 2]
+            judged = bench.judged(self.features, level, middle), bench.targets_of(level)
         signal, epochs = bench.trained(self.features, over), self.epochs.get(over)
         model, epochs = train_network(self.make, signal, bench.targets, bench.classes, judged, epochs, bench.seed)
         self.epochs[over] = epochs
@@ -177,16 +178,22 @@ def plain_rival(features: str, classifier: str) -> Rival:
     return Rival(features, classifier, (None,), make, classifier in SLOW)
 
 
+def covariance_rivals(table: str) -> list[Rival]:
+    """Those that read one of COVARIANCES."""
+    return [
+        *(Rival(table, name, *BALANCED[name], name in SLOW) for name in BALANCED),
+        OnCalibration(table, "LDA of the calibration", (None,), lda_alone),
+        OnCalibration(table, "nearest class mean", (None,), class_means),
+        OnCalibration(table, "means, shared covariance", PSEUDO_WINDOWS, shared_covariance),
+    ]
+
+
 def all_rivals() -> list[Rival]:
     """A new one of each, to be chosen and fitted; without pyRiemann none on the tangent space."""
-    tables = [name for name in COVARIANCES if HAS_PYRIEMANN or "tangent" not in name]
     return [
         *(plain_rival(table, name) for table, name in product(FEATURE_SETS, CLASSIFIERS)),
-        *(Rival(table, name, *BALANCED[name], name in SLOW) for table, name in product(tables, BALANCED)),
+        *(one for table in COVARIANCES if HAS_PYRIEMANN or "tangent" not in table for one in covariance_rivals(table)),
         Rival("MiniRocket", "ridge", *RIDGE),
         Network("CNN", convolutional),
         Network("transformer", Transformer),
-        *(OnCalibration(table, "LDA of the calibration", (None,), lda_alone) for table in tables),
-        *(OnCalibration(table, "nearest class mean", (None,), class_means) for table in tables),
-        *(OnCalibration(table, "means, shared covariance", PSEUDO_WINDOWS, shared_covariance) for table in tables),
     ]
