@@ -92,7 +92,7 @@ def test_the_best_of_a_level_is_chosen_on_the_validation_part(added, written):
 def test_the_table_fits_a_terminal_and_says_what_each_level_knows(added):
     assert max(len(line) for line in added[1].stdout.splitlines() if " 0." in line and ":" not in line) <= 100
     for level, words in LEVELS.items():
-        assert f"{level}: a window is judged from {words}" in added[1].stdout
+        assert f"{level}: known of the session: {words}" in added[1].stdout
     assert "Warning" not in added[1].stderr + added[1].stdout
 
 

@@ -48,6 +48,7 @@ from EMG_utils import balanced_accuracy, compute_metrics
 logger = logging.getLogger(__name__)
 
 FEW_WINDOWS, FEW_TO_CHOOSE = 20_000, 2_000  # training windows of the SLOW; while their settings are chosen
+WIDEST = 100  # columns of the table
 KEPT = ("accuracy", "balanced_accuracy", "macro_f1", "per_class", "per_subject")
 LEFT_OUT = "Tangent space is left out: it needs pyRiemann (pip install emg-gpt2[rivals])"
 
@@ -225,6 +226,7 @@ def print_table(found: dict, console: Console) -> None:
     baselines, best, levels = found["baselines"], found["best"], list(found["levels"])
     reached = {(one["features"], one["classifier"], one["level"]): one for one in baselines}
     table = Table("features", "classifier", *levels, box=None)
+    console.width = max(console.width, WIDEST)  # a narrower one would break every name
     for name in dict.fromkeys((one["features"], one["classifier"]) for one in baselines):
         table.add_row(*name, *(cell(reached.get((*name, level)), best[level]) for level in levels))
     console.print("Balanced accuracy on the test part (* best of the level on the validation part)")
@@ -257,7 +259,7 @@ def best_in_words(one: dict) -> str:
 def remarks(found: dict) -> list[str]:
     """What a reader of the figures should know, in lines."""
     drawn, lines = found["slow_train_windows"], [f"chance {found['chance']:.3f}, {found['n_test']} test windows"]
-    lines += [f"{level}: a window is judged from {words}" for level, words in found["levels"].items()]
+    lines += [f"{level}: known of the session: {words}" for level, words in found["levels"].items()]
     lines += [
         f"contexts of at most {found['context']} windows; the calibrated leave out the windows of the calibration"
     ]

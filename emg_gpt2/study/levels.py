@@ -13,10 +13,10 @@ from emg_gpt2.windows.reading import WindowSet
 from emg_gpt2.windows.sentences import CONTEXTS, first_repetitions, in_time_order, pieces, sessions_of
 
 LEVELS = {  # name → what is known of the session, in words
-    "inductive": "nothing of the session",
+    "inductive": "nothing",
     "unlabelled": CONTEXTS["unlabelled"],
     "calibrated": CONTEXTS["calibrated"],
-    "transductive": "all windows of the session that are judged, later ones too",
+    "transductive": "all its windows that are judged, later ones too",
 }
 TRAINED = {  # level → over what the training windows are averaged
     "inductive": "all",

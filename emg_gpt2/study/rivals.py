@@ -182,9 +182,9 @@ def covariance_rivals(table: str) -> list[Rival]:
     """Those that read one of COVARIANCES."""
     return [
         *(Rival(table, name, *BALANCED[name], name in SLOW) for name in BALANCED),
-        OnCalibration(table, "LDA of the calibration", (None,), lda_alone),
-        OnCalibration(table, "nearest class mean", (None,), class_means),
-        OnCalibration(table, "means, shared covariance", PSEUDO_WINDOWS, shared_covariance),
+        OnCalibration(table, "LDA of calibration", (None,), lda_alone),
+        OnCalibration(table, "class means", (None,), class_means),
+        OnCalibration(table, "means, shared cov.", PSEUDO_WINDOWS, shared_covariance),
     ]
 
 
