@@ -35,6 +35,7 @@ from emg_gpt2.study.people import (
     read_fold_figures,
     read_predictions,
 )
+from emg_gpt2.study.rivals import plain_rival
 from emg_gpt2.windows.reading import WindowSet, load_windows
 
 LONG, SHORT = "emg_gestures-{}-repeats_long-{}-11-05-00-595", "emg_gestures-{}-repeats_short-{}-11-15-26-340"
@@ -544,11 +545,18 @@ def test_baselines_stand_beside_ours_fold_by_fold(tmp_path):
         scores = [{"03": dict.fromkeys(METRICS, value) | {"windows": windows}} for value in (ours, theirs)]
         (folder / "metrics.json").write_text(json.dumps({"per_subject": scores[0]}))
         (folder / "env.json").write_text(json.dumps({"SCALE": "session"}))
-        method = {"features": "RMS", "classifier": "LDA", "scaling": "session", "per_subject": scores[1]}
+        method = {"features": "RMS", "classifier": "LDA", "level": "transductive", "validation": 0.9}
+        method["per_subject"] = scores[1]
         (folder / "baselines.json").write_text(json.dumps({"baselines": [method]}))
     first, second = compare_methods(read_fold_figures(runs))
-    assert (first["features"], first["scaling"], first["accuracy"]["mean"]) == ("ours", "session", pytest.approx(0.7))
-    assert [second[name] for name in ("features", "classifier", "scaling")] == ["RMS", "LDA", "session"]
+    assert (first["features"], first["level"], first["accuracy"]["mean"]) == (
+        "ours",
+        "transductive",
+        pytest.approx(0.7),
+    )
+    assert [second[name] for name in ("features", "classifier", "level")] == ["RMS", "LDA", "transductive"]
+    assert second["validation"] == pytest.approx(0.9)
+    assert second["p"] is None  # of one person
     assert second["balanced_accuracy"]["mean"] == pytest.approx(0.5)
     assert second["ahead"] == pytest.approx(0.2)
 
@@ -579,8 +587,9 @@ def test_every_figure_of_a_transductive_evaluation_says_so(evaluated):
         assert words in (run / name).read_text(encoding="utf-8")
 
 
-def test_baselines_are_run_once_per_split_and_shown(evaluated, small_file, tiny_gpt2, tmp_path, capsys):
+def test_baselines_are_run_once_per_split_and_shown(evaluated, small_file, tiny_gpt2, tmp_path, capsys, monkeypatch):
     """The runs stay as they are, and the second seed gets a copy; given again, the command fits nothing."""
+    monkeypatch.setattr("emg_gpt2.study.baselines.all_rivals", lambda: [plain_rival("RMS", "LDA")])
     out = shutil.copytree(evaluated.out, tmp_path / "out")
     arguments = evaluated.flags(small_file, tiny_gpt2, out, "--baselines")
     models = snapshot(out / "runs")
@@ -590,9 +599,9 @@ def test_baselines_are_run_once_per_split_and_shown(evaluated, small_file, tiny_
     for fold in evaluated.folds:
         files = [out / "runs" / f"{fold}-seed{seed}" / "baselines.json" for seed in (0, 1)]
         assert files[0].read_bytes() == files[1].read_bytes()
-    assert {row["scaling"] for row in found["baselines"]} == {"training", "session"}
+    assert {row["level"] for row in found["baselines"]} >= {"inductive", "unlabelled", "transductive"}
     assert "LDA on" in said.out
-    assert said.err.count("\nRMS, scale of the training part: ") == len(evaluated.folds)
+    assert said.err.count("\nRMS, LDA: inductive ") == len(evaluated.folds)
     windows = load_windows(Settings(DATA_LOCATION=small_file))
     settings = settings_of_runs(EvaluationSettings(SPLIT=evaluated.split[1]))
     folds, _ = folds_of(windows.table, settings, "none")

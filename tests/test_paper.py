@@ -100,23 +100,24 @@ def evaluation(folder: Path, rows: list[dict], people: int = 2) -> Path:
     return folder
 
 
-def method(features: str, classifier: str, scaling: str, figure: float) -> dict:
+def method(features: str, classifier: str, level: str, figure: float) -> dict:
     figures = {name: {"mean": figure, "std": 0.01} for name in METRICS}
-    return {"features": features, "classifier": classifier, "scaling": scaling} | figures
+    return {"features": features, "classifier": classifier, "level": level} | figures
 
 
-def test_an_evaluation_has_a_row_for_every_method_with_the_information_that_ours_has(tmp_path):
-    """Ours was measured against the training part, and so the better figure of the session's scale stays out."""
-    methods = {("RMS", "LDA", "session"): 0.95, ("RMS", "LDA", "training"): 0.9, ("ours", "", "training"): 0.8}
+def test_an_evaluation_has_a_row_for_the_first_method_of_every_level(tmp_path):
+    """evaluation.json has the best one on validation first."""
+    methods = {("ours", "", "unlabelled"): 0.8, ("RMS", "LDA", "unlabelled"): 0.9, ("RMS", "SVM", "unlabelled"): 0.95}
+    methods[("RMS", "SVM", "inductive")] = 0.7
     rows = [method(*name, figure) for name, figure in methods.items()]
     text = table("latex", evaluation(tmp_path / "one", rows), evaluation(tmp_path / "two", [], people=1))
     cell = r"\textbf{0.900 $\pm$ 0.010}"
-    assert rf"LDA on RMS & {cell} & {cell} & {cell} \\" in text
-    assert r"this project & 0.800 $\pm$ 0.010 &" in text
-    assert "0.950" not in text
-    assert "All methods at the scale of the training part." in text
+    assert rf"LDA on RMS & unlabelled & {cell} & {cell} & {cell} \\" in text
+    assert r"this project & unlabelled & 0.800 $\pm$ 0.010 &" in text
+    assert r"SVM on RMS & inductive & 0.700 $\pm$ 0.010 &" in text
+    assert "SVM on RMS & unlabelled" not in text
     assert r"a day $\rightarrow$ another. Mean $\pm$ standard deviation over 2 people." in text
-    assert r"this project & 0.500 $\pm$ 0.200 & 0.500 $\pm$ 0.200 & 0.500 \\" in text  # one person: over seeds
+    assert r"this project &  & 0.500 $\pm$ 0.200 & 0.500 $\pm$ 0.200 & 0.500 \\" in text  # one person: over seeds
     assert "standard deviation over seeds." in text
 
 

@@ -432,10 +432,12 @@ def test_sweep_and_baselines_have_their_tables(finished, tmp_path):
     pd.DataFrame({"trial": [1, 2, 3], "LR": [1e-4, 3e-4, 1e-3], **values}).to_csv(folder / "sweep.csv", index=False)
     each = {"features": "RMS", "classifier": "LDA"}
     reached = [
-        each | {"scaling": "training", "balanced_accuracy": 0.6},
-        each | {"scaling": "session", "balanced_accuracy": 0.7},
+        each | {"level": "inductive", "balanced_accuracy": 0.6},
+        each | {"level": "transductive", "balanced_accuracy": 0.7},
     ]
-    (folder / "baselines.json").write_text(json.dumps({"baselines": reached}), encoding="utf-8")
+    levels = {"inductive": "nothing", "transductive": "all"}
+    found = {"baselines": reached, "levels": levels, "best": {one["level"]: one for one in reached}}
+    (folder / "baselines.json").write_text(json.dumps(found), encoding="utf-8")
     text = re.sub(r"<[^>]+>", " ", text_of(folder))
     assert re.search(r"RMS\s+LDA\s+0\.600 \(best\)\s+0\.700 \(best\)", text)
     assert re.search(r"2\s+0\.0003\s+0\.75\s+complete\s+1\s+0\.0001\s+0\.5\s+complete\s+3\s+0\.001\s+–\s+failed", text)

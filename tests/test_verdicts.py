@@ -89,11 +89,11 @@ def test_a_run_says_what_was_and_what_was_not_compared():
     assert baseline == "no baseline was run beside it (python -m emg_gpt2 baselines --add-to runs/x)"
     assert errors == "0 of 24 windows are wrong: too few to say where the errors are"
     best = {"classifier": "SVM", "features": "RMS", "tried": 40, "predicted": right.tolist()}
-    best |= {"scaling": "session"}
+    best |= {"level": "transductive"}
     without = table.drop(columns="linear_path")
     linear, baseline, _ = verdicts_of(run_of(without, baselines={"validation": best}))
     assert linear == "the model has no linear path to compare it with"
-    assert "+0.000 from SVM on RMS, scale of the session (transductive), the best of 40 baselines" in baseline
+    assert "+0.000 from SVM on RMS, transductive, the best of 40 baselines" in baseline
     assert "no difference beyond chance" in baseline
     assert verdicts_of(run_of(table, settings={"BLOCKS": 0}))[0].startswith("tokens and head without a backbone add")
     assert verdicts_of(run_of(None)) == []  # a run of an older version

@@ -21,7 +21,18 @@ from emg_gpt2 import __version__
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SOURCES = [*ROOT.glob("emg_gpt2/**/*.py"), ROOT / "EMG_DATA_LOADER.py", ROOT / "EMG_utils.py"]
 OWN = {"emg_gpt2", "EMG_DATA_LOADER", "EMG_utils"}
-OPTIONAL_MODULES = {"tables", "gguf", "onnx", "onnxruntime", "onnxscript", "pylsl", "distributed", "mlflow", "wandb"}
+OPTIONAL_MODULES = {
+    "tables",
+    "gguf",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "pylsl",
+    "pyriemann",
+    "distributed",
+    "mlflow",
+    "wandb",
+}
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "mlflow": "mlflow-skinny"}  # of modules with another name
 BY_ANOTHER = {"tensorboard", "tables", "onnxscript"}  # accelerate, pandas and torch import them
 IMPORTED = """

@@ -19,7 +19,7 @@ from emg_gpt2.base.files import replace_file
 # Okabe and Ito's colours, which the colour-blind can tell apart (https://jfly.uni-koeln.de/color/)
 BLUE, ORANGE, BLACK, GREEN, SKY = "#0072b2", "#d55e00", "#000000", "#009e73", "#56b4e9"
 GREY, PALE = "#6b6b6b", "#d9d9d9"
-POINTS = ((BLUE, "o"), (ORANGE, "s"))  # of two kinds that are compared
+POINTS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (SKY, "v"))  # of kinds that are compared
 WIDTH = 7.2  # inches
 CAPTION = 22  # letters of a caption in an inch
 FEW_CLASSES = 12  # of more, the cells of a confusion matrix have no room for their counts
@@ -178,27 +178,34 @@ def _draw_trials(axes: plt.Axes, table: pd.DataFrame, x: pd.Series) -> None:
 
 
 def draw_baselines(
-    groups: list[str], values: dict[str, list[float]], run: tuple[str, float], chance: float, caption: str, path: Path
+    groups: list[str],
+    values: dict[str, list[float]],
+    best: dict[str, int],
+    order: np.ndarray,
+    run: tuple[str, float],
+    chance: float,
+    caption: str,
+    path: Path,
 ) -> None:
-    """Balanced accuracy of each group, the best one on top, in a column of points and one of numbers per key.
+    """Balanced accuracy of each group in `order`, in a column of points and one of numbers per key; nan: it has none.
 
-    run: name and value of the run that they stand beside.
+    best: per key the group that is marked; run: name and value of the run that they stand beside.
     """
-    order = np.argsort([-max(both) for both in zip(*values.values(), strict=True)], kind="stable")
     names = [run[0], *(groups[place] for place in order)]
-    figure, axes = plt.subplots(figsize=(WIDTH, 1.5 + 0.17 * len(names)))
+    figure, axes = plt.subplots(figsize=(WIDTH, 1.5 + 0.15 * len(names)))
     axes.axvline(run[1], color=BLACK, lw=0.8)
     axes.plot(run[1], 0, "D", color=BLACK, label=run[0])
-    axes.text(1.02, 0, f"{run[1]:.3f}", transform=axes.get_yaxis_transform(), va="center", fontsize=7)
+    axes.text(1.02, 0, f"{run[1]:.3f}", transform=axes.get_yaxis_transform(), va="center", fontsize=6)
     rows = np.arange(1, len(names))
     columns = [np.array(one)[order] for one in values.values()]
-    axes.hlines(rows, np.min(columns, axis=0), np.max(columns, axis=0), color=PALE)
-    for place, (name, column, (colour, marker)) in enumerate(zip(values, columns, POINTS, strict=True)):
-        axes.plot(column, rows, marker, color=colour, mfc=("none" if place else colour), label=name)
-        for row, value in zip(rows, column, strict=True):
-            at = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 7, "color": colour}
-            axes.text(1.02 + 0.08 * place, row, f"{value:.3f}", **at)
-    axes.set_yticks(range(len(names)), names)
+    axes.hlines(rows, np.nanmin(columns, axis=0), np.nanmax(columns, axis=0), color=PALE)
+    for place, (name, column, (colour, marker)) in enumerate(zip(values, columns, POINTS, strict=False)):
+        axes.plot(column, rows, marker, color=colour, mfc=("none" if place % 2 else colour), ms=4, label=name)
+        for row, value in zip(rows[np.isfinite(column)], column[np.isfinite(column)], strict=True):
+            weight = "bold" if order[row - 1] == best[name] else "normal"
+            at = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 6, "color": colour}
+            axes.text(1.02 + 0.08 * place, row, f"{value:.3f}", weight=weight, **at)
+    axes.set_yticks(range(len(names)), names, fontsize=6)
     axes.set(xlim=(0, 1), ylim=(len(names) - 0.4, -0.6), xlabel="balanced accuracy, test part")
     draw_chance(axes, chance, across=False)
     axes.grid(axis="x")

@@ -14,7 +14,7 @@ import pandas as pd
 
 from emg_gpt2.base.errors import EMGError
 from emg_gpt2.results.comparison import HIGHER, cells, names_of, notes_of, why_not_comparable
-from emg_gpt2.results.reading import SCALES, FinishedRun, read_run
+from emg_gpt2.results.reading import FinishedRun, read_run
 from emg_gpt2.results.used_settings import shown, used_settings
 
 METRICS = {"balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "macro_f1": "macro F1"}
@@ -142,27 +142,28 @@ def repeated(runs: list[FinishedRun]) -> str:
 
 
 def table_of_evaluation(folder: Path) -> PaperTable:
-    """A row for this project, and where baselines were run, one for each with the same information: its scale."""
+    """Rows for this project, and where baselines were run, for the one of each level that is best on validation."""
     try:
         found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     except ValueError:
         raise EMGError(f"{folder / 'evaluation.json'}: the file cannot be read; run evaluate anew") from None
-    people = len(found["per_subject"])
-    methods = found["baselines"] or [found["overall"] | {"features": "ours", "classifier": "", "scaling": ""}]
-    own = next(row["scaling"] for row in methods if row["features"] == "ours")
+    people, methods = len(found["per_subject"]), {}
+    for row in found["baselines"] or [found["overall"] | {"features": "ours", "classifier": "", "level": ""}]:
+        methods.setdefault((row["features"] == "ours", row["level"]), row)  # the best one on validation comes first
     kinds, whom = (("mean", "std"), f"{people} people") if people > 1 else (("mean", "std_over_seeds"), "seeds")
     rows = [
         {"evaluation": found["title"]}
-        | {"method": f"{row['classifier']} on {row['features']}" if row["classifier"] else "this project"}
+        | {
+            "method": f"{row['classifier']} on {row['features']}" if row["classifier"] else "this project",
+            "session": row["level"],
+        }
         | with_deviations(*({name: row[name].get(kind) for name in METRICS} for kind in kinds))
-        for row in methods
-        if row["scaling"] == own
+        for row in methods.values()
     ]
     table = pd.DataFrame(rows)
     more = " ± standard deviation" if table[f"accuracy{DEVIATION}"].notna().any() else ""
     sentences = [f"{found['title']}.", f"Mean{more} over {whom}.", found["origin"], f"Chance: {found['chance']:.3f}."]
-    notes = [f"All methods at the scale of the {SCALES[own]}."] if len(rows) > 1 else []
-    return PaperTable(table, True, sentences, notes)
+    return PaperTable(table, True, sentences, ["Baselines: the best on the validation part."] if len(rows) > 1 else [])
 
 
 # ---- text -----------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from emg_gpt2.base.text import in_short
 
 NEEDED = ("accuracy", "balanced_accuracy", "macro_f1", "per_class", "per_subject", "confusion_matrix", "classes")
 TRANSDUCTIVE = "each window was measured against the signal of its whole session, later windows included"
-SCALES = {"training": "training part", "session": "session (transductive)"}  # SCALE → the signal that it is of
 IDENTITY = ["subject", "session", "recording", "TRAJ_GT", "start"]  # columns that tell windows apart
 HELD_OUT = {
     "trajectory": "Whole recordings were held out: the model saw other recordings of the same people and days.",

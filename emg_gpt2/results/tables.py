@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from EMG_DATA_LOADER import PARTS
-from emg_gpt2.results.reading import SCALES, FinishedRun
+from emg_gpt2.results.reading import FinishedRun
 from emg_gpt2.results.used_settings import shown
 
 BINS = 15  # of the confidence, as in Guo et al. (2017)
@@ -128,18 +128,21 @@ def windows_per_second(run: FinishedRun) -> float | None:
 
 
 def baseline_rows(run: FinishedRun) -> dict:
-    """`scalings` and `rows` of baselines.json; empty without it.
+    """`levels`, `rows` and `best` of baselines.json; empty without it, or of an older version.
 
-    A row: features, classifier, and per scaling the balanced accuracy and whether it is the best of its column.
+    A row: features, classifier, and per level the balanced accuracy (None where it has none) and whether this
+    classifier is the best of the level on the validation part.
     """
-    if not run.baselines:
+    if not run.baselines or "best" not in run.baselines:
         return {}
-    table = pd.DataFrame(run.baselines["baselines"])
-    table = table.pivot_table("balanced_accuracy", ["features", "classifier"], "scaling", sort=False)
-    best = table.max()  # of each scaling
-    rows = [(*key, [(value, value == best[name]) for name, value in row.items()]) for key, row in table.iterrows()]
-    tops = [f"{value:.3f}, scale of the {SCALES[scaling]}" for scaling, value in best.items()]
-    return {"scalings": [SCALES[scaling] for scaling in table.columns], "rows": rows, "best": "; ".join(tops)}
+    best, reached = run.baselines["best"], {}
+    for one in run.baselines["baselines"]:
+        reached.setdefault((one["features"], one["classifier"]), {})[one["level"]] = one["balanced_accuracy"]
+    rows = [
+        (*name, [(found.get(level), name == (top["features"], top["classifier"])) for level, top in best.items()])
+        for name, found in reached.items()
+    ]
+    return {"levels": run.baselines["levels"], "rows": rows, "best": best}
 
 
 def sweep_rows(run: FinishedRun) -> dict:

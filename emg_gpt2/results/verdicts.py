@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import permutation_test
 
-from emg_gpt2.results.reading import SCALES, FinishedRun, read_run
+from emg_gpt2.results.reading import FinishedRun, read_run
 
 logger = logging.getLogger(__name__)
 
@@ -130,8 +130,8 @@ def over_baselines(run: FinishedRun, unit: str) -> str:
     if not best:
         return f"no baseline was run beside it (python -m emg_gpt2 baselines --add-to {run.folder})"
     found = compare(run.validation, run.validation["predicted"], np.array(best["predicted"]), unit)
-    scale = SCALES[best["scaling"]]
-    name = f"{best['classifier']} on {best['features']}, scale of the {scale}, the best of {best['tried']} baselines"
+    level = f", {best['level']}" if "level" in best else ""
+    name = f"{best['classifier']} on {best['features']}{level}, the best of {best['tried']} baselines"
     return f"the model is {found.first - found.second:+.3f} from {name} ({found.sentence})"
 
 

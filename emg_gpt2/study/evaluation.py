@@ -17,13 +17,13 @@ from emg_gpt2.base.files import replace_file, write_json
 from emg_gpt2.base.log import track
 from emg_gpt2.results.figures import use_format
 from emg_gpt2.settings import Settings, settings_of_main
-from emg_gpt2.study.baselines import evaluate_baselines, validated
+from emg_gpt2.study.baselines import compare
 from emg_gpt2.study.folds import Fold, folds_of, reported_figures
 from emg_gpt2.study.options import EVALUATED, EvaluationSettings
 from emg_gpt2.study.people import results_over_people, write_evaluation
 from emg_gpt2.study.protocols import LEAKY, PROTOCOLS
 from emg_gpt2.study.runs import Run, carry_out, check_identity, finished, identity, is_finished, locked, train_and_test
-from emg_gpt2.training.task import fitted_split, make_task
+from emg_gpt2.training.task import make_task
 from emg_gpt2.training.tracker import require_tracker
 from emg_gpt2.windows.reading import WindowSet, load_windows
 
@@ -152,6 +152,5 @@ def find_baselines(run: FoldRun, windows: WindowSet) -> None:
             replace_file(path, partial(shutil.copy, other))
             return
     part, split = windows_and_split(run, windows)
-    found = evaluate_baselines(part, fitted_split(split, run.settings))
-    found = {"baselines": found} | validated(run.folder, part, split)
+    found = compare(part, split, run.settings, run.folder)
     replace_file(path, lambda new: write_json(new, found))

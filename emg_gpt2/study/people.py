@@ -11,21 +11,21 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, wilcoxon
 from sklearn.metrics import confusion_matrix
 
 from emg_gpt2.base.files import new_files, write_json
 from emg_gpt2.model.config import start_words
 from emg_gpt2.results.figures import BLACK, BLUE, GREY, ORANGE, SKY, WIDTH, draw_chance, finish, plt
 from emg_gpt2.results.paper import METRICS
-from emg_gpt2.results.reading import SCALES
-from emg_gpt2.results.verdicts import over_linear_path
+from emg_gpt2.results.verdicts import FEWEST_UNITS, over_linear_path
+from emg_gpt2.study.levels import CONTEXT_OF, LEVELS
 from EMG_utils import draw_confusion_matrix, summary
 
 FEWEST_PEOPLE = 3  # for an interval: the resamples of two people are three different means
 RESAMPLES = 9999
 MANY_PEOPLE = 12  # of more, the names are turned upright in the picture
-METHOD = ["features", "classifier", "scaling"]
+METHOD = ["features", "classifier", "level"]
 
 
 # ---- figures --------------------------------------------------------------------------------------------------
@@ -91,10 +91,11 @@ def read_fold_figures(runs: dict[tuple[str, int], Path]) -> pd.DataFrame:
     for (_, seed), folder in runs.items():
         path = folder / "baselines.json"
         if path.is_file():
-            ours = {"features": "ours", "classifier": "", "scaling": read_json(folder / "env.json")["SCALE"]}
-            ours["per_subject"] = read_json(folder / "metrics.json")["per_subject"]
-            for one in [ours, *read_json(path)["baselines"]]:
-                method = {name: one[name] for name in METHOD} | {"seed": seed}
+            each = people_of_run(read_json(folder / "metrics.json"), read_json(folder / "env.json"))
+            names = {"features": "ours", "classifier": "", "validation": np.nan}
+            ours = [names | {"level": level, "per_subject": people} for level, people in each.items()]
+            for one in [*ours, *read_json(path)["baselines"]]:
+                method = {name: one[name] for name in (*METHOD, "validation")} | {"seed": seed}
                 rows += [method | {"subject": subject} | found for subject, found in one["per_subject"].items()]
     return pd.DataFrame(rows)
 
@@ -103,24 +104,44 @@ def compare_methods(fold_figures: pd.DataFrame) -> list[dict]:
     """Every method's figures: mean over folds, weighted by windows, and over seeds; then mean ± deviation over people.
 
     Predictions of baselines are not kept, so no figure here is one of pooled windows, neither theirs nor ours.
-    `ahead`: by how much the balanced accuracy of ours is higher.
+    `validation`: mean balanced accuracy on the validation parts, by which the rows are in order, ours first; `ahead`:
+    by how much the balanced accuracy of ours is higher at that level, None where ours has none, and `p` of it.
     """
     weights = fold_figures["windows"]
     totals = fold_figures[list(METRICS)].mul(weights, axis=0).join(fold_figures[[*METHOD, "seed", "subject"]])
     keys = [*METHOD, "subject", "seed"]
     means = totals.groupby(keys).sum().div(weights.groupby([fold_figures[key] for key in keys]).sum(), axis=0)
     people = means.groupby([*METHOD, "subject"]).mean()
-    ours = people.loc[("ours", "")].droplevel("scaling")
+    ours, validation = people.loc[("ours", "")], fold_figures.groupby(METHOD)["validation"].mean()
     rows = []
     for method, found in people.groupby(METHOD):
-        row = dict(zip(METHOD, method, strict=True)) | {"ahead": (ours - found.loc[method]).mean()["balanced_accuracy"]}
-        rows.append(row | {metric: {"mean": found[metric].mean(), "std": found[metric].std()} for metric in METRICS})
-    return sorted(rows, key=lambda row: -row["balanced_accuracy"]["mean"])
+        row = dict(zip(METHOD, method, strict=True)) | {"validation": validation[method], "ahead": None, "p": None}
+        if method[2] in ours.index:
+            differences = (ours.loc[method[2]] - found.loc[method])["balanced_accuracy"].dropna().to_numpy()
+            row |= {"ahead": differences.mean(), "p": wilcoxon_p(differences)}
+        rows.append(row | {metric: over_values(found[metric].to_numpy()) for metric in METRICS})
+    return sorted(rows, key=lambda row: (row["features"] != "ours", -row["validation"]))
 
 
-def own_scaling(rows: list[dict]) -> str:
-    """The scaling that ours has among the rows of `compare_methods`."""
-    return next(row["scaling"] for row in rows if row["features"] == "ours")
+def people_of_run(metrics: dict, settings: dict) -> dict[str, dict]:
+    """Level → person → figures of a run of main.py on its test part, from metrics.json and env.json."""
+    usual = "transductive" if settings.get("SCALE", "session") == "session" else "inductive"
+    context = {CONTEXT_OF[name]: one["per_subject"] for name, one in metrics.get("context", {}).items()}
+    return context or {usual: metrics["per_subject"]}
+
+
+def over_values(values: np.ndarray) -> dict:
+    """Mean, deviation and 95 % bootstrap interval of one value per person; None for what too few people give."""
+    low, high = interval(values) or (None, None)
+    std = values.std(ddof=1) if len(values) > 1 else None
+    return {"mean": values.mean(), "std": std, "low": low, "high": high}
+
+
+def wilcoxon_p(differences: np.ndarray) -> float | None:
+    """Two-sided p of Wilcoxon's signed-rank test of one difference per person; None for too few people."""
+    if len(differences) < FEWEST_UNITS:
+        return None
+    return float(wilcoxon(differences).pvalue) if differences.any() else 1.0
 
 
 # ---- results --------------------------------------------------------------------------------------------------
@@ -196,11 +217,12 @@ def draw_people(found: dict, path: Path) -> None:
     values = [one["balanced_accuracy"] for one in people.values()]
     axes.plot(list(places.values()), values, "o", color=BLUE, label="person, mean over seeds")
     _draw_mean(axes, found["overall"]["balanced_accuracy"], len(places))
-    if found["baselines"]:
-        own = own_scaling(found["baselines"])  # the same information
-        best = next(row for row in found["baselines"] if row["features"] != "ours" and row["scaling"] == own)
-        name, mean = f"{best['classifier']} on {best['features']}", best["balanced_accuracy"]["mean"]
-        axes.axhline(mean, ls="--", color=ORANGE, label=f"best baseline, mean over people ({name}): {mean:.3f}")
+    theirs = [row for row in found["baselines"] if row["features"] != "ours"]
+    theirs = [row for row in theirs if row["ahead"] is not None]  # at a level of ours
+    if theirs:
+        name, mean = f"{theirs[0]['classifier']} on {theirs[0]['features']}", theirs[0]["balanced_accuracy"]["mean"]
+        words = f"best baseline on validation ({theirs[0]['level']}), mean over people ({name})"
+        axes.axhline(mean, ls="--", color=ORANGE, label=f"{words}: {mean:.3f}")
     names = [*places, "mean"]
     axes.set_xticks([*places.values(), len(places) + 0.5], names, rotation=90 if len(names) > MANY_PEOPLE else 0)
     axes.set(xlim=(-0.7, len(places) + 1.2), ylim=(0, 1.03), xlabel="person", ylabel="balanced accuracy, test part")
@@ -265,23 +287,31 @@ def _subject_table(found: dict) -> Table:
 
 
 def _baseline_table(rows: list[dict]) -> Table:
-    """Balanced accuracy with both scalings; the rest with the scaling that ours has."""
-    title = "Beside the baselines: mean over folds, then mean ± deviation over people;\n"
-    title += "accuracy, macro F1 and our lead at the scale that ours has"
-    names = ("balanced,\ntraining scale", "balanced, session\n(transductive)", "accuracy", "macro F1", "ours ahead\nby")
-    table, methods = new_table(title, "method", *names), {}
-    own = own_scaling(rows)
-    for row in rows:  # the best one first
-        methods.setdefault((row["features"], row["classifier"]), {})[row["scaling"]] = row
-    for (features, classifier), both in methods.items():
-        balanced = [both[scaling]["balanced_accuracy"] if scaling in both else None for scaling in SCALES]
-        cells = [f"{number(one['mean'])} ± {number(one['std'])}" if one else "" for one in balanced]
-        cells += [number(both[own][metric]["mean"]) for metric in ("accuracy", "macro_f1")]
-        if features == "ours":
-            table.add_row("ours", *cells, style="bold")
-        else:
-            table.add_row(f"{classifier} on {features}", *cells, f"{both[own]['ahead']:+.3f}")
+    """Balanced accuracy at each level; the best one on validation is marked, and how far ours is ahead is said."""
+    title = (
+        "Balanced accuracy of the test part beside the baselines: mean over folds, then mean ± deviation over people"
+    )
+    levels = [level for level in LEVELS if any(row["level"] == level for row in rows)]
+    table, methods = new_table(f"{title} (* best on validation)", "method", *levels), {}
+    best = [next((row for row in rows if row["level"] == level != row["features"] != "ours"), None) for level in levels]
+    for row in rows:
+        name = "ours" if row["features"] == "ours" else f"{row['classifier']} on {row['features']}"
+        star = " *" if row in best else ""
+        methods.setdefault(name, {})[row["level"]] = mean_and_deviation(row["balanced_accuracy"]) + star
+    for name, cells in methods.items():
+        table.add_row(name, *(cells.get(level, "") for level in levels), style="bold" if name == "ours" else "")
+    for row in filter(None, best):
+        if row["ahead"] is not None:
+            p = "too few people to test" if row["p"] is None else f"p = {row['p']:.2g}, Wilcoxon over people"
+            table.caption = (
+                f"{table.caption or ''}\n{row['level']}: ours is {row['ahead']:+.3f} from the best ({p})".strip()
+            )
     return table
+
+
+def mean_and_deviation(one: dict) -> str:
+    """0.812 ± 0.040."""
+    return number(one["mean"]) if one["std"] is None else f"{number(one['mean'])} ± {number(one['std'])}"
 
 
 def new_table(title: str, *columns: str) -> Table:

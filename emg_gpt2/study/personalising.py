@@ -23,7 +23,8 @@ from emg_gpt2.model.model import EMGForSequenceClassification
 from emg_gpt2.results.figures import BLUE, GREEN, GREY, ORANGE, WIDTH, draw_chance, finish, picture, plt, use_format
 from emg_gpt2.results.verdicts import Comparison, compare
 from emg_gpt2.study.adapting import adapt, covariances, lda_logits, logits_of, with_reference_of
-from emg_gpt2.study.baselines import KEPT, scaled_features, score
+from emg_gpt2.study.baselines import FEW_WINDOWS, KEPT
+from emg_gpt2.study.bench import Bench
 from emg_gpt2.study.calibration import (
     check_gestures,
     check_recordings,
@@ -32,7 +33,8 @@ from emg_gpt2.study.calibration import (
     order_of_repetitions,
     windows_of_session,
 )
-from emg_gpt2.study.features import FEATURE_SETS
+from emg_gpt2.study.levels import USUAL_CONTEXT
+from emg_gpt2.study.rivals import plain_rival
 from emg_gpt2.study.telling import after_others, alone, prompted, tune, windows_to_tell
 from emg_gpt2.windows.reading import WindowSet, load_windows
 from EMG_utils import compute_metrics
@@ -219,11 +221,11 @@ def lda_on_covariances(model: EMGForSequenceClassification, windows: WindowSet, 
 
 def lda_on_features(windows: WindowSet, split: Split) -> dict[tuple[str, str], dict]:
     """Score LDA with shrinkage as among the baselines, with the scale of the calibration part."""
-    features, everything = scaled_features(windows, split, "training"), np.arange(len(split.train))
-    scored = {}
+    bench, scored = Bench(windows, split.train, split.test, USUAL_CONTEXT), {}
     for name in LDA_FEATURES:
-        table = np.concatenate([features[member] for member in FEATURE_SETS[name]], axis=1)
-        scored["baseline", f"LDA on {name}"] = score(windows, split, table, "LDA shrinkage", everything)
+        predicted = plain_rival(name, "LDA shrinkage").predict(bench, "inductive", None, 1, FEW_WINDOWS)
+        one_hot = np.eye(bench.classes)[predicted]
+        scored["baseline", f"LDA on {name}"] = compute_metrics(windows, bench.rows_of("inductive"), one_hot)
     return scored
 
 
