@@ -127,7 +127,7 @@ def test_the_verdict_names_the_best_baseline_of_the_run_s_level(added, written):
     right = np.array(best["predicted"]) == validation["TRAJ_GT"]
     assert best["balanced_accuracy"] == pytest.approx(right.groupby(validation["TRAJ_GT"]).mean().mean())
     assert best["level"] == "inductive"  # a run without context, measured against the training part
-    name = f"from {best['classifier']} on {best["features"]}, inductive, the best of {best['tried']} baselines"
+    name = f"from {best['classifier']} on {best['features']}, inductive, the best of {best['tried']} baselines"
     assert name in added[1].stderr
     assert name in (added[0] / "report.html").read_text(encoding="utf-8")
 
