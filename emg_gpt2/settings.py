@@ -20,9 +20,8 @@ from emg_gpt2.base.registry import HeadName, TokeniserName
 from emg_gpt2.base.setting_sources import env_file, pairs, settings_file, variables
 from emg_gpt2.base.text import what_is_wrong
 
-ABOUT = """Every setting in these groups is also a constant of ENV.py and an environment variable: --num-epochs,
-NUM_EPOCHS, EMG_NUM_EPOCHS. A flag goes before the variable, that before the file of --settings, and that before
-ENV.py."""
+ABOUT = """Every setting is also a constant of ENV.py and a variable: --num-epochs, NUM_EPOCHS, EMG_NUM_EPOCHS.
+A flag goes before the variable, that before the file of --settings, and that before ENV.py."""
 SETTINGS_FILE = "settings as TOML (NUM_EPOCHS = 5), or a run's env.json, which repeats that run in a new folder"
 NAME_FORM = "TYPE-SUBJECT-TRAJECTORY-DATE-TIME, such as emg_gestures-03-repeats_long-2018-05-11-11-05-00-695"
 NAME_RULE = (

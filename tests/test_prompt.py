@@ -54,9 +54,9 @@ def test_mixes_of_gestures(windows):
         {0: np.arange(10), 1: np.arange(10, 20), 2: np.arange(20, 22), 3: np.arange(30, 40)},
         np.random.default_rng(0),
     )
-    counts = {mix: np.bincount(draw_mix(first, mix, 20, windows, rng) // 10) for mix in ("balanced", "mostly rest")}
+    counts = {mix: np.bincount(draw_mix(first, mix, 20, windows, rng) // 10) for mix in ("balanced", "much rest")}
     assert counts["balanced"].tolist() == [5, 5, 5, 5]  # two windows of the third gesture, drawn five times
-    assert counts["mostly rest"].tolist() == [14, 2, 2, 2]
+    assert counts["much rest"].tolist() == [14, 2, 2, 2]
     few = [set(draw_mix(first, "few gestures", 20, windows, np.random.default_rng(n)) // 10) for n in range(9)]
     assert {len(one) for one in few} == {3}
     assert len(set(map(frozenset, few))) > 1
@@ -80,7 +80,7 @@ def test_a_study_of_prompts(study):
     assert kinds == [
         ["unlabelled", "balanced", 0],
         ["unlabelled", "balanced", 5],
-        ["unlabelled", "mostly rest", 10],
+        ["unlabelled", "much rest", 10],
         ["unlabelled", "few gestures", 10],
         ["calibrated", "balanced", 1],
         ["calibrated", "balanced", 6],  # 18 of 20 windows; 30 of each gesture are more than the context holds

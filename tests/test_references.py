@@ -45,11 +45,12 @@ def parts_of(table: pd.DataFrame, rate: int) -> dict[str, pd.DataFrame]:
     return {part: table.iloc[kept] for part, kept in rows.items()}
 
 
-def accuracy(table: pd.DataFrame, rate: int, model: Path, folder: Path, file: str) -> float:
-    """Accuracy of `predict` as it is by default, without smoothing, on a recording of these rows."""
+def accuracy(table: pd.DataFrame, rate: int, model: Path, folder: Path, file: str, *more: str) -> float:
+    """Accuracy of `predict` without smoothing, on a recording of these rows."""
     folder.mkdir()
     path = write_raw(table.set_axis(5 + np.arange(len(table)) / rate), folder / file)
-    assert predict.main([str(path), "--model", str(model), "--out", str(folder / "out"), "--smooth", "none"]) == 0
+    named = ["--model", str(model), "--out", str(folder / "out"), "--smooth", "none", *more]
+    assert predict.main([str(path), *named]) == 0
     return json.loads((folder / "out" / "metrics.json").read_text())["all"]["with"]["accuracy"]
 
 
@@ -81,10 +82,17 @@ def test_a_whole_session_is_measured_by_itself_without_a_word(model, later_day, 
 @pytest.mark.parametrize("part", FEW)
 def test_few_gestures_are_known_as_well_as_many_and_a_warning_says_why(model, later_day, tmp_path, capsys, part):
     table = parts_of(later_day, 1000)[part]
-    assert accuracy(table, 1000, model, tmp_path / "part", name(12, 10)) > 0.95
+    assert accuracy(table, 1000, model, tmp_path / "part", name(12, 10), "--reference", "session") > 0.95
     said = capsys.readouterr().err
     assert ("short (" in said) == (len(table) < 15_000)
     assert ("one-sided (it looks like" in said) == (part != "ten seconds")
+
+
+@pytest.mark.parametrize("part", FEW)
+def test_few_gestures_are_known_as_well_as_many_by_default(model, later_day, tmp_path, capsys, part):
+    """No window is measured against the others of its recording."""
+    assert accuracy(parts_of(later_day, 1000)[part], 1000, model, tmp_path / "part", name(12, 10)) > 0.95
+    assert "as a reference" not in capsys.readouterr().err
 
 
 def test_a_signal_of_another_unit_is_far_from_the_training_part(model, later_day, tmp_path, capsys):

@@ -110,10 +110,10 @@ def read_new_signal(path: Path, signals: list[Signal], setup: Setup) -> Signal:
 
 def reference_of_day(signals: list[Signal], setup: Setup) -> FixedReference | RunningReference | None:
     """What the windows of a person and day are measured against; None where no recording could be read."""
-    if setup.fixed or not signals:
-        return setup.fixed
-    if setup.reference == "running":
-        return RunningReference(setup.model, setup.hop)
+    if not signals:
+        return None
+    if setup.reference != "session":
+        return setup.new_measure()
     return FixedReference(reference_of_signals(name_of(signals), signals, setup.model))
 
 

@@ -1,4 +1,4 @@
-"""What windows are measured against: one reference that stays, or that of the session so far."""
+"""What windows are measured against: the model's own reference, another that stays, or that of the session so far."""
 
 import logging
 import math
@@ -76,6 +76,21 @@ class RunningReference:
             warn_of_doubts(name, self.model, *map(np.stack, zip(*self.kept, strict=True)))
 
 
+class OwnReference(RunningReference):
+    """The model's own reference; windows are kept as those of a running one, to see whether they are far from it."""
+
+    left = 256
+
+    @property
+    def reference(self) -> Reference:
+        return self.model.reference
+
+    def warn_of_doubts(self, name: str) -> None:
+        """Log where the signal, called `name`, is far from the training part."""
+        if self.kept:
+            warn_if_far(name, self.model, np.stack([window for window, _ in self.kept]))
+
+
 def session_reference(model: EMGForSequenceClassification, windows: np.ndarray, values: np.ndarray) -> Reference:
     """The reference of a session, one row, from windows (n, T, C) and their probabilities (n, K).
 
@@ -147,6 +162,11 @@ def warn_of_doubts(name: str, model: EMGForSequenceClassification, windows: np.n
             f"gestures that it looks like, and the training part counts {own:.0%}; a recording of the day with every "
             "gesture is better (--reference FILE)"
         )
+    warn_if_far(name, model, windows)
+
+
+def warn_if_far(name: str, model: EMGForSequenceClassification, windows: np.ndarray) -> None:
+    """Log where the windows (n, T, C) of `name` are far from the training part."""
     if (far := distance_from_training(model, windows)) > FAR:
         logger.warning(
             f"{name}: the signal is far from the training part ({far:.2f} standard deviations on average; other "

@@ -14,6 +14,8 @@ from emg_gpt2.live.options import HOP_MS
 from emg_gpt2.live.references import (
     MEASURED_WINDOWS,
     FixedReference,
+    OwnReference,
+    RunningReference,
     is_doubtful,
     session_reference,
     warn_of_doubts,
@@ -48,14 +50,17 @@ class Setup:
         self.fixed, self.calibration = self._fixed_reference(), read_calibration(args, self.model)
 
     def _fixed_reference(self) -> FixedReference | None:
-        if self.reference == "model":
-            return FixedReference(self.model.reference)
-        if self.reference in ("session", "running"):
+        if self.reference in ("session", "running", "model"):
             return None
         paths = find_recordings([Path(self.reference)])
         signals = [read_signal(path, self.model, self.args.filter) for path in paths]
         self.measured = frozenset(signal.name for signal in signals)
         return FixedReference(reference_of_signals(self.reference, signals, self.model))
+
+    def new_measure(self) -> FixedReference | RunningReference:
+        """What the windows of a session are measured against, but for that of the session as a whole."""
+        kind = OwnReference if self.reference == "model" else RunningReference
+        return self.fixed or kind(self.model, self.hop)
 
     def is_transductive(self, names: Iterable[str]) -> bool:
         """Whether windows of the recordings `names` are measured against signal that comes after them."""

@@ -104,7 +104,7 @@ class Decider:
         self.setup, self.source, self.troubles = setup, source, Troubles()
         self.names = np.array([*config.class_names, "rejected"])  # REJECTED, −1, is the last one
         self.joiner = Joiner(config.channels, source.rate, self.troubles)
-        self.measure = setup.fixed or RunningReference(setup.model, setup.hop)
+        self.measure = setup.new_measure()
         self.most = None if source.waits else max(1, round(1000 * BEHIND_S / setup.hop_ms))
         self.origin, self.arrivals = (
             0,

@@ -26,7 +26,7 @@ ALIGNMENTS = 3  # times that the training sessions are turned towards each other
 WEIGHT = 0.3  # of a log likelihood, whose directions are not as independent as the model has it
 TOLD_WEIGHT, UNTOLD_WEIGHT = 0.5, 0.3  # of a window read, because neighbouring windows are alike
 EXPECTED = 8  # windows of each class that are thought to have been read before the first
-BLOCKS = 8  # of windows in a context: after each the means move
+BLOCKS, SMALLEST_BLOCK = 8, 4  # of windows in a context, and the windows of one: after each the means move
 STEPS = 3  # of the expectation maximisation
 EVIDENCE = 20  # windows, at most, whose likelihood speaks for a turn
 
@@ -60,7 +60,7 @@ class SessionPath(nn.Module):
         turns = [turn_rings(channels, config.ring, turn)[1] for turn in range(config.ring if whole_rings else 1)]
         features = len(turns[0])
         kept = min(features, MOST_DIRECTIONS)
-        self.block = max(1, config.context // BLOCKS)
+        self.block = max(SMALLEST_BLOCK, config.context // BLOCKS)
         self.register_buffer("pairs", torch.stack(turns), persistent=False)
         self.register_buffer("shares", torch.full((len(turns),), 1 / len(turns)))
         self.register_buffer("centre", torch.zeros(features))

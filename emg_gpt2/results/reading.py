@@ -80,7 +80,7 @@ class FinishedRun:
 
 def caveats(metrics: dict) -> str:
     """The warnings beside every figure of a leaky split or of a transductive test, in brackets; else nothing."""
-    leaky, transductive = metrics["split"] == "random", metrics["transductive"]
+    leaky, transductive = metrics["split"] == "random", metrics.get("transductive", False)
     found = ["LEAKY split: random windows"] * leaky + ["transductive"] * transductive
     return f" ({'; '.join(found)})" if found else ""
 

@@ -24,6 +24,7 @@ from emg_gpt2.model.build import load_model
 from emg_gpt2.results.figures import use_format
 from emg_gpt2.settings import Settings, settings_of_main
 from emg_gpt2.study.folds import folds_of
+from emg_gpt2.study.lopsided import FEW, MUCH, REST
 from emg_gpt2.study.options import PROMPTED, PromptSettings
 from emg_gpt2.study.runs import Run, carry_out, check_identity, finished, identity, is_finished, locked, train_and_test
 from emg_gpt2.study.showing_prompts import results_of_prompts, write_prompts
@@ -38,7 +39,6 @@ from EMG_utils import balanced_accuracy
 logger = logging.getLogger(__name__)
 
 JUDGED = 256  # windows of a session, evenly spread
-REST, MUCH, FEW = 0, 0.7, 3  # label of rest; its share where there is much of it; gestures where they are few
 MIX_SECONDS = 10.0  # of the contexts that are lopsided
 FILE = "prompts.csv"  # in a run's folder: its figures with every context
 
@@ -116,7 +116,7 @@ def contexts_of(windows: WindowSet, settings: Settings, given: PromptSettings) -
     most, classes = settings.CONTEXT * stride, len(windows.classes)
     found = [Context("unlabelled", "balanced", 0.0)]
     found += [Context("unlabelled", "balanced", seconds) for seconds in given.SECONDS if seconds <= most]
-    found += [Context("unlabelled", mix, MIX_SECONDS) for mix in ("mostly rest", "few gestures") if most >= MIX_SECONDS]
+    found += [Context("unlabelled", mix, MIX_SECONDS) for mix in ("much rest", "few gestures") if most >= MIX_SECONDS]
     return found + [Context("calibrated", "balanced", n) for n in given.SHOTS if n * classes <= settings.CONTEXT]
 
 
@@ -180,7 +180,7 @@ def draw_mix(
     if mix == "few gestures":
         gestures = gestures[:FEW]
     of_each = np.bincount(np.arange(count) % len(gestures), minlength=len(gestures))
-    if mix == "mostly rest" and REST in windows.classes:
+    if mix == "much rest" and REST in windows.classes:
         rest = gestures == windows.classes.index(REST)
         of_each = np.where(rest, round(MUCH * count), round((1 - MUCH) * count / max(1, len(gestures) - 1)))
     drawn = [rng.choice(first[one], many, many > len(first[one])) for one, many in zip(gestures, of_each, strict=True)]
