@@ -146,6 +146,7 @@ def test_the_picture_shows_the_run_and_every_level(added, written, monkeypatch, 
         assert lines[level].get_xdata()[place] == one["balanced_accuracy"]
 
 
+@pytest.mark.nightly
 def test_named_settings_give_the_same_as_the_run(written, flags, tmp_path):
     assert main([*map(str, flags), "--out", str(tmp_path / "b.json")]) == 0
     alone = json.loads((tmp_path / "b.json").read_text(encoding="utf-8"))

@@ -501,6 +501,7 @@ def test_personalise_compares_prompt_fine_tuning_and_lda(run, small_file, tmp_pa
     assert all(torch.equal(old[name], same[name]) for name in old)
 
 
+@pytest.mark.nightly
 def test_a_fine_tuned_model_with_context_predicts(run, small_file, recordings, tmp_path, monkeypatch):
     """With two repetitions prompt and fine-tuning are judged; the closed-form path stays as it was."""
     monkeypatch.setattr(telling, "STEPS", 2)
