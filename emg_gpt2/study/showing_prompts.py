@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 
@@ -12,13 +13,12 @@ from emg_gpt2.study.people import counted, interval, new_table, without_nan
 from emg_gpt2.windows.reading import WindowSet
 
 LOOKS = ((GREY, "o"), (BLUE, "s"), (ORANGE, "^"), (GREEN, "D"))
-UNITS = {"unlabelled": "{:g} s of signal", "calibrated": "{:g} windows of each gesture"}
 
 
 def results_of_prompts(figures: pd.DataFrame, settings: Settings, windows: WindowSet) -> dict:
     """The content of prompts.json. figures: one row per person, session, seed, number of people and context."""
     rows = []
-    for key, part in figures.groupby(["people", "kind", "mix", "amount"]):
+    for key, part in figures.groupby(["people", "kind", "mix", "amount"], sort=False):
         people = part.groupby(["subject", "seed"])["balanced_accuracy"].mean().unstack("seed")
         each, seeds = people.mean(axis=1), people.mean()
         low, high = interval(each.to_numpy()) or (None, None)
@@ -64,21 +64,28 @@ def draw_people(rows: pd.DataFrame, found: dict, path: Path) -> None:
 
 
 def words_of(kind: str, amount: float) -> str:
-    return UNITS[kind].format(amount) if amount else "nothing"
+    """What was read, for tables and legends."""
+    if kind == "calibrated":
+        return f"{counted(int(amount), 'window')} of each gesture"
+    return f"{amount:g} s of signal" if amount else "nothing"
 
 
 def draw(lines: dict[str, pd.DataFrame], across: str, label: str, found: dict, path: Path) -> None:
     """Balanced accuracy over one column, a line with intervals over people for each entry."""
     figure, axes = plt.subplots(figsize=(WIDTH / 1.6, 3))
-    for (name, part), (colour, marker) in zip(lines.items(), LOOKS, strict=False):
+    places = sorted(set(np.concatenate([part[across] for part in lines.values()])))
+    apart = 0.012 * (places[-1] - places[0])  # so that bars do not hide each other
+    for number, ((name, part), (colour, marker)) in enumerate(zip(lines.items(), LOOKS, strict=False)):
         below, above = part["mean"] - part["low"].fillna(part["mean"]), part["high"].fillna(part["mean"]) - part["mean"]
-        axes.errorbar(part[across], part["mean"], [below, above], fmt=f"{marker}-", color=colour, capsize=2, label=name)
-    axes.set(xlabel=label, ylabel="balanced accuracy, unseen people")
+        looks = {"fmt": f"{marker}-", "color": colour, "capsize": 2, "label": name}
+        axes.errorbar(part[across] + number * apart, part["mean"], [below, above], **looks)
+    axes.set(xlabel=label, ylabel="balanced accuracy", xticks=places)
     axes.grid(axis="y")
     show_differences(axes)
     draw_chance(axes, found["chance"])
     people, seeds = counted(found["unseen_people"], "person"), counted(len(found["seeds"]), "seed")
-    about = f"Mean over {people} and {seeds}; bars: 95 % interval over people. {found['model']}. {found['data_note']}"
+    about = f"Unseen people: mean over {people} and {seeds}; bars: 95 % interval over people."
+    about += f" {found['model']}. {found['data_note']}"
     finish(figure, axes, about, path, columns=2)
 
 
@@ -86,7 +93,7 @@ def print_prompts(found: dict, console: Console) -> None:
     """One row per context, one column per number of people."""
     rows = pd.DataFrame(found["results"])
     people = sorted(rows["people"].unique())
-    title = f"Balanced accuracy of {counted(found['unseen_people'], 'unseen person')} after learning from … people"
+    title = f"Balanced accuracy, unseen people ({found['unseen_people']}), by the number of people to learn from"
     table = new_table(title, "what was read", *map(str, people))
     for (kind, mix, amount), part in rows.groupby(["kind", "mix", "amount"], sort=False):
         reached = part.set_index("people")
