@@ -119,9 +119,8 @@ def train_epoch(trainer: Trainer, bar: Progress) -> None:
     """Forward, loss, backward, clip, step, for every batch that is left in the epoch. Raises NotFiniteError."""
     trainer.module.train()
     for batch in trainer.batches(bar):
-        logits = trainer.logits(
-            batch.own, batch.told, draws=batch.draws, group=batch.group
-        )  # (b, K) of this process's share of the batch
+        # logits (b, K) of this process's share of the batch
+        logits = trainer.logits(batch.own, batch.told, draws=batch.draws, group=batch.group)
         loss = share_of_loss(logits, batch, trainer)
         trainer.optimizer.zero_grad()
         trainer.accelerator.backward(loss * trainer.processes)  # because gradients are averaged over the processes

@@ -179,9 +179,8 @@ class EMGForSequenceClassification(PreTrainedModel):
             if not self.config.context:
                 return self.linear(covariance)
             told = self.untold(covariance) if told is None else told
-            return (path or self.linear)(self._whole(covariance).unflatten(0, told.shape), told, remembered).flatten(
-                0, 1
-            )
+            sentences = self._whole(covariance).unflatten(0, told.shape)  # (E, N, C(C+1)/2)
+            return (path or self.linear)(sentences, told, remembered).flatten(0, 1)
 
     def session_state(self, covariance: torch.Tensor, told: torch.Tensor) -> State | None:
         """What the closed-form path knows after log covariances (N, C(C+1)/2) and the gestures told of them (N,)."""

@@ -80,9 +80,10 @@ class SessionPath(nn.Module):
         kept = min(count - 1, count if remembered is None else remembered)
         calibrated = (told >= 0).sum(1, keepdim=True)  # (E, 1)
         blocks = (torch.arange(count, device=told.device).clamp(max=kept) - calibrated) // self.block
+        blocks = blocks.clamp(min=-1)  # what is told is not judged
         reads = calibrated + self.block * torch.arange(int(blocks.max()) + 1, device=told.device)  # (E, S)
         state = self.read(covariance[:, :kept], told[:, :kept], torch.cat([torch.zeros_like(calibrated), reads], 1))
-        return self.judge(covariance, state.at(1 + blocks.clamp(min=-1)))
+        return self.judge(covariance, state.at(1 + blocks))
 
     def read(self, covariance: torch.Tensor, told: torch.Tensor, reads: torch.Tensor) -> State:
         """Log covariances (E, N, F) and the gestures told (E, N) → the states after the first `reads` (E, S) windows.
