@@ -11,6 +11,7 @@ import torch
 from conftest import STEM, call, raw_table, write_raw
 from sklearn.metrics import balanced_accuracy_score
 
+from EMG_DATA_LOADER import Split
 from emg_gpt2.live.calibrating import calibration_of
 from emg_gpt2.live.memory import Calibration, Memory
 from emg_gpt2.live.signals import every_window, read_signal
@@ -20,6 +21,8 @@ from emg_gpt2.model.model import EMGForSequenceClassification, reading_order
 from emg_gpt2.model.session_path import SessionPath
 from emg_gpt2.settings import Settings
 from emg_gpt2.study import telling
+from emg_gpt2.training.crossed import crossed
+from emg_gpt2.training.task import Task
 from emg_gpt2.windows.reading import WindowSet, load_windows, open_windows
 from emg_gpt2.windows.sentences import (
     CONTEXTS,
@@ -259,6 +262,19 @@ def test_a_saved_model_with_context_is_the_same(run, small_file):
     assert model.config.scale == "training"  # a session's signal as a whole is not looked at
     emg = torch.from_numpy(open_windows(small_file).emg[np.arange(4)]).float()
     assert model(emg=emg).logits.shape == (4, 8)
+
+
+def test_a_gesture_of_a_single_session_can_be_learnt(windows, tmp_path):
+    """Pinch is in one of the two training sessions alone, so no path can be fitted without that session."""
+    kept = (windows.table["session"] == "2018-05-01") | (windows.table["TRAJ_GT"] != 9) | (windows.table.index >= 150)
+    rows = np.flatnonzero(kept)
+    part = WindowSet(windows.emg[rows], windows.table.iloc[rows].reset_index(drop=True), windows.metadata)
+    train = np.flatnonzero(part.table["subject"] == "03")
+    test = np.flatnonzero(part.table["subject"] == "04")
+    task = Task(part, Split(train, train[:0], test, "named", ""), None)
+    config = EMGConfig(channels=["a", "b"], class_codes=[0, 2, 5, 9], class_names=list("wxyz"), context=4)
+    groups, paths = crossed(EMGForSequenceClassification(config), task, 0)
+    assert (len(groups), len(groups[0]), paths) == (1, 2, [])
 
 
 def test_freeze_has_no_sentences(small_file):

@@ -29,13 +29,18 @@ def session_groups(windows: WindowSet, split: Split) -> list[np.ndarray]:
 def crossed(
     model: EMGForSequenceClassification, task: Task, seed: int
 ) -> tuple[list[list[Session]], list[SessionPath]]:
-    """The sessions of each group, and the path that was fitted to the others; one group and no path without a path."""
+    """The sessions of each group, and the path that was fitted to the others.
+
+    One group and no path where the model has none, or a gesture would be missing in the others.
+    """
     groups = session_groups(task.windows, task.split)
-    if model.linear is None or len(groups) == 1:
+    others = [np.setdiff1d(task.split.train, rows) for rows in groups]
+    complete = all(len(np.unique(task.windows.targets[rows])) == task.classes for rows in others)
+    if model.linear is None or not complete:
         return [sessions_of(task.windows, task.split.train)], []
     paths = []
-    for rows in groups:
+    for rows in others:
         path = SessionPath(model.config)
-        fit_session_path(path, model, task, np.setdiff1d(task.split.train, rows), seed)
+        fit_session_path(path, model, task, rows, seed)
         paths.append(path.requires_grad_(False))
     return [sessions_of(task.windows, rows) for rows in groups], paths
