@@ -22,7 +22,7 @@ from emg_gpt2.model.session_path import SessionPath
 from emg_gpt2.settings import Settings
 from emg_gpt2.study import telling
 from emg_gpt2.training.crossed import crossed
-from emg_gpt2.training.task import Task
+from emg_gpt2.training.task import make_task
 from emg_gpt2.windows.reading import WindowSet, load_windows, open_windows
 from emg_gpt2.windows.sentences import (
     CONTEXTS,
@@ -266,12 +266,15 @@ def test_a_saved_model_with_context_is_the_same(run, small_file):
 
 def test_a_gesture_of_a_single_session_can_be_learnt(windows, tmp_path):
     """Pinch is in one of the two training sessions alone, so no path can be fitted without that session."""
-    kept = (windows.table["session"] == "2018-05-01") | (windows.table["TRAJ_GT"] != 9) | (windows.table.index >= 150)
+    kept = (
+        windows.table["TRAJ_GT"].ne(9) | windows.table.index.isin(range(50)) | windows.table.index.isin(range(150, 200))
+    )
     rows = np.flatnonzero(kept)
-    part = WindowSet(windows.emg[rows], windows.table.iloc[rows].reset_index(drop=True), windows.metadata)
-    train = np.flatnonzero(part.table["subject"] == "03")
-    test = np.flatnonzero(part.table["subject"] == "04")
-    task = Task(part, Split(train, train[:0], test, "named", ""), None)
+    table = windows.table.iloc[rows].reset_index(drop=True).assign(subject="03")
+    table.loc[rows >= 100, "session"] = "2018-05-03"  # a later day, for the test
+    part = WindowSet(windows.emg[rows], table, windows.metadata)
+    train, test = np.flatnonzero(rows < 100), np.flatnonzero(rows >= 100)
+    task = make_task(part, Split(train, train[:0], test, "named", ""), Settings(CONTEXT=4))
     config = EMGConfig(channels=["a", "b"], class_codes=[0, 2, 5, 9], class_names=list("wxyz"), context=4)
     groups, paths = crossed(EMGForSequenceClassification(config), task, 0)
     assert (len(groups), len(groups[0]), paths) == (1, 2, [])
